@@ -1,0 +1,152 @@
+"""The three graphs of a job, as values.
+
+1. *Stream graph*: what the user wrote; a `StreamNode` per operator, `StreamEdge`s between them.
+2. *Job graph*: operators fused into chains (`JobVertex`), joined by `JobEdge`s that say how records are
+   exchanged. This is what the planner prints and the JobManager deploys; it pickles (cloudpickle).
+3. *Execution graph*: subtasks and channels; derived (see `execution.py`), never stored.
+
+The payload of a node (how to make its operator, source or sink) is opaque here: graph and operators do
+not know each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from rayflow.model.ids import EdgeId, VertexId
+
+ExchangeKind = Literal["forward", "hash", "rebalance", "rescale", "broadcast"]
+NodeKind = Literal["source", "operator", "sink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """How records cross an edge; `keys` are the column names of a hash exchange."""
+
+    kind: ExchangeKind
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What Ray is asked for, per subtask. `memory` in bytes."""
+
+    num_cpus: float = 0
+    num_gpus: float = 0
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSpec:
+    """Watermarks of a source: event-time `column`, and durations in nanoseconds (None: off)."""
+
+    column: str
+    delay: int = 0
+    idle_after: int | None = None
+    max_ahead: int | None = None
+    max_drift: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSpec:
+    """One operator as it is shipped to subtasks.
+
+    `payload` is, by `kind`: a `Source` object; an `OperatorFactory`; a `Sink` object. `location` is the
+    user's line as text. `rate_limit` is rows per second over all subtasks (sources and sinks).
+    `schema` is the output schema, None where unknown.
+    """
+
+    uid: str
+    name: str
+    kind: NodeKind
+    payload: Any
+    location: str | None = None
+    schema: pa.Schema | None = None
+    rate_limit: float | None = None
+    time: TimeSpec | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class StreamEdge:
+    """An edge of the stream graph, from the node with id `source`. `port` numbers the target's inputs;
+    `tag` names a side output of the source node."""
+
+    source: int
+    exchange: Exchange
+    port: int = 0
+    tag: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class StreamNode:
+    """A node of the stream graph. `parallelism` None means the job's."""
+
+    id: int
+    spec: OperatorSpec
+    inputs: list[StreamEdge] = field(default_factory=list)
+    parallelism: int | None = None
+    resources: Resources = field(default_factory=Resources)
+    chainable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobVertex:
+    """A chain: `operators` in order; a source can only be the first, a sink only the last."""
+
+    id: VertexId
+    operators: tuple[OperatorSpec, ...]
+    parallelism: int
+    resources: Resources = field(default_factory=Resources)
+
+    @property
+    def name(self) -> str:
+        """Names of the chain's operators, joined."""
+        return " → ".join(op.name for op in self.operators)
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the chain begins with a source."""
+        return self.operators[0].kind == "source"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEdge:
+    """An exchange between two chains; leaves the last operator of `source`, or its side output `tag`."""
+
+    id: EdgeId
+    source: VertexId
+    target: VertexId
+    exchange: Exchange
+    port: int = 0
+    tag: str | None = None
+    schema: pa.Schema | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobGraph:
+    """What is deployed. `vertices` in topological order; `edges[i].id == i`."""
+
+    name: str
+    max_parallelism: int
+    vertices: tuple[JobVertex, ...]
+    edges: tuple[JobEdge, ...]
+    warnings: tuple[str, ...] = ()
+
+    def vertex(self, vertex: VertexId) -> JobVertex:
+        """Return the vertex with that id (KeyError if there is none)."""
+        for v in self.vertices:
+            if v.id == vertex:
+                return v
+        raise KeyError(vertex)
+
+    def inputs(self, vertex: VertexId) -> Sequence[JobEdge]:
+        """Edges that end in `vertex`."""
+        return [e for e in self.edges if e.target == vertex]
+
+    def outputs(self, vertex: VertexId) -> Sequence[JobEdge]:
+        """Edges that begin in `vertex`."""
+        return [e for e in self.edges if e.source == vertex]

@@ -1,0 +1,267 @@
+"""The contracts between the engine and what runs inside a task: operators, sources and sinks.
+
+Theory of operation
+-------------------
+A task runs one *chain*: optionally a source, then operators, each fed by the one before through its
+`Output`, by plain function calls. Everything in this module is called on the one task thread of a subtask,
+never concurrently, and should not block for long; only the methods of `Source` that say so run elsewhere.
+
+Life of an operator::
+
+    open(ctx, out, restored) ─▶ { process · on_watermark · on_timer }* ─▶ snapshot ─▶ … ─▶ end ─▶ … ─▶ close
+
+`snapshot` is called between batches, at a barrier; `notify_complete` after the whole checkpoint is complete.
+`end` is called once when all inputs have ended (after the watermark became WATERMARK_MAX); snapshots go on
+being taken after it. `close` is called once, also after failures.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from rayflow.observe.metrics import MetricGroup
+from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.key_groups import KeyGroupRange
+from rayflow.state.parts import RestoredPart, StatePart
+
+
+class Output(Protocol):
+    """Where an operator's results go: the next operator of the chain, or the task's output edges."""
+
+    def emit(self, batch: pa.RecordBatch) -> None:
+        """Pass on rows. Empty batches are dropped. Order is kept."""
+
+    def emit_side(self, tag: str, batch: pa.RecordBatch) -> None:
+        """Pass rows to the side output `tag`; dropped (and counted) when nobody consumes it."""
+
+    def emit_watermark(self, watermark: int) -> None:
+        """Announce a watermark (nanoseconds) that this operator makes itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorContext:
+    """What an operator may know about where it runs. Never changes within an attempt."""
+
+    job_id: str
+    job_name: str
+    attempt: int
+    uid: str
+    name: str
+    subtask_index: int
+    parallelism: int
+    max_parallelism: int
+    key_groups: KeyGroupRange
+    metrics: MetricGroup
+    location: str | None = None
+    restored_from: int | None = None
+    """Number of the checkpoint this attempt restored, None for a fresh start."""
+    foreign_job: str | None = None
+    """Id of the other job whose checkpoint was restored (`--from`), else None."""
+    batch_rows: int = 65_536
+    options: dict[str, Any] = field(default_factory=dict)
+    """The job's flat configuration (`storage` credentials included), for connectors."""
+
+
+class Operator(ABC):
+    """One step of a chain. Subclasses override what they need; `process` always."""
+
+    def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
+        """Take the context and the restored state (empty on a fresh start). Called once, first."""
+        self.ctx = ctx
+        self.out = out
+
+    @abstractmethod
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        """Process rows (at least one) that came in on input `port` (0 unless two-input)."""
+
+    def on_watermark(self, watermark: int) -> int | None:
+        """Event time of the inputs advanced to `watermark` (ns). Return the watermark to pass on,
+        usually the same; None passes on nothing now."""
+        return watermark
+
+    def next_timer_ms(self) -> int | None:
+        """Earliest processing time (ms since the epoch) at which `on_timer` wants to be called."""
+        return None
+
+    def on_timer(self, now_ms: int) -> None:
+        """Processing time reached `next_timer_ms`. Called between batches."""
+
+    def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
+        """Return the state as of now. Must be quick: slow work belongs into `StatePart.build`."""
+        return ()
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """Checkpoint `permit.checkpoint_id` is complete: effects prepared up to it may be published."""
+
+    def end(self) -> None:
+        """All inputs have ended; emit what is left."""
+
+    def close(self) -> None:
+        """Release resources. Must not emit. Called also when the attempt failed."""
+
+
+OperatorFactory = Callable[[], Operator]
+"""Makes a fresh operator in the subtask; shipped by cloudpickle."""
+
+
+# ---------------------------------------------------------------------------------------------- sources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A part of a source that one subtask reads by itself: a file, a row group, a partition.
+
+    `id` is unique within the source and stable over restarts; `payload` is JSON data that tells
+    `open_split` what to read; `min_time` is the smallest event time in it (ns since the epoch) where
+    known without reading; `order` sorts splits of unknown time (file name, then position).
+    """
+
+    id: str
+    payload: dict[str, Any] = field(default_factory=dict)
+    min_time: int | None = None
+    order: str = ""
+
+    def to_json(self) -> str:
+        """Return the JSON text `from_json` reads."""
+        return json.dumps(
+            {"id": self.id, "payload": self.payload, "min_time": self.min_time, "order": self.order}
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Split:
+        """Return the split that `to_json` wrote."""
+        return Split(**json.loads(text))
+
+
+class SplitReader(ABC):
+    """Reads one split. Made by `Source.open_split`; used on the task thread only."""
+
+    @abstractmethod
+    def read(self, max_rows: int) -> pa.RecordBatch | None:
+        """Return the next rows: at most `max_rows`, an empty batch if there are none *now* (an
+        unbounded source; called again after a short pause), None at the split's end. Should not
+        block for long."""
+
+    @abstractmethod
+    def position(self) -> Any:
+        """Return JSON data saying where the next `read` begins. Given to `open_split` on restore."""
+
+    def close(self) -> None:
+        """Release resources. Called once, also after failures."""
+
+
+class Source(ABC):
+    """A public contract: where records come from.
+
+    The object is pickled to the JobManager (`splits`) and to each source subtask (`open_split`), so it
+    holds descriptions, not connections. A source in 30 lines: see `rayflow.connectors.rows`.
+    """
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """Schema of the records, None where only reading tells."""
+        return None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether `splits` will never return new splits and every split ends."""
+        return True
+
+    @property
+    def max_parallelism(self) -> int | None:
+        """Most subtasks that can read at once; None for any number."""
+        return None
+
+    def discovery_interval_ms(self) -> int | None:
+        """Milliseconds between calls of `splits` while the job runs; None: it is called once."""
+        return None
+
+    @abstractmethod
+    def splits(self) -> Sequence[Split]:
+        """Return all splits known now. Runs on an I/O thread of the JobManager and may block for
+        seconds; called once per job, and again every `discovery_interval_ms`. Splits seen before
+        (same id) are ignored."""
+
+    @abstractmethod
+    def open_split(self, split: Split, position: Any | None) -> SplitReader:
+        """Return a reader of `split` that starts at `position` (None: at its beginning)."""
+
+
+# ---------------------------------------------------------------------------------------------- sinks
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkContext:
+    """Where a sink runs. `subtask_index` is -1 in the job-level hooks, which run on the JobManager."""
+
+    job_id: str
+    attempt: int
+    uid: str
+    subtask_index: int
+    parallelism: int
+    max_parallelism: int
+    metrics: MetricGroup | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Sink(ABC):
+    """A public contract: where records go.
+
+    Without overriding `prepare` a sink is at-least-once: rows are written as they come. An exactly-once
+    sink stages what it wrote since the last barrier in `prepare` and returns JSON data that describes the
+    staged transaction; that becomes part of the checkpoint. After the checkpoint is complete, and again
+    after every restore from it, `commit` is called with a permit for that transaction: it must be idempotent.
+
+    Per subtask, on the task thread::
+
+        open ─▶ { write* ─▶ prepare ─▶ (later) commit }* ─▶ close
+    """
+
+    def validate(self, schema: pa.Schema | None) -> None:
+        """Raise PlanError where this sink cannot take rows of `schema`. Called when the plan is built."""
+
+    def start_job(self, ctx: SinkContext) -> None:
+        """Prepare the target before a fresh job's first attempt (check that it is empty, create or
+        overwrite). Runs once on the JobManager; not called when a job is restored with `--from`."""
+
+    def finish_job(self, ctx: SinkContext) -> None:
+        """Clean up after the job ended, whatever its state: staged leftovers of this job."""
+
+    def open(self, ctx: SinkContext) -> None:
+        """Get ready to write. `ctx.attempt` fences what is staged from other attempts'."""
+
+    @abstractmethod
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write rows (at least one). May block for as long as the target needs."""
+
+    def prepare(self, checkpoint_id: int) -> Any | None:
+        """Flush, and return JSON data describing what awaits commit; None if nothing does."""
+        return None
+
+    def commit(self, permit: CommitPermit) -> None:
+        """Publish the transaction `permit.pending`, which is what `prepare` returned. Idempotent."""
+
+    def abort(self, pending: Any) -> None:
+        """Discard a transaction that will never be committed."""
+
+    def restored(self, ctx: SinkContext) -> None:
+        """All transactions of the restored checkpoint are committed: leftovers of attempts before
+        `ctx.attempt` may be removed. Called on subtask 0 when the first checkpoint of the attempt completes."""
+
+    def next_flush_ms(self) -> int | None:
+        """Processing time at which `flush` wants to be called, None for never."""
+        return None
+
+    def flush(self, now_ms: int) -> None:
+        """Called when `next_flush_ms` is reached."""
+
+    def close(self) -> None:
+        """Release resources. Not a commit: staged rows stay staged."""
+
+

@@ -1,0 +1,316 @@
+"""Control messages between the job master and its subtasks, and frames on the channels between subtasks.
+
+All are values; all that cross a process carry the attempt, so that a receiver can drop what is stale.
+Handling any of them twice must be harmless: a call can fail although it was executed.
+
+Channel frames, producer → consumer, in order: `DataFrame`, `WatermarkFrame`, `IdleFrame`, `BarrierFrame`,
+`EndFrame`. Back: `CreditFrame`. Only `DataFrame`s cost credit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from rayflow.graph.plan import JobGraph
+from rayflow.model.ids import Attempt, ChannelId, CheckpointId, JobId, SubtaskId
+
+# ------------------------------------------------------------------------------------ channel frames
+
+
+@dataclass(frozen=True, slots=True)
+class DataFrame:
+    """Rows. `seq` counts the data frames of the channel and attempt from 0; `backlog` is how many more
+    batches wait at the producer; `nbytes` is what the frame costs in credit, counted by the producer."""
+
+    seq: int
+    batch: pa.RecordBatch
+    nbytes: int
+    backlog: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatermarkFrame:
+    """No row with an event time ≤ `watermark` (ns) follows, save late ones."""
+
+    watermark: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdleFrame:
+    """The producer has nothing to say about event time until its next data or watermark frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierFrame:
+    """Separates what belongs to checkpoint `checkpoint_id` from what comes after."""
+
+    checkpoint_id: CheckpointId
+
+
+@dataclass(frozen=True, slots=True)
+class EndFrame:
+    """No more data or watermarks; barriers may still follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreditFrame:
+    """Consumer → producer: room for so many more batches and bytes."""
+
+    batches: int
+    nbytes: int
+
+
+Frame = DataFrame | WatermarkFrame | IdleFrame | BarrierFrame | EndFrame
+
+# ------------------------------------------------------------------------------------ state references
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateFile:
+    """A state file of a checkpoint. `path` is relative to the checkpoint's directory; `sha256` in hex;
+    `key_groups` is the half-open range [start, stop) of a keyed part, else None."""
+
+    path: str
+    uid: str
+    part: str
+    kind: str
+    subtask_index: int
+    nbytes: int
+    sha256: str
+    rows: int
+    key_groups: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitState:
+    """A split as the manifest records it: its JSON, the JSON position (None: not begun), finished or not."""
+
+    split: str
+    position: str | None = None
+    finished: bool = False
+    max_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreInfo:
+    """What a subtask restores from: `directory` is the checkpoint's URL, `files` those that concern it."""
+
+    directory: str
+    checkpoint_id: CheckpointId
+    files: tuple[StateFile, ...]
+    foreign_job: str | None = None
+    watermark: int | None = None
+
+
+# ------------------------------------------------------------------------------------ master → subtask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deploy:
+    """Drop whatever ran before and become `subtask` of attempt `attempt`; restore, then wait for Start.
+
+    `peers` maps every consumer of this subtask's channels to the endpoint address it listens on."""
+
+    job_id: JobId
+    attempt: Attempt
+    subtask: SubtaskId
+    graph: JobGraph
+    config: dict[str, Any]
+    peers: dict[SubtaskId, str]
+    restore: RestoreInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """All subtasks of the attempt are deployed: connect and run."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerCheckpoint:
+    """To sources only: snapshot and broadcast a barrier."""
+
+    attempt: Attempt
+    checkpoint_id: CheckpointId
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCompleted:
+    """The manifest of the checkpoint is published; effects up to it may be committed."""
+
+    attempt: Attempt
+    checkpoint_id: CheckpointId
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointAborted:
+    """The checkpoint will not complete; forget it."""
+
+    attempt: Attempt
+    checkpoint_id: CheckpointId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignSplits:
+    """To a source subtask: read these splits too. `cap`: no unassigned split holds rows at or before this
+    event time (ns); `no_more`: nothing will follow, so the source ends when its splits have."""
+
+    attempt: Attempt
+    uid: str
+    splits: tuple[SplitState, ...]
+    cap: int
+    no_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop now; commit nothing new. Ends the attempt in this subtask."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job is finished (its last checkpoint is committed): close and release everything."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The master lives. Answered with `HeartbeatAnswered`; a subtask without one for longer than
+    `heartbeat.timeout` stops itself (its lease has lapsed)."""
+
+    attempt: Attempt
+    sequence: int
+
+
+ToSubtask = (
+    Deploy
+    | Start
+    | TriggerCheckpoint
+    | CheckpointCompleted
+    | CheckpointAborted
+    | AssignSplits
+    | Cancel
+    | Finish
+    | Heartbeat
+)
+
+# ------------------------------------------------------------------------------------ subtask → master
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The subtask restored its state and waits for Start."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class SplitsRequested:
+    """A source subtask has nothing left to read."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAcked:
+    """The subtask's snapshot is durable. `splits` is the source's state, by uid."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    checkpoint_id: CheckpointId
+    files: tuple[StateFile, ...]
+    splits: dict[str, tuple[SplitState, ...]] = field(default_factory=dict)
+    alignment_ms: float = 0
+    duration_ms: float = 0
+    watermark: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDeclined:
+    """The subtask could not make or store its snapshot."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    checkpoint_id: CheckpointId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The subtask's sinks committed everything up to the checkpoint (sent also when there was nothing)."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    checkpoint_id: CheckpointId
+
+
+@dataclass(frozen=True, slots=True)
+class InputsEnded:
+    """All inputs of the subtask ended and `end` was called; only barriers are left to do."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailed:
+    """The attempt failed in this subtask. `retryable` is False where a restart cannot help."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    cause: str
+    operator: str | None = None
+    location: str | None = None
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The stream of `channel` broke: its other end may be dead."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    channel: ChannelId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The subtask has closed the attempt after Cancel or Finish."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatAnswered:
+    """Answer to `Heartbeat`, with the subtask's statistics (see `runtime.statistics`)."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    sequence: int
+    statistics: dict[str, Any]
+
+
+FromSubtask = (
+    Deployed
+    | SplitsRequested
+    | CheckpointAcked
+    | CheckpointDeclined
+    | Committed
+    | InputsEnded
+    | TaskFailed
+    | PeerLost
+    | Stopped
+    | HeartbeatAnswered
+)

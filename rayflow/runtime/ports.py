@@ -1,0 +1,102 @@
+"""What the engines need from the world. Production, `--local` and the simulator each bring their own.
+
+The engines (`SubtaskEngine`, `JobMaster`) are driven by `step(now_ms)`, which never blocks. Whatever
+blocks goes through one of these ports and comes back as a message in the engine's mailbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from rayflow.graph.plan import Resources
+from rayflow.model.ids import Attempt, ChannelId, SubtaskId
+from rayflow.runtime.messages import CreditFrame, Frame, FromSubtask, ToSubtask
+
+
+class Clock(Protocol):
+    """Wall-clock time."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the Unix epoch."""
+
+
+class IoPool(Protocol):
+    """Runs blocking work elsewhere."""
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        """Run `work()` off the engine's thread, then call `done(result, error)` on any thread."""
+
+
+class FrameReceiver(Protocol):
+    """What a subtask engine offers the transport. All methods may be called on any thread."""
+
+    def on_frame(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
+        """A frame arrived on an input channel."""
+
+    def on_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
+        """A credit arrived on an output channel."""
+
+    def on_channel_broken(self, attempt: Attempt, channel: ChannelId, reason: str) -> None:
+        """The stream of an input or output channel broke, or could not be opened."""
+
+
+class Transport(Protocol):
+    """Moves frames between subtasks: per channel in order, no loss without `on_channel_broken`.
+
+    Its own queues are bounded by credit, since only frames without a cost are sent without it. None of
+    its methods blocks.
+    """
+
+    def listen(self, receiver: FrameReceiver, attempt: Attempt, inputs: list[ChannelId]) -> None:
+        """Expect these input channels of `attempt`; everything of earlier attempts is closed and dropped."""
+
+    def connect(
+        self, attempt: Attempt, outputs: dict[ChannelId, str], receiver: FrameReceiver
+    ) -> None:
+        """Open these output channels to the consumers' addresses. Frames may be sent at once."""
+
+    def send(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
+        """Send a frame on an output channel. A channel that is not open drops it."""
+
+    def send_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
+        """Send a credit on an input channel."""
+
+    def close_channels(self, attempt: Attempt) -> None:
+        """Close all channels of `attempt` and earlier ones, without `on_channel_broken`."""
+
+
+class MasterLink(Protocol):
+    """A subtask's way to its job master."""
+
+    def report(self, message: FromSubtask) -> None:
+        """Send without waiting. Order is kept; delivery is not certain (the master may be dead)."""
+
+
+class WorkerPool(Protocol):
+    """The job master's processes: one worker per subtask. Events come back through `WorkerEvents`."""
+
+    def ensure(self, subtask: SubtaskId, resources: Resources) -> None:
+        """Have a worker for `subtask`: start one unless it exists. Answered with `on_worker_ready`."""
+
+    def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
+        """Send without waiting. Order is kept. If the worker is dead, `on_worker_lost` follows."""
+
+    def kill(self, subtask: SubtaskId) -> None:
+        """End the worker of `subtask` for good; no `on_worker_lost` follows."""
+
+    def shutdown(self) -> None:
+        """End all workers."""
+
+
+class WorkerEvents(Protocol):
+    """What a worker pool tells the job master, on any thread."""
+
+    def on_worker_ready(self, subtask: SubtaskId, address: str, node_id: str, pid: int) -> None:
+        """The worker runs and listens on `address`. Called once per worker."""
+
+    def on_worker_lost(self, subtask: SubtaskId, reason: str) -> None:
+        """The worker died, or could not be started."""
+
+    def on_message(self, message: FromSubtask) -> None:
+        """A subtask reported."""

@@ -1,0 +1,45 @@
+"""What an operator hands over at a barrier, and what it gets back on restore.
+
+A snapshot is a list of `StatePart`s. Building the Arrow table of a part may be slow, so it happens in
+`build`, off the task thread; `build` must only touch data that the operator no longer changes (a copy,
+or immutable Arrow chunks).
+
+*Keyed* parts have an int32 column `KEY_GROUP_COLUMN` naming each row's key group; on restore every
+subtask gets the rows of its own key groups, whatever the parallelism was. *List* parts have no owner:
+they are dealt out whole, the part written by subtask i going to subtask `i % parallelism`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+KEY_GROUP_COLUMN = "__key_group"
+
+PartKind = Literal["keyed", "list"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatePart:
+    """One named table of an operator's state. `name` is unique within the operator (`[a-z0-9_-]+`)."""
+
+    name: str
+    kind: PartKind
+    build: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredPart:
+    """A part read back. Keyed parts hold only rows of the restoring subtask's key groups.
+
+    `writer_index` is the index of the subtask that wrote it, `checkpoint_id` the checkpoint's number.
+    """
+
+    name: str
+    kind: PartKind
+    table: pa.Table
+    writer_index: int
+    checkpoint_id: int
