@@ -1,1 +1,13 @@
-"""TODO(layer docstring)."""
+"""Where Arrow begins: record batches, key hashing, splitting among consumers, expressions and their kernels.
+
+Everything here is a function of its arguments: no state of a job, no I/O, no clock, no threads.
+
+| module | holds |
+|---|---|
+| `changelog` | the hidden column of upsert streams |
+| `tables` | joining, cutting, measuring and showing batches |
+| `hashing` | the stable hash of key columns, and key groups |
+| `partition` | splitting batches among the consumers of an exchange |
+| `expressions` | `col`, `lit`, `when`: trees evaluated by Arrow kernels |
+| `aggregates` | what an aggregate computes, and its result type |
+"""
