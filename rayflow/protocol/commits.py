@@ -64,7 +64,7 @@ class PermitGranted:
 
 @dataclass(frozen=True, slots=True)
 class TransactionsRestored:
-    """These transactions, (checkpoint, pending) each, were open in the restored checkpoint, which `permit` names."""
+    """These transactions, (checkpoint, pending) each, were open in the checkpoint that `permit` names."""
 
     items: tuple[tuple[CheckpointId, Any], ...]
     permit: CommitPermit
