@@ -2,8 +2,8 @@
 
 A configuration travels as a *flat* mapping from dotted keys (`"checkpoint.interval"`) to values, strings as
 the command line gives them or Python values; `JobConfig.from_flat` is the only place that reads it. A TOML
-file (`--config`) has the same keys, nested as tables or dotted. `SETTINGS` lists every key with its attribute and
-parser; an unknown key fails and names the nearest one.
+file (`--config`) has the same keys, nested as tables or dotted. `SETTINGS` lists every key with its
+attribute and parser; an unknown key fails and names the nearest one.
 """
 
 from __future__ import annotations

@@ -90,5 +90,6 @@ def _duration_text_ns(text: str) -> int:
 
 def _bad_duration(value: object) -> ConfigError:
     return ConfigError(
-        f'expected a duration with a unit such as "500ms", "10s", "5m", "2h", "1d", or a timedelta; got {value!r}'
+        'expected a duration with a unit such as "500ms", "10s", "5m", "2h", "1d", or a timedelta; '
+        f"got {value!r}"
     )
