@@ -57,7 +57,7 @@ class OperatorSpec:
 
     `payload` is, by `kind`: a `Source` object; an `OperatorFactory`; a `Sink` object. `location` is the
     user's line as text. `rate_limit` is rows per second over all subtasks (sources and sinks).
-    `schema` is the output schema, None where unknown.
+    `schema` is the output schema, None where unknown. `detail` says in a few words what it does, for people.
     """
 
     uid: str
@@ -68,12 +68,16 @@ class OperatorSpec:
     schema: pa.Schema | None = None
     rate_limit: float | None = None
     time: TimeSpec | None = None
+    detail: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
 class StreamEdge:
     """An edge of the stream graph, from the node with id `source`. `port` numbers the target's inputs;
-    `tag` names a side output of the source node."""
+    `tag` names a side output of the source node.
+
+    Exchange `forward` means that any distribution will do: the planner keeps it where both ends have one
+    parallelism, and rebalances where they differ. `hash` is dropped where the rows already lie that way."""
 
     source: int
     exchange: Exchange
@@ -83,12 +87,20 @@ class StreamEdge:
 
 @dataclass(slots=True, kw_only=True)
 class StreamNode:
-    """A node of the stream graph. `parallelism` None means the job's."""
+    """A node of the stream graph. Ids grow from inputs to consumers.
+
+    An empty `spec.uid` asks the planner for a generated one. `parallelism` None means the job's, but no
+    more than `max_parallelism`. `partitioned_by` names the output columns that hold, unchanged, the keys
+    of the hash exchange upstream (None: unknown). `warnings` are printed with the plan.
+    """
 
     id: int
     spec: OperatorSpec
     inputs: list[StreamEdge] = field(default_factory=list)
     parallelism: int | None = None
+    max_parallelism: int | None = None
+    partitioned_by: tuple[str, ...] | None = None
+    warnings: tuple[str, ...] = ()
     resources: Resources = field(default_factory=Resources)
     chainable: bool = True
 

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rayflow.graph.describe import plan_json, plan_tree
+from rayflow.graph.plan import Resources, TimeSpec
+from rayflow.graph.warnings import config_warnings
+
+
+def job(g: Any, via: Any) -> Any:
+    source = g.source(uid="in", time=TimeSpec(column="t", delay=7_200 * 10**9), rate_limit=1000.0)
+    agg = g.add("aggregate", via(source, "hash", "k"), detail="count by k", warnings=("mind the gap",))
+    g.sink(agg, uid="out")
+    return g.plan(2)
+
+
+def test_the_json_has_what_the_contract_names(g: Any, via: Any) -> None:
+    plan = plan_json(job(g, via))
+    assert [(o["uid"], o["name"], o["parallelism"], o["chained"]) for o in plan["operators"]] == [
+        ("in", "read", 2, []),
+        ("aggregate-1", "aggregate → write", 2, ["out"]),
+    ]
+    assert [(e["from"], e["to"], e["exchange"]) for e in plan["edges"]] == [("in", "aggregate-1", "hash")]
+    assert plan["warnings"] == ["mind the gap"]
+    assert plan["operators"][0]["key_groups"] is None
+    assert plan["operators"][1]["key_groups"] == [(0, 64), (64, 128)]
+    assert plan["operators"][0]["steps"][0]["time_column"] == "t"
+    json.dumps(plan)
+
+
+def test_the_tree_shows_operators_exchanges_time_and_warnings(g: Any, via: Any) -> None:
+    assert plan_tree(job(g, via)).splitlines() == [
+        "job test: 2 chains, 4 subtasks, 4 channels, 128 key groups",
+        "in  × 2",
+        "  ▷ read [in]",
+        "      event time t, delay 2h",
+        "      at most 1000 rows/s",
+        "aggregate-1  × 2",
+        "  ⇐ hash(k) from in, 2 → 2",
+        "    key groups 0–63 64–127",
+        "  • aggregate [aggregate-1]: count by k",
+        "  ▶ write [out]",
+        "warnings",
+        "  ! mind the gap",
+    ]
+
+
+def test_resources_are_shown(g: Any) -> None:
+    g.sink(g.add("model", g.source(), resources=Resources(num_cpus=2, num_gpus=0.5, memory=1 << 30)))
+    assert "model-1  × 1  (2 CPU, 0.5 GPU, 1024 MiB each)" in plan_tree(g.plan(1))
+
+
+def test_schemas_are_listed(g: Any) -> None:
+    g.source()
+    g.nodes[0].spec = type(g.nodes[0].spec)(
+        uid="s", name="s", kind="source", payload=None, schema=pa.schema({"a": pa.int64()})
+    )
+    g.sink(0)
+    assert plan_json(g.plan())["operators"][0]["steps"][0]["schema"] == {"a": "int64"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "about"),
+    [
+        ({}, []),
+        ({"checkpoint.interval": "60s", "checkpoint.timeout": "30s"}, []),
+        ({"checkpoint.interval": "off"}, []),
+        ({"checkpoint.interval": "200ms"}, ["checkpoint.interval", "checkpoint.timeout"]),
+        ({"checkpoint.interval": "10m"}, ["checkpoint.interval"]),
+        ({"checkpoint.timeout": "5m"}, ["checkpoint.timeout"]),
+        ({"batch.rows": 10}, []),
+    ],
+)
+def test_unusual_checkpoint_settings_are_warned_about(settings: dict[str, Any], about: list[str]) -> None:
+    assert [warning.split()[0] for warning in config_warnings(settings)] == about
