@@ -3,8 +3,9 @@
 All are values; all that cross a process carry the attempt, so that a receiver can drop what is stale.
 Handling any of them twice must be harmless: a call can fail although it was executed.
 
-Channel frames, producer → consumer, in order: `DataFrame`, `WatermarkFrame`, `IdleFrame`, `BarrierFrame`,
-`EndFrame`. Back: `CreditFrame`. Only `DataFrame`s cost credit.
+Channel frames, producer → consumer, in order: `OpenFrame`, then `DataFrame`, `WatermarkFrame`, `IdleFrame`,
+`BarrierFrame`, `EndFrame`. Back: `CreditFrame`, the first in answer to the `OpenFrame`, so that a transport need not
+keep credits for a stream that is not open yet. Only `DataFrame`s cost credit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from rayflow.model.ids import Attempt, ChannelId, CheckpointId, JobId, SubtaskId
 from rayflow.state.manifest import SplitState, StateFile
 
 # ------------------------------------------------------------------------------------ channel frames
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFrame:
+    """The first frame of every channel: the producer is there, and asks for its first credit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class CreditFrame:
     nbytes: int
 
 
-Frame = DataFrame | WatermarkFrame | IdleFrame | BarrierFrame | EndFrame
+Frame = OpenFrame | DataFrame | WatermarkFrame | IdleFrame | BarrierFrame | EndFrame
 
 # ------------------------------------------------------------------------------------ state references
 

@@ -1,0 +1,179 @@
+"""Builds the task of one subtask from its deployment: gate, chain, source, output edges, and their budgets.
+
+The network budget of a subtask (BACKGROUND M1) is halved: one half bounds what waits in the input gate, the
+other what waits in the output queues. Frames are cut to what the smallest credit share of a consumer allows,
+assuming consumers have the same budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from rayflow.batch.partition import make_partitioner
+from rayflow.graph.execution import channels_of_edge
+from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
+from rayflow.model.config import JobConfig
+from rayflow.model.ids import ChannelId, SubtaskId
+from rayflow.observe.metrics import MetricGroup
+from rayflow.operators.contracts import Operator, OperatorContext
+from rayflow.operators.sink import SinkOperator
+from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.credit import frame_limit_bytes
+from rayflow.protocol.key_groups import KeyGroupRange, key_group_range
+from rayflow.protocol.rate import RateLimiter
+from rayflow.runtime.chain import Chain, ChainedOperator
+from rayflow.runtime.gate import InputGate
+from rayflow.runtime.messages import CreditFrame, Deploy, Frame
+from rayflow.runtime.outputs import OutputChannel, OutputEdge
+from rayflow.runtime.source_driver import SourceDriver
+from rayflow.runtime.task import TaskParts
+
+_THROTTLED_PIECES_PER_SECOND = 20
+
+
+def own_key_groups(deploy: Deploy) -> KeyGroupRange:
+    """Return the key groups of the deployed subtask."""
+    vertex = deploy.graph.vertex(deploy.subtask.vertex)
+    return key_group_range(deploy.graph.max_parallelism, vertex.parallelism, deploy.subtask.index)
+
+
+def input_ports(deploy: Deploy) -> dict[ChannelId, int]:
+    """Return the subtask's input channels, with the operator input each feeds."""
+    graph, own = deploy.graph, deploy.subtask
+    return {
+        channel: edge.port
+        for edge in graph.inputs(own.vertex)
+        for channel in channels_of_edge(graph, edge)
+        if channel.consumer == own
+    }
+
+
+def output_channels(deploy: Deploy) -> dict[ChannelId, SubtaskId]:
+    """Return the subtask's output channels and who consumes them."""
+    graph, own = deploy.graph, deploy.subtask
+    return {
+        channel: channel.consumer
+        for edge in graph.outputs(own.vertex)
+        for channel in channels_of_edge(graph, edge)
+        if channel.producer == own
+    }
+
+
+class Assembly:
+    """Makes the parts of a task.
+
+    `send` and `grant` lead to the transport, `emit` and `emit_watermark` to the task that will own the parts.
+    """
+
+    def __init__(
+        self,
+        deploy: Deploy,
+        config: JobConfig,
+        *,
+        send: Callable[[ChannelId, Frame], None],
+        grant: Callable[[ChannelId, CreditFrame], None],
+        emit: Callable[[str | None, pa.RecordBatch], None],
+        emit_watermark: Callable[[int], None],
+    ) -> None:
+        self._deploy = deploy
+        self._config = config
+        self._vertex: JobVertex = deploy.graph.vertex(deploy.subtask.vertex)
+        self._send = send
+        self._grant = grant
+        self._emit = emit
+        self._emit_watermark = emit_watermark
+        self._metrics = MetricGroup()
+
+    def build(self) -> TaskParts:
+        """Return the parts, not yet opened."""
+        specs = self._vertex.operators
+        chained = [self._chained(spec) for spec in specs if spec.kind != "source"]
+        throttle, piece_rows = self._throttle(specs[-1])
+        channels = {c: OutputChannel(c, self._send) for c in output_channels(self._deploy)}
+        ports = input_ports(self._deploy)
+        source = self._source(specs[0], piece_rows) if self._vertex.is_source else None
+        gate = None
+        if source is None:
+            gate = InputGate(ports, self._config.network_bytes // 2, self._config.batch_rows, self._grant)
+        sink_metrics = chained[-1].context.metrics if chained else self._metrics
+        return TaskParts(
+            chain=Chain(chained, self._emit, self._emit_watermark),
+            gate=gate,
+            source=source,
+            edges=[self._edge(e, channels) for e in self._deploy.graph.outputs(self._vertex.id)],
+            channels=channels,
+            metrics=self._metrics,
+            throttle=throttle,
+            throttle_rows=lambda: sink_metrics.counter("rows_in").value,
+            piece_rows=piece_rows,
+        )
+
+    def _chained(self, spec: OperatorSpec) -> ChainedOperator:
+        deploy, restore = self._deploy, self._deploy.restore
+        context = OperatorContext(
+            job_id=deploy.job_id,
+            job_name=deploy.graph.name,
+            attempt=deploy.attempt,
+            uid=spec.uid,
+            name=spec.name,
+            subtask_index=deploy.subtask.index,
+            parallelism=self._vertex.parallelism,
+            max_parallelism=deploy.graph.max_parallelism,
+            key_groups=own_key_groups(deploy),
+            metrics=MetricGroup(),
+            location=spec.location,
+            restored_from=None if restore is None else restore.checkpoint_id,
+            foreign_job=None if restore is None else restore.foreign_job,
+            restored_permit=None
+            if restore is None
+            else CommitPermit(deploy.job_id, deploy.attempt, restore.checkpoint_id),
+            batch_rows=self._config.batch_rows,
+            options=dict(self._config.storage_options),
+        )
+        operator: Operator = SinkOperator(spec.payload) if spec.kind == "sink" else spec.payload()
+        return ChainedOperator(operator, context)
+
+    def _throttle(self, last: OperatorSpec) -> tuple[RateLimiter | None, int]:
+        if last.kind != "sink" or last.rate_limit is None:
+            return None, 1 << 62
+        share = last.rate_limit / self._vertex.parallelism
+        piece = max(1, min(self._config.batch_rows, int(share / _THROTTLED_PIECES_PER_SECOND)))
+        return RateLimiter(share, piece), piece
+
+    def _source(self, spec: OperatorSpec, piece_rows: int) -> SourceDriver:
+        restore = self._deploy.restore
+        return SourceDriver(
+            spec,
+            parallelism=self._vertex.parallelism,
+            batch_rows=min(self._config.batch_rows, piece_rows),
+            metrics=self._metrics,
+            watermark=None if restore is None else restore.watermark,
+        )
+
+    def _edge(self, edge: JobEdge, channels: dict[ChannelId, OutputChannel]) -> OutputEdge:
+        graph, own = self._deploy.graph, self._deploy.subtask
+        mine = [channels[c] for c in channels_of_edge(graph, edge) if c.producer == own]
+        consumers = graph.vertex(edge.target).parallelism
+        senders = sum(
+            len({c.producer for c in channels_of_edge(graph, e) if c.consumer == mine[0].id.consumer})
+            for e in graph.inputs(edge.target)
+        )
+        half = self._config.network_bytes // 2
+        return OutputEdge(
+            channels=mine,
+            partitioner=make_partitioner(
+                edge.exchange.kind,
+                edge.exchange.keys,
+                graph.max_parallelism,
+                consumers,
+                own.index,
+                self._vertex.parallelism,
+            ),
+            tag=edge.tag,
+            batch_rows=self._config.batch_rows,
+            linger_ms=self._config.batch_linger_ms,
+            frame_bytes=frame_limit_bytes(half, senders),
+            limit_bytes=max(1, half // max(1, len(channels))),
+        )

@@ -1,0 +1,189 @@
+"""The operator chain of a task: operators joined by plain function calls (the cheapest exchange of all).
+
+Each operator gets a `_Link` as its output, which hands rows to the next operator, or at the tail to the
+output edges. An exception in an operator becomes a `UserFunctionError` that names the operator, the user's
+line and some rows, unless it already is one of rayflow's own errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from rayflow.batch.tables import render_sample
+from rayflow.model.errors import RayflowError, UserFunctionError
+from rayflow.operators.contracts import Operator, OperatorContext
+from rayflow.protocol.commits import CommitPermit
+from rayflow.state.parts import RestoredPart, StatePart
+
+Emit = Callable[[str | None, pa.RecordBatch], None]
+EmitWatermark = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainedOperator:
+    """An operator and where it runs."""
+
+    operator: Operator
+    context: OperatorContext
+
+
+class Chain:
+    """Runs the operators of one task in order. Task thread only.
+
+    `emit(tag, batch)` takes what leaves the tail (tag None) or a side output; `emit_watermark` the
+    watermark that has passed all operators.
+    """
+
+    def __init__(
+        self, operators: Sequence[ChainedOperator], emit: Emit, emit_watermark: EmitWatermark
+    ) -> None:
+        self._operators = tuple(operators)
+        self._emit = emit
+        self._emit_watermark = emit_watermark
+        self._rows_in = [op.context.metrics.counter("rows_in") for op in self._operators]
+        self._links = [_Link(self, index) for index in range(len(self._operators))]
+        self._timed = [
+            op for op in self._operators if type(op.operator).next_timer_ms is not Operator.next_timer_ms
+        ]
+
+    def open(self, restored: dict[str, list[RestoredPart]]) -> None:
+        """Open every operator with its restored parts (by uid), last operator first, so that whatever
+        an operator emits while opening finds the next one ready."""
+        for index in reversed(range(len(self._operators))):
+            chained = self._operators[index]
+            with _Blame(chained, None):
+                parts = restored.get(chained.context.uid, [])
+                chained.operator.open(chained.context, self._links[index], parts)
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        """Run rows through the whole chain."""
+        if self._operators:
+            self._run(0, batch, port)
+        else:
+            self._emit(None, batch)
+
+    def advance(self, watermark: int, start: int = 0) -> None:
+        """Take a watermark through the operators from `start` on."""
+        current: int | None = watermark
+        for chained in self._operators[start:]:
+            with _Blame(chained, None):
+                current = chained.operator.on_watermark(watermark)
+            if current is None:
+                return
+            watermark = current
+        self._emit_watermark(watermark)
+
+    def next_timer_ms(self) -> int | None:
+        """Earliest processing-time timer of any operator."""
+        if not self._timed:
+            return None
+        timers = [t for op in self._timed if (t := op.operator.next_timer_ms()) is not None]
+        return min(timers, default=None)
+
+    def fire_timers(self, now_ms: int) -> bool:
+        """Call the operators whose timer is due; return whether any was."""
+        fired = False
+        for chained in self._timed:
+            due = chained.operator.next_timer_ms()
+            if due is not None and due <= now_ms:
+                with _Blame(chained, None):
+                    chained.operator.on_timer(now_ms)
+                fired = True
+        return fired
+
+    def end(self) -> None:
+        """All inputs ended: let every operator emit what it still holds."""
+        for chained in self._operators:
+            with _Blame(chained, None):
+                chained.operator.end()
+
+    def snapshot(self, checkpoint_id: int) -> list[tuple[str, StatePart]]:
+        """Return (uid, part) of all operators' state."""
+        parts: list[tuple[str, StatePart]] = []
+        for chained in self._operators:
+            with _Blame(chained, None):
+                found = chained.operator.snapshot(checkpoint_id)
+            parts.extend((chained.context.uid, part) for part in found)
+        return parts
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """Tell every operator that a checkpoint is complete."""
+        for chained in self._operators:
+            with _Blame(chained, None):
+                chained.operator.notify_complete(permit)
+
+    def close(self) -> list[Exception]:
+        """Close every operator, whatever happens in the others; return what they raised."""
+        errors: list[Exception] = []
+        for chained in self._operators:
+            try:
+                chained.operator.close()
+            except Exception as error:
+                errors.append(error)
+        return errors
+
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """Return the operators' metrics, by uid."""
+        return {c.context.uid: c.context.metrics.snapshot() for c in self._operators}
+
+    def _run(self, index: int, batch: pa.RecordBatch, port: int) -> None:
+        chained = self._operators[index]
+        self._rows_in[index].inc(batch.num_rows)
+        with _Blame(chained, batch):
+            chained.operator.process(batch, port)
+
+    def _emitted(self, index: int, batch: pa.RecordBatch) -> None:
+        if batch.num_rows == 0:
+            return
+        if index + 1 < len(self._operators):
+            self._run(index + 1, batch, 0)
+        else:
+            self._emit(None, batch)
+
+    def _side_emitted(self, tag: str, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            self._emit(tag, batch)
+
+
+class _Link:
+    """The `Output` of the chain's operator number `index`."""
+
+    __slots__ = ("_chain", "_index")
+
+    def __init__(self, chain: Chain, index: int) -> None:
+        self._chain = chain
+        self._index = index
+
+    def emit(self, batch: pa.RecordBatch) -> None:
+        self._chain._emitted(self._index, batch)
+
+    def emit_side(self, tag: str, batch: pa.RecordBatch) -> None:
+        self._chain._side_emitted(tag, batch)
+
+    def emit_watermark(self, watermark: int) -> None:
+        self._chain.advance(watermark, self._index + 1)
+
+
+class _Blame:
+    """Context that turns a foreign exception into a `UserFunctionError` naming the operator."""
+
+    __slots__ = ("_batch", "_chained")
+
+    def __init__(self, chained: ChainedOperator, batch: pa.RecordBatch | None) -> None:
+        self._chained = chained
+        self._batch = batch
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, RayflowError) or not isinstance(error, Exception):
+            return
+        context = self._chained.context
+        sample = None if self._batch is None else render_sample(self._batch)
+        raise UserFunctionError(
+            context.name, f"{type(error).__name__}: {error}", context.location, sample
+        ) from error

@@ -1,0 +1,141 @@
+"""The input gate: per channel a queue of frames that have arrived, and the credit that bounds them.
+
+Theory of operation
+-------------------
+Network threads hand frames to the engine's inbox; the task thread moves them here (`accept`) and takes them
+out again (`poll`) round-robin over the channels that are neither empty nor blocked by barrier alignment.
+Data frames of one channel that wait one behind the other are merged up to `batch_rows` rows, since every
+kernel costs the same for few rows as for many. Taking data out frees credit, which goes back to producers.
+
+Invariants
+  G1  per channel, frames leave in the order they came (I4); a gap in sequence numbers is a violation.
+  G2  bytes queued never exceed what was granted, plus one frame a channel (I7, see `protocol.credit`).
+  G3  a blocked channel gives no frame.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from rayflow.batch.tables import concat
+from rayflow.model.ids import ChannelId
+from rayflow.protocol.credit import CreditReceiver, FrameConsumed, FrameReceived, GateOpened, GrantCredit
+from rayflow.protocol.sequencing import Accept, ChannelSequence, FrameArrived
+from rayflow.runtime.messages import CreditFrame, DataFrame, Frame, OpenFrame, WatermarkFrame
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Frames of one input channel; `port` is the operator input it feeds."""
+
+    port: int
+    sequence: ChannelSequence
+    frames: deque[Frame] = field(default_factory=deque)
+    blocked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What `poll` gives: merged rows, or one frame that is not data."""
+
+    channel: ChannelId
+    port: int
+    batch: pa.RecordBatch | None
+    frame: Frame | None
+
+
+class InputGate:
+    """All input channels of a subtask. Task thread only."""
+
+    def __init__(
+        self,
+        ports: dict[ChannelId, int],
+        budget_bytes: int,
+        batch_rows: int,
+        grant: Callable[[ChannelId, CreditFrame], None],
+    ) -> None:
+        self.channels: tuple[ChannelId, ...] = tuple(ports)
+        self._queues = {c: _Queue(port, ChannelSequence(c)) for c, port in ports.items()}
+        self._credit = CreditReceiver(self.channels, budget_bytes)
+        self._batch_rows = batch_rows
+        self._grant = grant
+        self._ring: deque[ChannelId] = deque(self.channels)
+        self.queued_frames = 0
+        # A channel gets its first credit when its producer shows up.
+        self._first_grants = {g.channel: g for g in self._credit.handle(GateOpened())}
+
+    def accept(self, channel: ChannelId, frame: Frame) -> None:
+        """Queue a frame that has arrived."""
+        queue = self._queues[channel]
+        if isinstance(frame, OpenFrame):
+            first = self._first_grants.pop(channel, None)
+            self._send_grants(() if first is None else (first,))
+            return
+        if isinstance(frame, DataFrame):
+            for verdict in queue.sequence.handle(FrameArrived(frame.seq)):
+                if not isinstance(verdict, Accept):
+                    return
+            self._send_grants(self._credit.handle(FrameReceived(channel, frame.nbytes, frame.backlog)))
+        elif isinstance(frame, WatermarkFrame) and queue.frames:
+            # Watermarks cost no credit; keeping only the newest bounds what a stalled task gathers.
+            if isinstance(queue.frames[-1], WatermarkFrame):
+                queue.frames[-1] = frame
+                return
+        queue.frames.append(frame)
+        self.queued_frames += 1
+
+    def poll(self) -> Arrival | None:
+        """Take the next rows or frame, None if no channel can give one."""
+        for _ in range(len(self._ring)):
+            channel = self._ring[0]
+            self._ring.rotate(-1)
+            queue = self._queues[channel]
+            if queue.frames and not queue.blocked:
+                return self._take(channel, queue)
+        return None
+
+    def block(self, channel: ChannelId) -> None:
+        """Hold the channel's frames back until `unblock`."""
+        self._queues[channel].blocked = True
+
+    def unblock(self, channels: Sequence[ChannelId]) -> None:
+        """Let the channels' frames flow again."""
+        for channel in channels:
+            self._queues[channel].blocked = False
+
+    @property
+    def blocked_channels(self) -> list[ChannelId]:
+        """Channels held back by alignment."""
+        return [c for c, q in self._queues.items() if q.blocked]
+
+    def _take(self, channel: ChannelId, queue: _Queue) -> Arrival:
+        first = queue.frames[0]
+        if not isinstance(first, DataFrame):
+            queue.frames.popleft()
+            self.queued_frames -= 1
+            return Arrival(channel, queue.port, None, first)
+        batches: list[pa.RecordBatch] = []
+        rows = nbytes = 0
+        while queue.frames:
+            frame = queue.frames[0]
+            if not isinstance(frame, DataFrame):
+                break
+            if batches and (
+                rows + frame.batch.num_rows > self._batch_rows or frame.batch.schema != batches[0].schema
+            ):
+                break
+            queue.frames.popleft()
+            self.queued_frames -= 1
+            batches.append(frame.batch)
+            rows += frame.batch.num_rows
+            nbytes += frame.nbytes
+            self._send_grants(self._credit.handle(FrameConsumed(channel, frame.nbytes)))
+        return Arrival(channel, queue.port, concat(batches), None)
+
+    def _send_grants(self, grants: Sequence[GrantCredit]) -> None:
+        for grant in grants:
+            self._grant(grant.channel, CreditFrame(grant.batches, grant.nbytes))

@@ -1,0 +1,186 @@
+"""Output edges: gather rows into large batches, partition them, and queue them per channel under credit.
+
+Theory of operation
+-------------------
+An operator's rows are gathered *before* they are partitioned, until there are `batch_rows` of them or the
+oldest has waited `linger_ms`: hashing, splitting and sending cost the same for a small batch as for a large
+one. The newest watermark waits with them. Anything else that is sent (barrier, end) flushes first, so that
+order within a channel is the order of emission.
+
+A flushed frame joins its channel's queue and leaves when the channel has credit; frames without cost leave as
+soon as they are at the head. When the queue of any channel holds `limit_bytes`, the edge is full and the task
+stops taking input (B3) until that channel drains; other channels' queues go on draining meanwhile.
+
+Invariants
+  O1  per channel, frames leave in emission order, data frames numbered from 0 without gaps (I4).
+  O2  a data frame leaves only with credit (I7).
+  O3  rows emitted before a barrier precede it on every channel.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from rayflow.batch.partition import Partitioner
+from rayflow.batch.tables import concat, nbytes, slice_rows
+from rayflow.model.ids import ChannelId
+from rayflow.protocol.credit import CreditGranted, CreditSender, FrameSent
+from rayflow.runtime.messages import CreditFrame, DataFrame, Frame, WatermarkFrame
+
+Send = Callable[[ChannelId, Frame], None]
+
+
+class OutputChannel:
+    """One channel's queue and its credit. Task thread only."""
+
+    def __init__(self, channel: ChannelId, send: Send) -> None:
+        self.id = channel
+        self.queued_bytes = 0
+        self.bytes_sent = 0
+        self._credit = CreditSender()
+        self._queue: deque[tuple[pa.RecordBatch, int] | Frame] = deque()
+        self._send = send
+        self._next_seq = 0
+        self._queued_batches = 0
+
+    @property
+    def queued_frames(self) -> int:
+        """Frames that have not left yet."""
+        return len(self._queue)
+
+    def push_rows(self, batch: pa.RecordBatch) -> None:
+        """Queue one frame of rows."""
+        size = nbytes(batch)
+        self._queue.append((batch, size))
+        self.queued_bytes += size
+        self._queued_batches += 1
+
+    def push(self, frame: Frame) -> None:
+        """Queue a frame that costs no credit. Of watermarks in a row only the newest is kept, so that a
+        channel without credit does not gather them."""
+        if isinstance(frame, WatermarkFrame) and self._queue and isinstance(self._queue[-1], WatermarkFrame):
+            self._queue[-1] = frame
+        else:
+            self._queue.append(frame)
+
+    def on_credit(self, credit: CreditFrame) -> None:
+        """The consumer granted more."""
+        self._credit.handle(CreditGranted(credit.batches, credit.nbytes))
+
+    def pump(self) -> bool:
+        """Send what may leave; return whether anything did."""
+        sent = False
+        while self._queue:
+            head = self._queue[0]
+            if isinstance(head, tuple):
+                if not self._credit.can_send():
+                    return sent
+                self._queue.popleft()
+                self._send_rows(*head)
+            else:
+                self._queue.popleft()
+                self._send(self.id, head)
+            sent = True
+        return sent
+
+    def _send_rows(self, batch: pa.RecordBatch, size: int) -> None:
+        self._queued_batches -= 1
+        self.queued_bytes -= size
+        self._credit.handle(FrameSent(size))
+        self._send(self.id, DataFrame(self._next_seq, batch, size, self._queued_batches))
+        self._next_seq += 1
+        self.bytes_sent += size
+
+
+class OutputEdge:
+    """One edge of the job graph as its producing subtask sees it. Task thread only.
+
+    `frame_bytes` cuts frames, `limit_bytes` bounds each channel's queue, `batch_rows` and `linger_ms`
+    bound gathering.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[OutputChannel],
+        partitioner: Partitioner,
+        tag: str | None,
+        batch_rows: int,
+        linger_ms: int,
+        frame_bytes: int,
+        limit_bytes: int,
+    ) -> None:
+        self.channels = tuple(channels)
+        self.tag = tag
+        self._partitioner = partitioner
+        self._batch_rows = batch_rows
+        self._linger_ms = linger_ms
+        self._frame_bytes = frame_bytes
+        self._limit_bytes = limit_bytes
+        self._gathered: list[pa.RecordBatch] = []
+        self._gathered_rows = 0
+        self._watermark: int | None = None
+        self._since_ms: int | None = None
+
+    def emit(self, batch: pa.RecordBatch, now_ms: int) -> None:
+        """Gather rows; flush when there are enough."""
+        if self._gathered and batch.schema != self._gathered[0].schema:
+            self.flush()
+        self._gathered.append(batch)
+        self._gathered_rows += batch.num_rows
+        self._wait_from(now_ms)
+        if self._gathered_rows >= self._batch_rows:
+            self.flush()
+
+    def emit_watermark(self, watermark: int, now_ms: int) -> None:
+        """Have `watermark` follow what was emitted so far; only the newest is sent."""
+        self._watermark = watermark
+        self._wait_from(now_ms)
+
+    def broadcast(self, frame: Frame) -> None:
+        """Queue a frame without cost on every channel, behind all rows emitted so far."""
+        self.flush()
+        for channel in self.channels:
+            channel.push(frame)
+
+    def flush(self) -> None:
+        """Partition and queue what was gathered."""
+        self._since_ms = None
+        if self._gathered:
+            batch = concat(self._gathered)
+            self._gathered, self._gathered_rows = [], 0
+            for channel, part in zip(self.channels, self._partitioner.split(batch), strict=True):
+                if part is not None:
+                    for piece in slice_rows(part, limit_bytes=self._frame_bytes):
+                        channel.push_rows(piece)
+        if self._watermark is not None:
+            frame, self._watermark = WatermarkFrame(self._watermark), None
+            for channel in self.channels:
+                channel.push(frame)
+
+    def pump(self, now_ms: int) -> bool:
+        """Flush what has waited long enough, send what has credit; return whether anything was sent."""
+        deadline = self.deadline_ms
+        if deadline is not None and now_ms >= deadline:
+            self.flush()
+        sent = False
+        for channel in self.channels:
+            sent |= channel.pump()
+        return sent
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """When gathered rows or a watermark have waited long enough."""
+        return None if self._since_ms is None else self._since_ms + self._linger_ms
+
+    @property
+    def full(self) -> bool:
+        """Whether some channel's queue has reached its bound."""
+        return any(c.queued_bytes >= self._limit_bytes for c in self.channels)
+
+    def _wait_from(self, now_ms: int) -> None:
+        if self._since_ms is None:
+            self._since_ms = now_ms

@@ -1,0 +1,97 @@
+"""State to storage and back: what runs on the I/O pool when a task snapshots or restores.
+
+Both functions block and touch nothing that the task thread changes. A part without rows is not written.
+Files are Arrow IPC, named by operator, subtask, part and attempt, so that attempts never overwrite each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayflow.model.ids import Attempt, SubtaskId
+from rayflow.protocol.key_groups import KeyGroupRange
+from rayflow.runtime.messages import RestoreInfo, StateFile
+from rayflow.state.files import decode_table, encode_table
+from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+from rayflow.state.storage import ObjectStore
+
+OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
+
+
+def upload(
+    store: ObjectStore,
+    directory: str,
+    parts: Sequence[tuple[str, StatePart]],
+    *,
+    subtask: SubtaskId,
+    attempt: Attempt,
+    key_groups: KeyGroupRange,
+) -> tuple[StateFile, ...]:
+    """Write the parts, (operator uid, part) each, under `directory`; return what was written.
+
+    Raises StorageError; files already written stay, to be removed with their checkpoint's directory.
+    """
+    files = []
+    for uid, part in parts:
+        table = part.build()
+        if table.num_rows == 0:
+            continue
+        data = encode_table(table)
+        path = f"{_safe(uid)}-{subtask.index}-{part.name}-a{attempt}.arrow"
+        store.write(f"{directory}/{path}", data)
+        files.append(
+            StateFile(
+                path=path,
+                uid=uid,
+                part=part.name,
+                kind=part.kind,
+                subtask_index=subtask.index,
+                nbytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                rows=table.num_rows,
+                key_groups=(key_groups.start, key_groups.stop) if part.kind == "keyed" else None,
+            )
+        )
+    return tuple(files)
+
+
+def restore(
+    open_store: OpenStore, options: Mapping[str, str], info: RestoreInfo, key_groups: KeyGroupRange
+) -> dict[str, list[RestoredPart]]:
+    """Read and verify the state files of one subtask; return its parts by operator uid.
+
+    Raises StorageError, or CorruptCheckpointError when a file does not match its checksum.
+    """
+    parts: dict[str, list[RestoredPart]] = defaultdict(list)
+    store = open_store(info.directory, options)
+    for file in info.files:
+        table = decode_table(store.read(file.path), file.sha256)
+        if file.kind == "keyed":
+            table = _own_rows(table, key_groups)
+        parts[file.uid].append(
+            RestoredPart(
+                name=file.part,
+                kind="keyed" if file.kind == "keyed" else "list",
+                table=table,
+                writer_index=file.subtask_index,
+                checkpoint_id=info.checkpoint_id,
+            )
+        )
+    return dict(parts)
+
+
+def _own_rows(table: pa.Table, key_groups: KeyGroupRange) -> pa.Table:
+    column = table.column(KEY_GROUP_COLUMN)
+    own = pc.and_(pc.greater_equal(column, key_groups.start), pc.less(column, key_groups.stop))
+    return table.filter(own)
+
+
+def _safe(uid: str) -> str:
+    # A uid is the user's text: keep file names portable, and distinct for distinct uids.
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in uid)[:60]
+    return kept if kept == uid else f"{kept}-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"

@@ -1,0 +1,307 @@
+"""Drives a source inside its subtask: splits, positions, watermarks, rate.
+
+Theory of operation
+-------------------
+The driver asks the master for splits when it has nothing to read (`wants_splits`), reads them, and
+says at a barrier where it is in each. A split that ends is recorded as finished until the attempt ends. Nothing is
+restored here: the master gives a restored split back as an ordinary assignment with a position.
+
+Splits that end (files) are read one after the other, so that few files are open; splits that never end
+(partitions) are read in turns, and the driver goes on asking for more of them.
+
+Watermarks follow API.md section 3: per split, largest time − delay − 1 unit; over splits, the minimum; never past
+the *cap*, before which no split that has yet to be read holds rows (`protocol.watermarks.SplitWatermarks`).
+
+Rows further ahead than `max_ahead` do not move the watermark; they are counted as `far_future_rows`. Null times are
+counted as `null_time_rows`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayflow.graph.plan import OperatorSpec, TimeSpec
+from rayflow.model.errors import PlanError, UserFunctionError
+from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
+from rayflow.observe.metrics import MetricGroup
+from rayflow.operators.contracts import Source, Split, SplitReader
+from rayflow.protocol.rate import RateLimiter
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    CapMoved,
+    GoIdle,
+    RowsRead,
+    SplitFinished,
+    SplitOpened,
+    SplitWatermarks,
+    Ticked,
+)
+from rayflow.runtime.messages import AssignSplits, SplitState
+
+_EMPTY_POLL_MS = 20
+_BATCHES_PER_SECOND = 20
+
+
+@dataclass(slots=True)
+class _OpenSplit:
+    split: Split
+    reader: SplitReader
+    max_time: int | None
+
+
+class SourceDriver:
+    """Reads the splits assigned to one source subtask. Task thread only."""
+
+    def __init__(
+        self,
+        spec: OperatorSpec,
+        *,
+        parallelism: int,
+        batch_rows: int,
+        metrics: MetricGroup,
+        watermark: int | None,
+    ) -> None:
+        self._spec = spec
+        self._source: Source = spec.payload
+        self._metrics = metrics
+        self._batch_rows = batch_rows
+        self._endless_splits = not self._source.bounded and self._source.discovery_interval_ms() is None
+        self._assigned: deque[SplitState] = deque()
+        self._open: deque[_OpenSplit] = deque()
+        self._finished: list[SplitState] = []
+        self._no_more = False
+        self._cap = WATERMARK_MIN
+        self._asked = False
+        self._retry_at_ms = 0
+        self._clock = _EventClock(spec.time, watermark, metrics) if spec.time else None
+        rate = spec.rate_limit
+        self._limiter: RateLimiter | None = None
+        if rate is not None:
+            share = rate / parallelism
+            self._read_rows = max(1, min(batch_rows, int(share / _BATCHES_PER_SECOND)))
+            self._limiter = RateLimiter(share, self._read_rows)
+        else:
+            self._read_rows = batch_rows
+
+    @property
+    def uid(self) -> str:
+        """Uid of the source operator."""
+        return self._spec.uid
+
+    def assign(self, message: AssignSplits) -> None:
+        """Take splits to read, and what the master knows of the ones nobody reads yet."""
+        known = {s.split for s in self._assigned} | {o.split.to_json() for o in self._open}
+        self._assigned.extend(s for s in message.splits if s.split not in known)
+        self._no_more = message.no_more
+        self._cap = message.cap
+        if message.splits:
+            self._asked = False
+        self._move_cap()
+
+    def wants_splits(self) -> bool:
+        """Whether the master should be asked for splits now; True at most once until it answers."""
+        if self._asked or self._no_more or self._assigned or (self._open and not self._endless_splits):
+            return False
+        self._asked = True
+        return True
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything there will ever be has been read."""
+        return self._no_more and not self._assigned and not self._open
+
+    def poll(self, now_ms: int) -> pa.RecordBatch | None:
+        """Return the next rows, None if there are none now (`wake_at_ms` says when to look again)."""
+        if now_ms < self._retry_at_ms:
+            return None
+        if self._limiter is not None and (wait := self._limiter.wait_ms(now_ms)) > 0:
+            self._retry_at_ms = now_ms + wait
+            return None
+        while self._assigned and (self._endless_splits or not self._open):
+            self._open_next()
+        for _ in range(len(self._open)):
+            current = self._open[0]
+            batch = current.reader.read(self._read_rows)
+            if batch is None:
+                self._finish(current)
+                return None
+            if batch.num_rows:
+                return self._read(current, batch, now_ms)
+            self._open.rotate(-1)
+        self._retry_at_ms = now_ms + _EMPTY_POLL_MS if self._open else now_ms
+        return None
+
+    def wake_at_ms(self, now_ms: int) -> int | None:
+        """When `poll` may have rows, None if only a message can change that."""
+        if self._assigned or self._open:
+            return max(self._retry_at_ms, now_ms)
+        return None
+
+    def watermark(self, now_ms: int) -> int | GoIdle | None:
+        """Return a new watermark, GoIdle when the source steps aside, None when nothing changed."""
+        if self._clock is None:
+            return None
+        waiting = not self._open and not self._assigned and not self._no_more
+        return self._clock.take(now_ms, step_aside=waiting and self._cap == WATERMARK_MAX)
+
+    @property
+    def current_watermark(self) -> int | None:
+        """The last watermark, None if there is none."""
+        return None if self._clock is None else self._clock.current
+
+    def snapshot(self) -> tuple[SplitState, ...]:
+        """Return the state of every split that was assigned in this attempt."""
+        opened = [
+            SplitState(split=o.split.to_json(), position=json.dumps(o.reader.position()), max_time=o.max_time)
+            for o in self._open
+        ]
+        return (*opened, *self._assigned, *self._finished)
+
+    def close(self) -> list[Exception]:
+        """Close the readers; return what they raised."""
+        errors: list[Exception] = []
+        for opened in self._open:
+            try:
+                opened.reader.close()
+            except Exception as error:
+                errors.append(error)
+        self._open.clear()
+        return errors
+
+    def _open_next(self) -> None:
+        state = self._assigned.popleft()
+        split = Split.from_json(state.split)
+        position = None if state.position is None else json.loads(state.position)
+        reader = self._source.open_split(split, position)
+        self._open.append(_OpenSplit(split, reader, state.max_time))
+        self._move_cap()
+        if self._clock is not None:
+            self._clock.opened(split.id, state.max_time)
+        self._move_cap()
+
+    def _read(self, current: _OpenSplit, batch: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
+        if self._clock is not None:
+            current.max_time = self._clock.read(current.split.id, batch, current.max_time, now_ms, self._spec)
+        if self._limiter is not None:
+            self._limiter.take(batch.num_rows, now_ms)
+        if self._endless_splits:
+            self._open.rotate(-1)
+        return batch
+
+    def _finish(self, current: _OpenSplit) -> None:
+        current.reader.close()
+        self._open.popleft()
+        self._finished.append(SplitState(split=current.split.to_json(), finished=True))
+        if self._clock is not None:
+            self._clock.finished(current.split.id)
+
+    def _move_cap(self) -> None:
+        # Splits that were assigned but not begun bound the watermark just as unassigned ones do.
+        if self._clock is None:
+            return
+        cap = self._cap
+        for state in self._assigned:
+            earliest = Split.from_json(state.split).min_time
+            cap = min(cap, WATERMARK_MIN if earliest is None else earliest - 1)
+        self._clock.cap(cap)
+
+
+class _EventClock:
+    """The source's event time: feeds `SplitWatermarks` from batches and keeps its newest answer."""
+
+    def __init__(self, time: TimeSpec, watermark: int | None, metrics: MetricGroup) -> None:
+        self._time = time
+        self._metrics = metrics
+        self._machine: SplitWatermarks | None = None
+        self._restored = watermark
+        self._early: list[SplitOpened | SplitFinished | CapMoved] = []
+        self._answer: int | GoIdle | None = watermark
+        self._aside = False
+        self.current = watermark
+
+    def opened(self, split_id: str, max_time: int | None) -> None:
+        self._tell(SplitOpened(split_id, max_time))
+
+    def finished(self, split_id: str) -> None:
+        self._tell(SplitFinished(split_id))
+
+    def cap(self, cap: int) -> None:
+        self._tell(CapMoved(cap))
+
+    def read(
+        self, split_id: str, batch: pa.RecordBatch, seen: int | None, now_ms: int, spec: OperatorSpec
+    ) -> int | None:
+        """Account for rows; return the split's largest believable time so far (ns)."""
+        column, nanos = _time_column(batch, self._time.column, spec)
+        machine = self._machine or self._start(nanos)
+        if column.null_count:
+            self._metrics.counter("null_time_rows").inc(column.null_count)
+        ticks = pc.cast(column, pa.int64())
+        newest = pc.max(ticks).as_py()
+        if newest is None:
+            return seen
+        limit = machine.limit(split_id)
+        if limit is not None and newest * nanos > limit:
+            believable = pc.filter(ticks, pc.less_equal(ticks, limit // nanos))
+            beyond = len(ticks) - ticks.null_count - len(believable)
+            self._metrics.counter("far_future_rows").inc(beyond)
+            newest = pc.max(believable).as_py()
+            if newest is None:
+                return seen
+        self._aside = False
+        self._take(machine.handle(RowsRead(split_id, newest * nanos, now_ms)))
+        return newest * nanos if seen is None else max(seen, newest * nanos)
+
+    def take(self, now_ms: int, *, step_aside: bool) -> int | GoIdle | None:
+        """Return what is new since the last call."""
+        if self._machine is not None:
+            self._take(self._machine.handle(Ticked(now_ms)))
+        answer, self._answer = self._answer, None
+        if answer is None and step_aside and not self._aside:
+            self._aside = True
+            return GoIdle()
+        return answer
+
+    def _start(self, nanos: int) -> SplitWatermarks:
+        # The unit is the column's, so the machine starts with the first rows.
+        t = self._time
+        self._machine = SplitWatermarks(t.delay, nanos, t.idle_after, t.max_ahead, watermark=self._restored)
+        for event in self._early:
+            self._take(self._machine.handle(event))
+        self._early.clear()
+        return self._machine
+
+    def _tell(self, event: SplitOpened | SplitFinished | CapMoved) -> None:
+        if self._machine is None:
+            self._early.append(event)
+        else:
+            self._take(self._machine.handle(event))
+
+    def _take(self, commands: tuple[AdvanceWatermark | GoIdle, ...]) -> None:
+        for command in commands:
+            if isinstance(command, AdvanceWatermark):
+                self._answer = self.current = command.watermark
+            else:
+                self._answer = command
+
+
+def _time_column(batch: pa.RecordBatch, name: str, spec: OperatorSpec) -> tuple[pa.Array, int]:
+    index = batch.schema.get_field_index(name)
+    if index < 0:
+        raise PlanError(
+            f"source {spec.name!r} has no event-time column {name!r}; it has {', '.join(batch.schema.names)}",
+            spec.location,
+        )
+    column = batch.column(index)
+    if not pa.types.is_timestamp(column.type):
+        raise UserFunctionError(
+            spec.name,
+            f"event-time column {name!r} is {column.type}, expected a timestamp; cast it, or read it with schema=",
+            spec.location,
+        )
+    return column, NANOS_PER_UNIT[column.type.unit]

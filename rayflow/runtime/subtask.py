@@ -1,0 +1,434 @@
+"""The subtask engine: everything a subtask does, driven by `step`, behind ports.
+
+Theory of operation
+-------------------
+The engine outlives attempts. It has a mailbox for control messages and an inbox for frames and credits; network and
+actor threads only append to them and wake the driver. `step` serves all control first, then moves what has
+arrived into the task, then lets the task do one thing (see `runtime.task`). Blocking work (reading state on
+restore, writing it at a checkpoint) runs on the I/O pool and comes back through the mailbox.
+
+A `Deploy` of a newer attempt drops the running task whole, restores, and answers `Deployed`; `Start` connects the
+outputs and runs. An exception anywhere in the task ends the attempt here and is reported once as `TaskFailed`;
+the engine then waits for the next Deploy.
+
+Invariants
+  S1  attempts only grow; what carries an older one is dropped and counted (I6).
+  S2  an ack is sent only after the state is durable (C3); a commit only after the checkpoint completed (C5).
+  S3  at most one task exists; after a failure none does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rayflow.model.config import JobConfig
+from rayflow.model.errors import (
+    ConfigError,
+    CorruptCheckpointError,
+    PlanError,
+    ProtocolViolation,
+    UserFunctionError,
+)
+from rayflow.model.ids import Attempt, ChannelId, CheckpointId
+from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.sequencing import AttemptFence
+from rayflow.runtime.accounting import Activity
+from rayflow.runtime.assembly import Assembly, input_ports, output_channels, own_key_groups
+from rayflow.runtime.messages import (
+    AssignSplits,
+    Cancel,
+    CheckpointAborted,
+    CheckpointAcked,
+    CheckpointCompleted,
+    CheckpointDeclined,
+    Committed,
+    CreditFrame,
+    Deploy,
+    Deployed,
+    Finish,
+    Frame,
+    Heartbeat,
+    HeartbeatAnswered,
+    InputsEnded,
+    PeerLost,
+    SplitsRequested,
+    Start,
+    Stopped,
+    TaskFailed,
+    ToSubtask,
+    TriggerCheckpoint,
+)
+from rayflow.runtime.ports import IoPool, MasterLink, Transport
+from rayflow.runtime.snapshots import OpenStore, restore, upload
+from rayflow.runtime.stepping import StepResult
+from rayflow.runtime.task import Snapshot, Task
+from rayflow.state.manifest import StateFile, checkpoint_directory
+
+_log = logging.getLogger(__name__)
+
+_NOT_RETRYABLE = (PlanError, ConfigError, CorruptCheckpointError, ProtocolViolation)
+_FRAMES_PER_STEP = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _StateRead:
+    """The I/O pool read the state to restore, or failed to."""
+
+    attempt: Attempt
+    parts: dict[str, Any]
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class _StateWritten:
+    """The I/O pool wrote a snapshot, or failed to."""
+
+    attempt: Attempt
+    snapshot: Snapshot
+    files: tuple[StateFile, ...]
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class _ChannelBroke:
+    """The transport lost a channel."""
+
+    attempt: Attempt
+    channel: ChannelId
+    reason: str
+
+
+_Mail = ToSubtask | _StateRead | _StateWritten | _ChannelBroke
+_Arrived = tuple[Attempt, ChannelId, Frame | CreditFrame]
+
+
+class SubtaskEngine:
+    """One subtask over all its attempts. `post` and the `on_…` methods on any thread, the rest on one."""
+
+    def __init__(
+        self,
+        *,
+        link: MasterLink,
+        transport: Transport,
+        io: IoPool,
+        open_store: OpenStore,
+        wake: Callable[[], None],
+    ) -> None:
+        self._link = link
+        self._transport = transport
+        self._io = io
+        self._open_store = open_store
+        self._wake = wake
+        self._mail: deque[_Mail] = deque()
+        self._inbox: deque[_Arrived] = deque()
+        self._fence = AttemptFence(Attempt(0))
+        self._deploy: Deploy | None = None
+        self._config = JobConfig()
+        self._task: Task | None = None
+        self._state = "CREATED"
+        self._uploading: dict[CheckpointId, int] = {}
+        self._now_ms = 0
+        self._announced_deployed = False
+        self.stale_messages = 0
+
+    # ------------------------------------------------------------------------------- any thread
+
+    def post(self, message: ToSubtask) -> None:
+        """Take a control message."""
+        self._mail.append(message)
+        self._wake()
+
+    def on_frame(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
+        """Take a frame from the transport."""
+        self._inbox.append((attempt, channel, frame))
+        self._wake()
+
+    def on_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
+        """Take a credit from the transport."""
+        self._inbox.append((attempt, channel, credit))
+        self._wake()
+
+    def on_channel_broken(self, attempt: Attempt, channel: ChannelId, reason: str) -> None:
+        """Take the transport's word that a channel is gone."""
+        self._mail.append(_ChannelBroke(attempt, channel, reason))
+        self._wake()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what `HeartbeatAnswered` carries, without time ratios (the driver's account has them)."""
+        task = self._task
+        return {
+            "state": self._state,
+            "checkpoint": self._checkpoint_phase(task),
+            "stale_messages": self.stale_messages,
+            **({} if task is None else task.statistics()),
+        }
+
+    def waiting_for(self) -> Activity:
+        """Why the last step made no progress."""
+        task = self._task
+        return "backpressured" if task is not None and task.backpressured else "idle"
+
+    # ------------------------------------------------------------------------------- task thread
+
+    def step(self, now_ms: int) -> StepResult:
+        """Serve control, take in what arrived, let the task do one thing. Never raises, never blocks."""
+        self._now_ms = now_ms
+        progressed = False
+        while self._mail:
+            self._guard(self._serve, self._mail.popleft())
+            progressed = True
+        for _ in range(min(len(self._inbox), _FRAMES_PER_STEP)):
+            self._guard(self._take_in, *self._inbox.popleft())
+            progressed = True
+        if self._task is not None:
+            progressed |= self._guard(self._work, self._task)
+        wake_at_ms = None if self._task is None else self._task.wake_at_ms(now_ms)
+        return StepResult(progressed, wake_at_ms)
+
+    def close(self) -> None:
+        """Drop the task and its channels; the engine is done."""
+        self._drop_task()
+        self._transport.close_channels(self._fence.attempt)
+
+    def _work(self, task: Task) -> bool:
+        progressed = task.advance(self._now_ms)
+        if self._deploy is not None and task.wants_splits():
+            self._link.report(
+                SplitsRequested(*self._here(), self._deploy.graph.vertex(self._deploy.subtask.vertex).id)
+            )
+        return progressed
+
+    def _guard(self, do: Callable[..., Any], *args: Any) -> bool:
+        try:
+            return bool(do(*args))
+        except Exception as error:
+            self._fail(error)
+            return True
+
+    def _take_in(self, attempt: Attempt, channel: ChannelId, item: Frame | CreditFrame) -> None:
+        if self._task is None or attempt != self._fence.attempt:
+            self.stale_messages += 1
+        elif isinstance(item, CreditFrame):
+            self._task.on_credit(channel, item)
+        else:
+            self._task.on_frame(channel, item)
+
+    # ------------------------------------------------------------------------------- control
+
+    def _serve(self, message: _Mail) -> None:
+        if isinstance(message, Deploy):
+            self._on_deploy(message)
+            return
+        if isinstance(message, Heartbeat):
+            self._on_heartbeat(message)
+            return
+        if message.attempt != self._fence.attempt or self._deploy is None:
+            self.stale_messages += 1
+            return
+        match message:
+            case _StateRead():
+                self._on_state_read(message)
+            case Start():
+                self._on_start()
+            case TriggerCheckpoint(_, checkpoint_id):
+                if self._task is not None:
+                    self._task.trigger(checkpoint_id, self._now_ms)
+            case _StateWritten():
+                self._on_state_written(message)
+            case CheckpointCompleted(_, checkpoint_id):
+                self._on_completed(checkpoint_id)
+            case CheckpointAborted(_, checkpoint_id):
+                self._uploading.pop(checkpoint_id, None)
+                if self._task is not None:
+                    self._task.cancel_checkpoint(checkpoint_id)
+            case AssignSplits():
+                if self._task is not None:
+                    self._task.assign(message)
+            case _ChannelBroke(_, channel, reason):
+                self._link.report(PeerLost(*self._here(), channel, reason))
+            case Cancel():
+                self._stop("CANCELLED")
+            case Finish():
+                self._stop("FINISHED")
+
+    def _on_deploy(self, deploy: Deploy) -> None:
+        if deploy.attempt <= self._fence.attempt:
+            # The same Deploy once more, or one of an attempt that was given up.
+            if deploy.attempt == self._fence.attempt and self._announced_deployed:
+                self._link.report(Deployed(deploy.subtask, deploy.attempt))
+            return
+        self._drop_task()
+        self._transport.close_channels(self._fence.attempt)
+        self._fence.advance(deploy.attempt)
+        self._deploy = deploy
+        self._announced_deployed = False
+        self._state = "DEPLOYING"
+        self._config = JobConfig.from_flat(deploy.config)
+        info, attempt = deploy.restore, deploy.attempt
+        if info is None:
+            self._on_state_read(_StateRead(attempt, {}, None))
+            return
+        options, own = self._config.storage_options, own_key_groups(deploy)
+        self._io.submit(
+            lambda: restore(self._open_store, options, info, own),
+            lambda parts, error: self._mailed(_StateRead(attempt, parts or {}, error)),
+        )
+
+    def _on_state_read(self, message: _StateRead) -> None:
+        deploy = self._deployment()
+        if message.error is not None:
+            raise message.error
+        attempt, transport = deploy.attempt, self._transport
+        task: Task
+
+        def emit(tag: str | None, batch: Any) -> None:
+            task.emit(tag, batch)
+
+        def emit_watermark(watermark: int) -> None:
+            task.emit_watermark(watermark)
+
+        parts = Assembly(
+            deploy,
+            self._config,
+            send=lambda channel, frame: transport.send(attempt, channel, frame),
+            grant=lambda channel, credit: transport.send_credit(attempt, channel, credit),
+            emit=emit,
+            emit_watermark=emit_watermark,
+        ).build()
+        task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
+        self._task = task
+        task.open(message.parts, self._now_ms)
+        transport.listen(self, attempt, list(input_ports(deploy)))
+        self._state = "DEPLOYED"
+        self._announced_deployed = True
+        self._link.report(Deployed(deploy.subtask, attempt))
+
+    def _on_start(self) -> None:
+        if self._task is None or self._state != "DEPLOYED":
+            return
+        deploy = self._deployment()
+        outputs = {c: deploy.peers[consumer] for c, consumer in output_channels(deploy).items()}
+        self._transport.connect(deploy.attempt, outputs, self)
+        self._state = "RUNNING"
+        self._task.start()
+
+    def _on_heartbeat(self, message: Heartbeat) -> None:
+        if self._deploy is not None and message.attempt == self._fence.attempt:
+            answer = HeartbeatAnswered(*self._here(), message.sequence, self.statistics())
+            self._link.report(answer)
+
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        deploy, config = self._deployment(), self._config
+        directory = checkpoint_directory(deploy.job_id, snapshot.checkpoint_id)
+        self._uploading[snapshot.checkpoint_id] = self._now_ms
+
+        def work() -> tuple[StateFile, ...]:
+            if not snapshot.parts:
+                return ()
+            assert config.checkpoint_storage is not None
+            return upload(
+                self._open_store(config.checkpoint_storage, config.storage_options),
+                directory,
+                snapshot.parts,
+                subtask=deploy.subtask,
+                attempt=deploy.attempt,
+                key_groups=own_key_groups(deploy),
+            )
+
+        self._io.submit(
+            work,
+            lambda files, error: self._mailed(_StateWritten(deploy.attempt, snapshot, files or (), error)),
+        )
+
+    def _on_state_written(self, message: _StateWritten) -> None:
+        snapshot = message.snapshot
+        checkpoint_id = snapshot.checkpoint_id
+        self._uploading.pop(checkpoint_id, None)
+        if message.error is not None:
+            reason = f"{type(message.error).__name__}: {message.error}"
+            self._link.report(CheckpointDeclined(*self._here(), checkpoint_id, reason))
+            return
+        deploy = self._deployment()
+        self._link.report(
+            CheckpointAcked(
+                subtask=deploy.subtask,
+                attempt=deploy.attempt,
+                checkpoint_id=checkpoint_id,
+                files=message.files,
+                splits=snapshot.splits,
+                alignment_ms=snapshot.alignment_ms,
+                duration_ms=self._now_ms - snapshot.started_ms,
+                watermark=snapshot.watermark,
+            )
+        )
+
+    def _on_completed(self, checkpoint_id: CheckpointId) -> None:
+        if self._task is None:
+            return
+        deploy = self._deployment()
+        self._task.notify_complete(CommitPermit(deploy.job_id, deploy.attempt, checkpoint_id))
+        self._link.report(Committed(*self._here(), checkpoint_id))
+
+    def _on_ended(self) -> None:
+        self._state = "ENDED"
+        self._link.report(InputsEnded(*self._here()))
+
+    def _stop(self, state: str) -> None:
+        self._drop_task()
+        self._transport.close_channels(self._fence.attempt)
+        self._state = state
+        self._link.report(Stopped(*self._here()))
+
+    # ------------------------------------------------------------------------------- helpers
+
+    def _fail(self, error: Exception) -> None:
+        _log.warning("attempt %s failed here: %s", self._fence.attempt, error, exc_info=error)
+        self._drop_task()
+        self._transport.close_channels(self._fence.attempt)
+        self._state = "FAILED"
+        if self._deploy is None:
+            return
+        user = error if isinstance(error, UserFunctionError) else None
+        self._link.report(
+            TaskFailed(
+                subtask=self._deploy.subtask,
+                attempt=self._fence.attempt,
+                cause=str(error) if user else f"{type(error).__name__}: {error}",
+                operator=user.operator if user else None,
+                location=user.location if user else getattr(error, "location", None),
+                retryable=not isinstance(error, _NOT_RETRYABLE),
+            )
+        )
+
+    def _drop_task(self) -> None:
+        task, self._task = self._task, None
+        self._inbox.clear()
+        self._uploading.clear()
+        if task is not None:
+            for error in task.close():
+                _log.warning("closing attempt %s: %s", self._fence.attempt, error, exc_info=error)
+
+    def _mailed(self, message: _Mail) -> None:
+        self._mail.append(message)
+        self._wake()
+
+    def _deployment(self) -> Deploy:
+        assert self._deploy is not None, "only called while deployed"
+        return self._deploy
+
+    def _here(self) -> tuple[Any, Attempt]:
+        return self._deployment().subtask, self._fence.attempt
+
+    def _checkpoint_phase(self, task: Task | None) -> dict[str, Any] | None:
+        uploading = sorted(list(self._uploading.items()))
+        if uploading:
+            checkpoint_id, since_ms = uploading[0]
+            return {"id": checkpoint_id, "phase": "uploading", "since_ms": since_ms}
+        aligning = None if task is None else task.aligning()
+        if aligning is not None:
+            return {"id": aligning[0], "phase": "aligning", "since_ms": aligning[1]}
+        return None

@@ -1,0 +1,394 @@
+"""One attempt of one subtask: its gate, chain, source and output edges, and what happens at barriers.
+
+Theory of operation
+-------------------
+A `Task` lives from Deploy to the end of the attempt and is dropped whole on a reset; nothing of it survives into
+the next attempt. `advance(now_ms)` does one thing: it sends what has credit, then, unless an output is full,
+takes the next rows (or frame) from the source or the gate through the chain.
+
+At a barrier (aligned over all input channels; for a source, on the master's trigger) the task snapshots its
+operators, puts the barrier behind all rows on all outputs, and hands the state to the uploader.
+When all inputs have ended the watermark becomes WATERMARK_MAX, operators emit what they hold, and an
+EndFrame goes out; barriers go on being served.
+
+Invariants
+  T1  rows taken before a barrier are in the snapshot or before the barrier on every output; rows after are not.
+  T2  an operator's `process` is not called while one of the task's outputs is full (B3).
+  T3  barriers leave in the order in which their snapshots were taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from rayflow.batch.tables import nbytes, slice_rows
+from rayflow.model.errors import ProtocolViolation
+from rayflow.model.ids import ChannelId, CheckpointId
+from rayflow.model.times import WATERMARK_MAX
+from rayflow.observe.metrics import MetricGroup
+from rayflow.protocol.alignment import (
+    AbandonCheckpoint,
+    BarrierAligner,
+    BarrierArrived,
+    BlockChannel,
+    CheckpointCancelled,
+    StartSnapshot,
+    UnblockChannels,
+)
+from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.rate import RateLimiter
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    ChannelEnded,
+    ChannelIdled,
+    GoIdle,
+    WatermarkArrived,
+    WatermarkMerger,
+)
+from rayflow.runtime.chain import Chain
+from rayflow.runtime.gate import InputGate
+from rayflow.runtime.messages import (
+    AssignSplits,
+    BarrierFrame,
+    CreditFrame,
+    DataFrame,
+    EndFrame,
+    Frame,
+    IdleFrame,
+    OpenFrame,
+    SplitState,
+    WatermarkFrame,
+)
+from rayflow.runtime.outputs import OutputChannel, OutputEdge
+from rayflow.runtime.source_driver import SourceDriver
+from rayflow.state.parts import RestoredPart, StatePart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """State at a barrier, not yet durable."""
+
+    checkpoint_id: CheckpointId
+    parts: list[tuple[str, StatePart]]
+    splits: dict[str, tuple[SplitState, ...]]
+    alignment_ms: float
+    started_ms: int
+    watermark: int | None
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskParts:
+    """What a task is made of; see `runtime.assembly`. `source` or `gate` is None, never both."""
+
+    chain: Chain
+    gate: InputGate | None
+    source: SourceDriver | None
+    edges: list[OutputEdge]
+    channels: dict[ChannelId, OutputChannel]
+    metrics: MetricGroup
+    throttle: RateLimiter | None
+    throttle_rows: Callable[[], float]
+    piece_rows: int
+
+
+class Task:
+    """Runs one attempt. Task thread only.
+
+    `on_snapshot` takes what a barrier captured; `on_ended` is called once, when only barriers are left.
+    """
+
+    def __init__(
+        self, parts: TaskParts, *, on_snapshot: Callable[[Snapshot], None], on_ended: Callable[[], None]
+    ) -> None:
+        self._parts = parts
+        self._chain = parts.chain
+        self._gate = parts.gate
+        self._source = parts.source
+        self._on_snapshot = on_snapshot
+        self._on_ended = on_ended
+        channels = parts.gate.channels if parts.gate else ()
+        self._aligner = BarrierAligner(channels)
+        self._merger = WatermarkMerger(channels)
+        self._aligning_since_ms: dict[CheckpointId, int] = {}
+        self._held: deque[tuple[pa.RecordBatch, int]] = deque()
+        self._now_ms = 0
+        self._running = False
+        self._throttled_rows = 0.0
+        self._rows_in = parts.metrics.counter("rows_in")
+        self._bytes_in = parts.metrics.counter("bytes_in")
+        self._batches_in = parts.metrics.counter("batches_in")
+        self._rows_out = parts.metrics.counter("rows_out")
+        self.ended = False
+        self.watermark: int | None = None
+
+    # ------------------------------------------------------------------------------- life
+
+    def open(self, restored: dict[str, list[RestoredPart]], now_ms: int) -> None:
+        """Open the operators with their restored state."""
+        self._now_ms = now_ms
+        self._chain.open(restored)
+
+    def start(self) -> None:
+        """Begin to run; the output channels are connected."""
+        self._running = True
+        for channel in self._parts.channels.values():
+            channel.push(OpenFrame())
+
+    def close(self) -> list[Exception]:
+        """Release everything; return what the operators and readers raised."""
+        errors = self._chain.close()
+        if self._source is not None:
+            errors += self._source.close()
+        return errors
+
+    # ------------------------------------------------------------------------------- events
+
+    def on_frame(self, channel: ChannelId, frame: Frame) -> None:
+        """A frame arrived."""
+        if self._gate is not None:
+            if isinstance(frame, BarrierFrame):
+                self._aligning_since_ms.setdefault(frame.checkpoint_id, self._now_ms)
+            self._gate.accept(channel, frame)
+
+    def on_credit(self, channel: ChannelId, credit: CreditFrame) -> None:
+        """A consumer granted credit."""
+        self._parts.channels[channel].on_credit(credit)
+
+    def assign(self, message: AssignSplits) -> None:
+        """The master assigned splits."""
+        if self._source is not None:
+            self._source.assign(message)
+
+    def wants_splits(self) -> bool:
+        """Whether the master should be asked for splits (True once until it answers)."""
+        return self._running and self._source is not None and self._source.wants_splits()
+
+    def trigger(self, checkpoint_id: CheckpointId, now_ms: int) -> None:
+        """The master triggered a checkpoint; only sources get this."""
+        self._now_ms = now_ms
+        if self._source is None:
+            return
+        while self._held:  # they count as read, so they belong before the barrier
+            self._process(*self._held.popleft())
+        self._snapshot(checkpoint_id, 0.0)
+
+    def cancel_checkpoint(self, checkpoint_id: CheckpointId) -> None:
+        """The checkpoint was aborted: stop holding channels back for it."""
+        self._aligning_since_ms.pop(checkpoint_id, None)
+        if self._gate is not None:
+            self._obey(self._aligner.handle(CheckpointCancelled(checkpoint_id)), self._gate)
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """The checkpoint is complete: let the operators commit."""
+        self._chain.notify_complete(permit)
+
+    # ------------------------------------------------------------------------------- work
+
+    def advance(self, now_ms: int) -> bool:
+        """Do one thing; return whether anything was done."""
+        self._now_ms = now_ms
+        if not self._running:
+            return False
+        sent = self._pump()
+        if self.backpressured or self._wait_ms(now_ms) > 0:
+            return sent
+        worked = self._chain.fire_timers(now_ms)
+        if self._held:
+            self._process(*self._held.popleft())
+            return True
+        if self._source is not None:
+            worked |= self._read(self._source)
+        elif self._gate is not None:
+            worked |= self._take(self._gate)
+        return worked or sent
+
+    @property
+    def backpressured(self) -> bool:
+        """Whether some output is full."""
+        return any(edge.full for edge in self._parts.edges)
+
+    def wake_at_ms(self, now_ms: int) -> int | None:
+        """When there may be something to do without any message."""
+        times = [edge.deadline_ms for edge in self._parts.edges]
+        if not self.backpressured:
+            wait = self._wait_ms(now_ms)
+            if wait > 0:
+                times.append(now_ms + wait)
+            else:
+                times.append(self._chain.next_timer_ms())
+                if self._source is not None and not self.ended:
+                    times.append(self._source.wake_at_ms(now_ms))
+        return min((t for t in times if t is not None), default=None)
+
+    def _pump(self) -> bool:
+        sent = False
+        for edge in self._parts.edges:
+            sent |= edge.pump(self._now_ms)
+        return sent
+
+    def _wait_ms(self, now_ms: int) -> int:
+        throttle = self._parts.throttle
+        return 0 if throttle is None else throttle.wait_ms(now_ms)
+
+    def _read(self, source: SourceDriver) -> bool:
+        if self.ended:
+            return False
+        batch = source.poll(self._now_ms)
+        if batch is not None:
+            self._count(batch)
+            self._admit(batch, 0)
+        news = source.watermark(self._now_ms)
+        if isinstance(news, GoIdle):
+            self._broadcast(IdleFrame())
+        elif news is not None:
+            self._advance_watermark(news)
+        if source.ended and not self._held:
+            self._advance_watermark(WATERMARK_MAX)
+            self._end()
+            return True
+        return batch is not None
+
+    def _take(self, gate: InputGate) -> bool:
+        arrival = gate.poll()
+        if arrival is None:
+            return False
+        if arrival.batch is not None:
+            self._count(arrival.batch)
+            self._admit(arrival.batch, arrival.port)
+            return True
+        match arrival.frame:
+            case WatermarkFrame(watermark):
+                self._merge(self._merger.handle(WatermarkArrived(arrival.channel, watermark)))
+            case IdleFrame():
+                self._merge(self._merger.handle(ChannelIdled(arrival.channel)))
+            case EndFrame():
+                self._merge(self._merger.handle(ChannelEnded(arrival.channel)))
+            case BarrierFrame(checkpoint_id):
+                event = BarrierArrived(arrival.channel, checkpoint_id, self._now_ms)
+                self._obey(self._aligner.handle(event), gate)
+            case DataFrame() | OpenFrame() | None:
+                raise ProtocolViolation(f"the gate of {arrival.channel} gave {arrival.frame!r}")
+        return True
+
+    def _count(self, batch: pa.RecordBatch) -> None:
+        self._rows_in.inc(batch.num_rows)
+        self._batches_in.inc()
+        self._bytes_in.inc(nbytes(batch))
+
+    def _admit(self, batch: pa.RecordBatch, port: int) -> None:
+        # A throttled task takes large batches in pieces, so that it can keep to its rate.
+        if batch.num_rows > self._parts.piece_rows:
+            self._held.extend((p, port) for p in slice_rows(batch, max_rows=self._parts.piece_rows))
+            batch, port = self._held.popleft()
+        self._process(batch, port)
+
+    def _process(self, batch: pa.RecordBatch, port: int) -> None:
+        self._chain.process(batch, port)
+        if self._parts.throttle is not None:
+            total = self._parts.throttle_rows()
+            self._parts.throttle.take(int(total - self._throttled_rows), self._now_ms)
+            self._throttled_rows = total
+        self._pump()
+
+    def _merge(self, commands: tuple[AdvanceWatermark | GoIdle, ...]) -> None:
+        for command in commands:
+            match command:
+                case AdvanceWatermark(watermark):
+                    self._advance_watermark(watermark)
+                    if watermark >= WATERMARK_MAX and self._merger.ended:
+                        self._end()
+                case GoIdle():
+                    self._broadcast(IdleFrame())
+
+    def _advance_watermark(self, watermark: int) -> None:
+        self.watermark = watermark
+        self._chain.advance(watermark)
+
+    def _end(self) -> None:
+        self.ended = True
+        self._chain.end()
+        self._broadcast(EndFrame())
+        self._pump()
+        self._on_ended()
+
+    # ------------------------------------------------------------------------------- output
+
+    def emit(self, tag: str | None, batch: pa.RecordBatch) -> None:
+        """The chain emitted rows (tag None: the main output)."""
+        self._rows_out.inc(batch.num_rows)
+        for edge in self._parts.edges:
+            if edge.tag == tag:
+                edge.emit(batch, self._now_ms)
+
+    def emit_watermark(self, watermark: int) -> None:
+        """A watermark has passed the chain."""
+        for edge in self._parts.edges:
+            edge.emit_watermark(watermark, self._now_ms)
+
+    def _broadcast(self, frame: Frame) -> None:
+        for edge in self._parts.edges:
+            edge.broadcast(frame)
+
+    # ------------------------------------------------------------------------------- barriers
+
+    def _obey(
+        self,
+        commands: tuple[BlockChannel | StartSnapshot | UnblockChannels | AbandonCheckpoint, ...],
+        gate: InputGate,
+    ) -> None:
+        for command in commands:
+            match command:
+                case BlockChannel(channel):
+                    gate.block(channel)
+                case UnblockChannels(channels):
+                    gate.unblock(channels)
+                case StartSnapshot(checkpoint_id, alignment_ms):
+                    self._snapshot(checkpoint_id, alignment_ms)
+                case AbandonCheckpoint(checkpoint_id):
+                    self._aligning_since_ms.pop(checkpoint_id, None)
+
+    def _snapshot(self, checkpoint_id: CheckpointId, alignment_ms: float) -> None:
+        parts = self._chain.snapshot(checkpoint_id)
+        splits = {}
+        watermark = self.watermark
+        if self._source is not None:
+            splits[self._source.uid] = self._source.snapshot()
+            watermark = self._source.current_watermark
+        self._broadcast(BarrierFrame(checkpoint_id))
+        self._pump()
+        started_ms = self._aligning_since_ms.pop(checkpoint_id, self._now_ms)
+        self._on_snapshot(
+            Snapshot(
+                checkpoint_id=checkpoint_id,
+                parts=parts,
+                splits=splits,
+                alignment_ms=alignment_ms,
+                started_ms=started_ms,
+                watermark=watermark,
+            )
+        )
+
+    # ------------------------------------------------------------------------------- statistics
+
+    def aligning(self) -> tuple[CheckpointId, int] | None:
+        """The oldest checkpoint whose barriers have begun to arrive, and since when (ms)."""
+        waiting = sorted(self._aligning_since_ms.items())
+        return waiting[0] if waiting else None
+
+    def statistics(self) -> dict[str, object]:
+        """Numbers for `HeartbeatAnswered`; may be called on any thread."""
+        gate, channels = self._gate, self._parts.channels
+        values = self._parts.metrics.snapshot()
+        return {
+            **{k: values.get(k, 0) for k in ("rows_in", "rows_out", "batches_in", "bytes_in")},
+            "bytes_out": sum(c.bytes_sent for c in channels.values()),
+            "queued_in": 0 if gate is None else gate.queued_frames,
+            "queued_out": sum(c.queued_frames for c in channels.values()),
+            "blocked_channels": [] if gate is None else [str(c) for c in gate.blocked_channels],
+            "watermark": self.watermark,
+            "operators": self._chain.statistics(),
+        }
