@@ -139,8 +139,8 @@ class CreditReceiver:
     ) -> None:
         if budget_bytes < len(channels) or exclusive_batches < 1 or floating_batches < 0:
             raise ProtocolViolation(
-                f"credit of {budget_bytes} bytes, {exclusive_batches} exclusive and {floating_batches} floating batches "
-                f"for {len(channels)} channels: expected at least a byte and a batch per channel"
+                f"credit for {len(channels)} channels of {budget_bytes} bytes, {exclusive_batches} exclusive "
+                f"and {floating_batches} floating batches: expected at least a byte and a batch per channel"
             )
         self._channels = {channel: _Channel() for channel in channels}
         self._share_batches = exclusive_batches
