@@ -1,1 +1,3 @@
-"""TODO(layer docstring)."""
+"""Ray and Arrow Flight: thin shells that run the engines of `rayflow.runtime` on a cluster.
+
+The only package, with those above it, that imports ray. `flight` is the data plane."""

@@ -1,0 +1,179 @@
+"""The data plane: a `Transport` of Arrow Flight `DoExchange` streams, one long-lived stream per channel.
+
+Theory of operation. Every subtask process runs a Flight server (on a socket of the node, and on TCP for
+other nodes). The producer of a channel opens the stream; its descriptor names job, attempt and channel and
+carries the job's token. Frames go one way, credits the other (`frame_codec`). Each channel has a connection
+and threads of its own, so that a stalled channel never holds up another.
+
+Invariants
+ F1  A stream is served only with the job's token, for an attempt and channel that `listen` announced, once.
+ F2  Frames, credits and breaks of an attempt are reported only until `close_channels` or `listen` for a
+     later one returns, save what a thread is handing over at that moment (receivers compare the attempt).
+ F3  A channel that ends without a goodbye is reported broken, once, at both ends that live.
+
+Measured on the two-core reference machine, one process to another: 0.09 ms a small batch, 0.16 / 0.33 / 0.9
+ms for 4k / 16k / 64k rows of 24 bytes (TCP over loopback costs the same as a Unix socket); a peer's SIGKILL
+is seen after 10 to 20 ms; cancelling a stream to a stopped peer takes 0.1 ms; messages have no size limit.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import shutil
+import tempfile
+import threading
+from typing import Any
+
+import pyarrow.flight as fl
+
+from rayflow.actors.endpoint import Endpoint
+from rayflow.actors.flight_input import InputStream
+from rayflow.actors.flight_output import OutputStream
+from rayflow.actors.frame_codec import Opening
+from rayflow.model.errors import ProtocolViolation
+from rayflow.model.ids import Attempt, ChannelId, JobId
+from rayflow.runtime.messages import CreditFrame, Frame
+from rayflow.runtime.ports import FrameReceiver
+
+_GOODBYE_S = 1.0
+_SOCKET_PATH_LIMIT = 100
+
+
+class FlightTransport:
+    """`runtime.ports.Transport` between processes and nodes.
+
+    `node` names the node (peers of the same name use a Unix socket), `host` is the address to bind to
+    and to be reached at, `token` the job's secret: a peer must present it.
+    """
+
+    def __init__(self, *, job_id: JobId, token: str, node: str, host: str = "127.0.0.1") -> None:
+        self._job_id = job_id
+        self._token = token
+        self._node = node
+        self._lock = threading.Lock()
+        self._inputs: dict[ChannelId, InputStream] = {}
+        self._outputs: dict[ChannelId, OutputStream] = {}
+        self._closers: list[threading.Thread] = []
+        self._folder = _socket_folder()
+        unix = f"grpc+unix://{self._folder}/flight"
+        self._servers = [_Server(unix, self), _Server(f"grpc://{_bracketed(host)}:0", self)]
+        tcp = f"grpc://{_bracketed(host)}:{self._servers[1].port}"
+        self.address = Endpoint(node=node, unix=unix, tcp=tcp).encode()
+
+    def listen(self, receiver: FrameReceiver, attempt: Attempt, inputs: list[ChannelId]) -> None:
+        """Expect these input channels of `attempt`; everything of earlier attempts is closed and dropped."""
+        self.close_channels(Attempt(attempt - 1))
+        with self._lock:
+            self._inputs.update({c: InputStream(attempt, c, receiver) for c in inputs})
+
+    def connect(self, attempt: Attempt, outputs: dict[ChannelId, str], receiver: FrameReceiver) -> None:
+        """Open these output channels to the consumers' addresses. Frames may be sent at once."""
+        opened = {
+            channel: OutputStream(
+                Opening(self._job_id, attempt, channel, self._token),
+                Endpoint.decode(address).location(self._node),
+                receiver,
+            )
+            for channel, address in outputs.items()
+        }
+        with self._lock:
+            self._outputs.update(opened)
+
+    def send(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
+        """Send a frame on an output channel. A channel that is not open drops it."""
+        stream = self._outputs.get(channel)
+        if stream is not None and stream.attempt == attempt:
+            stream.send(frame)
+
+    def send_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
+        """Send a credit on an input channel."""
+        stream = self._inputs.get(channel)
+        if stream is not None and stream.attempt == attempt:
+            stream.send_credit(credit)
+
+    def close_channels(self, attempt: Attempt) -> None:
+        """Close all channels of `attempt` and earlier ones, without `on_channel_broken`."""
+        with self._lock:
+            inputs = [s for s in self._inputs.values() if s.attempt <= attempt]
+            outputs = [s for s in self._outputs.values() if s.attempt <= attempt]
+            self._inputs = {c: s for c, s in self._inputs.items() if s.attempt > attempt}
+            self._outputs = {c: s for c, s in self._outputs.items() if s.attempt > attempt}
+        for incoming in inputs:
+            incoming.close()
+        for outgoing in outputs:
+            outgoing.close()
+        if outputs:
+            self._wait_aside(outputs)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Close all channels and stop serving. Gives up on peers that do not let go after `timeout_s`."""
+        with self._lock:
+            streams = [*self._inputs.values(), *self._outputs.values()]
+        self.close_channels(max((s.attempt for s in streams), default=Attempt(0)))
+        for thread in self._closers:
+            thread.join(timeout_s)
+        # Flight's shutdown waits for the handlers, and a peer that is stopped keeps its handler busy.
+        stopping = [threading.Thread(target=s.shutdown, daemon=True) for s in self._servers]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join(timeout_s)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait_aside(self, outputs: list[OutputStream]) -> None:
+        """Give closed streams time for their goodbye, then cancel them, on a thread of its own."""
+
+        def wait() -> None:
+            for stream in outputs:
+                stream.join(_GOODBYE_S)
+
+        self._closers = [t for t in self._closers if t.is_alive()]
+        closer = threading.Thread(target=wait, name="close outputs", daemon=True)
+        self._closers.append(closer)
+        closer.start()
+
+    def accept(self, command: bytes) -> InputStream:
+        """The stream that a peer asks for (F1); a Flight error, sent to the peer, when it may not have it."""
+        try:
+            opening = Opening.decode(command)
+        except ProtocolViolation as e:
+            raise fl.FlightUnauthenticatedError(str(e)) from e
+        if not hmac.compare_digest(opening.token.encode(), self._token.encode()):
+            raise fl.FlightUnauthenticatedError(f"channel {opening.channel}: the token is not this job's")
+        if opening.job_id != self._job_id:
+            raise fl.FlightUnauthorizedError(f"this is job {self._job_id}, not {opening.job_id}")
+        stream = self._inputs.get(opening.channel)
+        if stream is None or stream.attempt != opening.attempt:
+            here = "is not expected" if stream is None else f"is at attempt {stream.attempt}"
+            raise fl.FlightUnauthorizedError(
+                f"channel {opening.channel} {here} here; the producer is at attempt {opening.attempt}"
+            )
+        return stream
+
+
+class _Server(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow is untyped
+    """Serves `do_exchange` only; Flight refuses every other method. It runs from construction on."""
+
+    def __init__(self, location: str, transport: FlightTransport) -> None:
+        # First: a peer can call as soon as the base class is initialised.
+        self._transport = transport
+        super().__init__(location)
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """One call per channel, on a thread of its own, for as long as the channel lives."""
+        self._transport.accept(descriptor.command).serve(reader, writer)
+
+
+def _socket_folder() -> str:
+    """A private folder with a path short enough for a socket's address."""
+    for parent in (None, "/tmp"):
+        folder = tempfile.mkdtemp(prefix="rayflow-", dir=parent)
+        if len(folder) < _SOCKET_PATH_LIMIT - len("/flight"):
+            return folder
+        os.rmdir(folder)
+    raise ProtocolViolation("no temporary folder has a path short enough for a Unix socket")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

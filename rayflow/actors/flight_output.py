@@ -1,0 +1,128 @@
+"""The producing end of a channel: one Flight stream, a thread that writes and one that reads credits.
+
+`send` only puts the frame into a queue that the writing thread sleeps on, so that nothing that happens on
+this stream (a peer that is slow, stopped or gone) can hold up the caller or another channel. The queue is
+bounded by the caller: data frames are sent against credit, and between two of them there are only as many
+control frames as there are barriers and watermarks. The reading thread sees a dead peer within
+milliseconds, since the kernel closes the dead process's socket.
+"""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+from typing import Any
+
+import pyarrow.flight as fl
+
+from rayflow.actors import frame_codec
+from rayflow.actors.frame_codec import BYE_MESSAGE, DataHeader, Opening
+from rayflow.runtime.messages import CreditFrame, DataFrame, Frame
+from rayflow.runtime.ports import FrameReceiver
+
+_OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+
+
+class OutputStream:
+    """An output channel of one attempt. Connects in the background; frames may be sent at once."""
+
+    def __init__(self, opening: Opening, location: str, receiver: FrameReceiver) -> None:
+        self.attempt = opening.attempt
+        self._opening = opening
+        self._location = location
+        self._receiver = receiver
+        self._queue: SimpleQueue[Frame | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._schema: Any = None
+        self._header: DataHeader | None = None
+        self._client: Any = None
+        self._writer: Any = None
+        self._reader: Any = None
+        name = f"out {opening.channel}"
+        self._writing = threading.Thread(target=self._write_all, name=f"{name} write", daemon=True)
+        self._reading = threading.Thread(target=self._read_all, name=f"{name} read", daemon=True)
+        self._writing.start()
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame; dropped when the stream is closed or broken. Never blocks."""
+        if not self._closed:
+            self._queue.put(frame)
+
+    def close(self) -> None:
+        """End the stream: drop what is queued and say goodbye. Returns at once; see `join`."""
+        self._take_closing()
+        self._queue.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """After `close`: wait until the goodbye is written, else cancel the stream after `timeout_s`.
+
+        A write to a stopped peer may outlive that (gRPC does not always wake it) until the peer's end.
+        """
+        self._writing.join(timeout_s)
+        if self._writing.is_alive() and self._reader is not None:
+            self._reader.cancel()
+
+    def _take_closing(self) -> bool:
+        """Whether this call is the one that closes the stream."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+            return first
+
+    def _fail(self, error: BaseException | str) -> None:
+        if self._take_closing():
+            self._queue.put(None)
+            self._receiver.on_channel_broken(self.attempt, self._opening.channel, reason_of(error))
+
+    def _write_all(self) -> None:
+        try:
+            self._open()
+            while (frame := self._queue.get()) is not None and not self._closed:
+                self._write(frame)
+            self._writer.write_metadata(BYE_MESSAGE)
+            self._writer.done_writing()
+        except Exception as e:
+            self._fail(e)
+
+    def _open(self) -> None:
+        self._client = fl.connect(self._location, generic_options=_OWN_CONNECTION)
+        descriptor = fl.FlightDescriptor.for_command(self._opening.encode())
+        self._writer, self._reader = self._client.do_exchange(descriptor)
+        self._reading.start()
+
+    def _write(self, frame: Frame) -> None:
+        if not isinstance(frame, DataFrame):
+            self._writer.write_metadata(frame_codec.encode_control(frame))
+            return
+        schema = frame.batch.schema
+        if self._header is None:
+            self._writer.begin(schema)
+            self._schema, self._header = schema, DataHeader(schema)
+        if schema is self._schema or schema.equals(self._schema):
+            self._writer.write_with_metadata(frame.batch, self._header.encode(frame))
+        else:
+            self._writer.write_metadata(frame_codec.encode_foreign(frame))
+
+    def _read_all(self) -> None:
+        try:
+            while True:
+                frame = frame_codec.decode(self._reader.read_chunk().app_metadata.to_pybytes(), None)
+                if not isinstance(frame, CreditFrame):
+                    # The consumer said goodbye: it was told to drop this attempt before we were.
+                    self.close()
+                    break
+                if not self._closed:
+                    self._receiver.on_credit(self.attempt, self._opening.channel, frame)
+        except StopIteration:
+            self._fail("the consumer ended the stream")
+        except Exception as e:
+            self._fail(e)
+        finally:
+            # Frees the consumer's thread and this one's, should either still wait on the stream.
+            self._reader.cancel()
+
+
+def reason_of(error: BaseException | str) -> str:
+    """The first line of an error, without gRPC's debugging context."""
+    text = str(error) or type(error).__name__
+    return text.split(" gRPC client debug context", 1)[0].splitlines()[0]
