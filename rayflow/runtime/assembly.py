@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pyarrow as pa
-
 from rayflow.batch.partition import make_partitioner
-from rayflow.graph.execution import channels_of_edge
+from rayflow.operators.sink import SinkOperator
+from rayflow.protocol.rate import RateLimiter
+
+from rayflow.graph.execution import edge_output_channels, input_channels, output_channels
 from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
 from rayflow.model.config import JobConfig
-from rayflow.model.ids import ChannelId, SubtaskId
+from rayflow.model.ids import ChannelId
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Operator, OperatorContext
-from rayflow.operators.sink import SinkOperator
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.credit import frame_limit_bytes
 from rayflow.protocol.key_groups import KeyGroupRange, key_group_range
-from rayflow.protocol.rate import RateLimiter
 from rayflow.runtime.chain import Chain, ChainedOperator
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, Deploy, Frame
@@ -41,24 +41,8 @@ def own_key_groups(deploy: Deploy) -> KeyGroupRange:
 
 def input_ports(deploy: Deploy) -> dict[ChannelId, int]:
     """Return the subtask's input channels, with the operator input each feeds."""
-    graph, own = deploy.graph, deploy.subtask
-    return {
-        channel: edge.port
-        for edge in graph.inputs(own.vertex)
-        for channel in channels_of_edge(graph, edge)
-        if channel.consumer == own
-    }
-
-
-def output_channels(deploy: Deploy) -> dict[ChannelId, SubtaskId]:
-    """Return the subtask's output channels and who consumes them."""
-    graph, own = deploy.graph, deploy.subtask
-    return {
-        channel: channel.consumer
-        for edge in graph.outputs(own.vertex)
-        for channel in channels_of_edge(graph, edge)
-        if channel.producer == own
-    }
+    edges = deploy.graph.edges
+    return {c: edges[c.edge].port for c in input_channels(deploy.graph, deploy.subtask)}
 
 
 class Assembly:
@@ -91,7 +75,9 @@ class Assembly:
         specs = self._vertex.operators
         chained = [self._chained(spec) for spec in specs if spec.kind != "source"]
         throttle, piece_rows = self._throttle(specs[-1])
-        channels = {c: OutputChannel(c, self._send) for c in output_channels(self._deploy)}
+        channels = {
+            c: OutputChannel(c, self._send) for c in output_channels(self._deploy.graph, self._deploy.subtask)
+        }
         ports = input_ports(self._deploy)
         source = self._source(specs[0], piece_rows) if self._vertex.is_source else None
         gate = None
@@ -154,12 +140,9 @@ class Assembly:
 
     def _edge(self, edge: JobEdge, channels: dict[ChannelId, OutputChannel]) -> OutputEdge:
         graph, own = self._deploy.graph, self._deploy.subtask
-        mine = [channels[c] for c in channels_of_edge(graph, edge) if c.producer == own]
+        mine = [channels[c] for c in edge_output_channels(graph, edge, own)]
         consumers = graph.vertex(edge.target).parallelism
-        senders = sum(
-            len({c.producer for c in channels_of_edge(graph, e) if c.consumer == mine[0].id.consumer})
-            for e in graph.inputs(edge.target)
-        )
+        senders = max(len(input_channels(graph, channel.id.consumer)) for channel in mine)
         half = self._config.network_bytes // 2
         return OutputEdge(
             channels=mine,

@@ -195,7 +195,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True)
 class SplitsRequested:
-    """A source subtask has nothing left to read."""
+    """A source subtask has nothing left to read. `uid` is the source's (the vertex's id)."""
 
     subtask: SubtaskId
     attempt: Attempt

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from rayflow.state.files import decode_table, encode_table
 
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.runtime.messages import RestoreInfo, StateFile
-from rayflow.state.files import decode_table, encode_table
 from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
 from rayflow.state.storage import ObjectStore
 

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from rayflow.protocol.rate import RateLimiter
 
 from rayflow.graph.plan import OperatorSpec, TimeSpec
 from rayflow.model.errors import PlanError, UserFunctionError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Source, Split, SplitReader
-from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     CapMoved,

@@ -25,6 +25,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rayflow.protocol.sequencing import AttemptFence
+
+from rayflow.graph.execution import input_channels, output_channels
 from rayflow.model.config import JobConfig
 from rayflow.model.errors import (
     ConfigError,
@@ -33,11 +36,10 @@ from rayflow.model.errors import (
     ProtocolViolation,
     UserFunctionError,
 )
-from rayflow.model.ids import Attempt, ChannelId, CheckpointId
+from rayflow.model.ids import Attempt, ChannelId, CheckpointId, SubtaskId
 from rayflow.protocol.commits import CommitPermit
-from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
-from rayflow.runtime.assembly import Assembly, input_ports, output_channels, own_key_groups
+from rayflow.runtime.assembly import Assembly, own_key_groups
 from rayflow.runtime.messages import (
     AssignSplits,
     Cancel,
@@ -102,22 +104,41 @@ class _ChannelBroke:
     reason: str
 
 
-_Mail = ToSubtask | _StateRead | _StateWritten | _ChannelBroke
+_Mail = (
+    Deploy
+    | Start
+    | TriggerCheckpoint
+    | CheckpointCompleted
+    | CheckpointAborted
+    | AssignSplits
+    | Cancel
+    | Finish
+    | _StateRead
+    | _StateWritten
+    | _ChannelBroke
+)
 _Arrived = tuple[Attempt, ChannelId, Frame | CreditFrame]
 
 
 class SubtaskEngine:
-    """One subtask over all its attempts. `post` and the `on_…` methods on any thread, the rest on one."""
+    """One subtask over all its attempts. `post` and the `on_…` methods on any thread, the rest on one.
+
+    `host_statistics` adds what only the host knows (`busy`, `backpressured`, `idle`, `rss_bytes`, `pid`).
+    """
 
     def __init__(
         self,
         *,
+        subtask: SubtaskId,
         link: MasterLink,
         transport: Transport,
         io: IoPool,
         open_store: OpenStore,
         wake: Callable[[], None],
+        host_statistics: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        self._subtask = subtask
+        self._host_statistics = host_statistics
         self._link = link
         self._transport = transport
         self._io = io
@@ -138,7 +159,13 @@ class SubtaskEngine:
     # ------------------------------------------------------------------------------- any thread
 
     def post(self, message: ToSubtask) -> None:
-        """Take a control message."""
+        """Take a control message. A heartbeat is answered here and now: it asks whether the process lives, and
+        a task thread in a long call must not seem dead."""
+        if isinstance(message, Heartbeat):
+            self._link.report(
+                HeartbeatAnswered(self._subtask, message.attempt, message.sequence, self.statistics())
+            )
+            return
         self._mail.append(message)
         self._wake()
 
@@ -158,12 +185,13 @@ class SubtaskEngine:
         self._wake()
 
     def statistics(self) -> dict[str, Any]:
-        """Return what `HeartbeatAnswered` carries, without time ratios (the driver's account has them)."""
+        """Return what `HeartbeatAnswered` carries."""
         task = self._task
         return {
             "state": self._state,
             "checkpoint": self._checkpoint_phase(task),
             "stale_messages": self.stale_messages,
+            **self._host_statistics(),
             **({} if task is None else task.statistics()),
         }
 
@@ -222,9 +250,6 @@ class SubtaskEngine:
     def _serve(self, message: _Mail) -> None:
         if isinstance(message, Deploy):
             self._on_deploy(message)
-            return
-        if isinstance(message, Heartbeat):
-            self._on_heartbeat(message)
             return
         if message.attempt != self._fence.attempt or self._deploy is None:
             self.stale_messages += 1
@@ -302,7 +327,7 @@ class SubtaskEngine:
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task
         task.open(message.parts, self._now_ms)
-        transport.listen(self, attempt, list(input_ports(deploy)))
+        transport.listen(self, attempt, input_channels(deploy.graph, deploy.subtask))
         self._state = "DEPLOYED"
         self._announced_deployed = True
         self._link.report(Deployed(deploy.subtask, attempt))
@@ -311,15 +336,10 @@ class SubtaskEngine:
         if self._task is None or self._state != "DEPLOYED":
             return
         deploy = self._deployment()
-        outputs = {c: deploy.peers[consumer] for c, consumer in output_channels(deploy).items()}
+        outputs = {c: deploy.peers[c.consumer] for c in output_channels(deploy.graph, deploy.subtask)}
         self._transport.connect(deploy.attempt, outputs, self)
         self._state = "RUNNING"
         self._task.start()
-
-    def _on_heartbeat(self, message: Heartbeat) -> None:
-        if self._deploy is not None and message.attempt == self._fence.attempt:
-            answer = HeartbeatAnswered(*self._here(), message.sequence, self.statistics())
-            self._link.report(answer)
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         deploy, config = self._deployment(), self._config
@@ -420,8 +440,8 @@ class SubtaskEngine:
         assert self._deploy is not None, "only called while deployed"
         return self._deploy
 
-    def _here(self) -> tuple[Any, Attempt]:
-        return self._deployment().subtask, self._fence.attempt
+    def _here(self) -> tuple[SubtaskId, Attempt]:
+        return self._subtask, self._fence.attempt
 
     def _checkpoint_phase(self, task: Task | None) -> dict[str, Any] | None:
         uploading = sorted(list(self._uploading.items()))
