@@ -30,15 +30,17 @@ from rayflow.runtime.messages import (
     EndFrame,
     Frame,
     IdleFrame,
+    OpenFrame,
     WatermarkFrame,
 )
 
-DATA, WATERMARK, IDLE, BARRIER, END, CREDIT, BYE, FOREIGN = range(8)
+DATA, WATERMARK, IDLE, BARRIER, END, CREDIT, BYE, FOREIGN, OPEN = range(9)
 
 _DATA = struct.Struct("<BQQI")
 _NUMBER = struct.Struct("<Bq")
 _CREDIT = struct.Struct("<BQQ")
 _WORD_BYTES = 8
+_WATERMARK_BYTES = 16
 
 BYE_MESSAGE = bytes([BYE])
 """Ends a channel on purpose, in either direction: what follows is no failure."""
@@ -97,11 +99,14 @@ def encode_foreign(frame: DataFrame) -> bytes:
 def encode_control(frame: Frame) -> bytes:
     """A frame without rows."""
     if isinstance(frame, WatermarkFrame):
-        return _NUMBER.pack(WATERMARK, frame.watermark)
+        # Nanoseconds of a far-future timestamp[ms], and WATERMARK_MAX, exceed 64 bits.
+        return bytes([WATERMARK]) + frame.watermark.to_bytes(_WATERMARK_BYTES, "little", signed=True)
     if isinstance(frame, BarrierFrame):
         return _NUMBER.pack(BARRIER, frame.checkpoint_id)
     if isinstance(frame, IdleFrame):
         return bytes([IDLE])
+    if isinstance(frame, OpenFrame):
+        return bytes([OPEN])
     if isinstance(frame, EndFrame):
         return bytes([END])
     raise ProtocolViolation(f"a {type(frame).__name__} is no control frame")
@@ -121,11 +126,13 @@ def decode(metadata: bytes, batch: pa.RecordBatch | None) -> Frame | CreditFrame
     if kind == CREDIT:
         return CreditFrame(*_CREDIT.unpack(metadata)[1:])
     if kind == WATERMARK:
-        return WatermarkFrame(_NUMBER.unpack(metadata)[1])
+        return WatermarkFrame(int.from_bytes(metadata[1:], "little", signed=True))
     if kind == BARRIER:
         return BarrierFrame(CheckpointId(_NUMBER.unpack(metadata)[1]))
     if kind == IDLE:
         return IdleFrame()
+    if kind == OPEN:
+        return OpenFrame()
     if kind == END:
         return EndFrame()
     if kind == FOREIGN:
