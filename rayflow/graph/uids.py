@@ -48,7 +48,8 @@ def _given_uids(nodes: Sequence[StreamNode]) -> dict[str, OperatorSpec]:
         if other is not spec:
             raise PlanError(
                 f"two operators have the uid {spec.uid!r}: "
-                f"{other.name!r} ({other.location or 'unknown line'}) and {spec.name!r}; give one of them another .uid()",
+                f"{other.name!r} ({other.location or 'unknown line'}) and {spec.name!r}; "
+                "give one of them another .uid()",
                 spec.location,
             )
     return given
