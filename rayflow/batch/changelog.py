@@ -28,7 +28,7 @@ OP_FIELD = pa.field(OP_COLUMN, pa.int8(), nullable=False)
 
 def is_changelog(schema: pa.Schema) -> bool:
     """Return whether batches of `schema` belong to an upsert stream."""
-    return schema.get_field_index(OP_COLUMN) >= 0
+    return bool(schema.get_field_index(OP_COLUMN) >= 0)
 
 
 def changelog_schema(schema: pa.Schema) -> pa.Schema:

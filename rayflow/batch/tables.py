@@ -12,11 +12,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.batch.changelog import visible
 
 _SAMPLE_VALUE_CHARS = 60
+
+_FIXED_WIDTH_IDS = {
+    type_.id
+    for type_ in (
+        pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(),
+        pa.float16(), pa.float32(), pa.float64(), pa.date32(), pa.date64(), pa.time32("s"), pa.time64("us"),
+        pa.timestamp("us"), pa.duration("us"),
+    )
+}  # fmt: skip
 
 
 def concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -55,6 +66,34 @@ def _halves(piece: pa.RecordBatch, limit_bytes: int) -> list[pa.RecordBatch]:
         return [piece]
     middle = piece.num_rows // 2
     return _halves(piece.slice(0, middle), limit_bytes) + _halves(piece.slice(middle), limit_bytes)
+
+
+def take(batch: pa.RecordBatch, indices: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """Return the rows of `batch` numbered `indices` (each in [0, rows)), in that order.
+
+    NumPy gathers fixed-width columns without nulls up to twice as fast as Arrow's kernel, which does the
+    rest.
+    """
+    positions: pa.Array | None = None
+    arrays: list[pa.Array] = []
+    for column in batch.columns:
+        if column.type.id in _FIXED_WIDTH_IDS and column.null_count == 0:
+            arrays.append(_take_fixed_width(column, indices))
+        else:
+            positions = pa.array(indices) if positions is None else positions
+            arrays.append(column.take(positions))
+    if not arrays:
+        return batch.slice(0, len(indices))
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
+
+
+def _take_fixed_width(column: pa.Array, indices: npt.NDArray[np.int64]) -> pa.Array:
+    type_ = column.type
+    values = np.frombuffer(column.buffers()[1], f"u{type_.bit_width // 8}")
+    values = values[column.offset : column.offset + len(column)]
+    # mode="wrap": indices are in range, and NumPy's default checks and buffers.
+    gathered = pa.py_buffer(values.take(indices, mode="wrap"))
+    return pa.Array.from_buffers(type_, len(indices), [None, gathered], null_count=0)
 
 
 def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> pa.RecordBatch:

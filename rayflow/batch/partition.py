@@ -1,0 +1,175 @@
+"""Partitioners: which rows of a producer's batch go to which consumer of an exchange.
+
+Theory of operation
+-------------------
+A partitioner belongs to one producing subtask and one edge. `split` cuts a batch into at most one batch per
+consumer and keeps the order of rows, so order holds per producer and consumer, hence per key.
+
+The hash split is the hottest path of the system: hash the keys, look up each key group's subtask in a small
+table, sort the row numbers by subtask (stably), gather the whole batch once in that order, and hand out
+zero-copy slices. Measured (tests/benchmarks/bench_partition.py; 3 int64 columns, one core): 55–125 M rows/s
+for 2 consumers at 4k–64k rows, 45–75 M rows/s for 8. What was tried: NumPy's stable argsort of uint8 is a
+radix sort as fast as a counting sort compiled with Numba; for 2 and 3 consumers one `flatnonzero` each is
+faster still; gathering per consumer gives buffers of their own but costs 2 to 10 times more calls; `filter`
+per consumer is 3 to 20 times slower.
+
+The slices of one batch share its buffers: a slice that waits in a queue keeps its siblings' rows in memory.
+What is queued is bounded per channel in batches, so that is bounded too.
+
+Invariants:
+
+1. Every row goes to exactly one consumer (broadcast: to every one), in its order among that consumer's rows.
+2. The hash target of a row is `subtask_of_key_group(hash % max_parallelism)`: it depends on the key's value
+   only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rayflow.batch.hashing import groups_of_hashes, hash_columns
+from rayflow.batch.tables import take
+from rayflow.model.errors import ProtocolViolation
+from rayflow.protocol.key_groups import subtask_table
+
+PartitionKind = Literal["forward", "hash", "rebalance", "rescale", "broadcast"]
+
+_SLICE_ROWS = 4096
+"""Rebalancing cuts no slices smaller than this."""
+
+_FEW_CONSUMERS = 3
+
+
+class Partitioner(ABC):
+    """Splits batches of one producing subtask among the `consumers` subtasks it has channels to: all of
+    them, one (`forward`) or its share (`rescale`). Not thread-safe."""
+
+    def __init__(self, consumers: int) -> None:
+        self.consumers = consumers
+
+    @abstractmethod
+    def split(self, batch: pa.RecordBatch) -> list[pa.RecordBatch | None]:
+        """Return one entry for each of this producer's consumers, in the order of their indices: its rows
+        (at least one), or None where it gets none."""
+
+
+def make_partitioner(
+    kind: PartitionKind,
+    keys: Sequence[str],
+    max_parallelism: int,
+    consumers: int,
+    producer_index: int,
+    producers: int,
+) -> Partitioner:
+    """Return the partitioner of producer `producer_index` (of `producers`) for an exchange of that kind.
+
+    `keys` matter to `hash` only. Raises ProtocolViolation where the numbers do not fit the kind.
+    """
+    if kind == "hash":
+        return HashPartitioner(keys, max_parallelism, consumers)
+    if kind == "broadcast":
+        return BroadcastPartitioner(consumers)
+    if kind == "rebalance":
+        return RoundRobinPartitioner(consumers, producer_index)
+    if kind == "rescale":
+        return RoundRobinPartitioner(_rescale_share(producers, consumers, producer_index), 0)
+    if consumers != producers:
+        raise ProtocolViolation(
+            f"forward exchange from {producers} to {consumers} subtasks: expected equal parallelism; "
+            "the planner must choose rebalance or rescale"
+        )
+    return RoundRobinPartitioner(1, 0)
+
+
+def _rescale_share(producers: int, consumers: int, producer_index: int) -> int:
+    """Return how many consumers a producer of a `rescale` exchange feeds. Must agree with the channels of
+    the execution graph: contiguous, even groups; a single one where producers are not fewer."""
+    if producers >= consumers:
+        return 1
+    return -(-(producer_index + 1) * consumers // producers) - -(-producer_index * consumers // producers)
+
+
+class HashPartitioner(Partitioner):
+    """Sends each row to the subtask that owns its key group."""
+
+    def __init__(self, keys: Sequence[str], max_parallelism: int, consumers: int) -> None:
+        super().__init__(consumers)
+        if not keys:
+            raise ProtocolViolation("hash exchange without key columns: expected at least one")
+        self._keys = tuple(keys)
+        self._max_parallelism = max_parallelism
+        # The narrower the targets, the fewer passes NumPy's radix sort makes over them.
+        dtype: Any = np.uint8 if consumers <= 256 else np.uint16
+        self._subtasks = np.array(subtask_table(max_parallelism, consumers), dtype)
+
+    def split(self, batch: pa.RecordBatch) -> list[pa.RecordBatch | None]:
+        """Split by key; see the module's theory."""
+        result: list[pa.RecordBatch | None] = [None] * self.consumers
+        if batch.num_rows == 0:
+            return result
+        if self.consumers == 1:
+            return [batch]
+        targets = self.targets(batch)
+        order, bounds = _sort_by_target(targets, self.consumers)
+        if bounds[targets[0] + 1] - bounds[targets[0]] == batch.num_rows:
+            result[targets[0]] = batch
+            return result
+        sorted_rows = take(batch, order)
+        for consumer in range(self.consumers):
+            first, last = bounds[consumer], bounds[consumer + 1]
+            if last > first:
+                result[consumer] = sorted_rows.slice(first, last - first)
+        return result
+
+    def targets(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+        """Return the consumer index of each row (uint8 or uint16)."""
+        groups = groups_of_hashes(hash_columns(batch, self._keys), self._max_parallelism)
+        # mode="wrap": groups are in range, and NumPy's default checks and buffers.
+        return self._subtasks.take(groups, mode="wrap")
+
+
+def _sort_by_target(targets: npt.NDArray[Any], consumers: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Return row numbers ordered by target, stably, and where each target's run begins (and the end)."""
+    if consumers <= _FEW_CONSUMERS:
+        runs = [np.flatnonzero(targets == consumer) for consumer in range(consumers)]
+        return np.concatenate(runs), [0, *np.cumsum([len(run) for run in runs]).tolist()]
+    order = np.argsort(targets, kind="stable")
+    limits = np.arange(consumers, dtype=targets.dtype)
+    bounds = np.searchsorted(targets.take(order, mode="wrap"), limits).tolist()
+    return order, [*bounds, len(targets)]
+
+
+class RoundRobinPartitioner(Partitioner):
+    """Deals batches in turn, the first to consumer `start`; a large one as even, contiguous slices."""
+
+    def __init__(self, consumers: int, start: int) -> None:
+        super().__init__(consumers)
+        self._next = start % consumers
+
+    def split(self, batch: pa.RecordBatch) -> list[pa.RecordBatch | None]:
+        """Return the batch, or its slices, at the next consumers in turn."""
+        result: list[pa.RecordBatch | None] = [None] * self.consumers
+        rows = batch.num_rows
+        if rows == 0:
+            return result
+        pieces = min(self.consumers, max(1, rows // _SLICE_ROWS))
+        for piece in range(pieces):
+            first, last = piece * rows // pieces, (piece + 1) * rows // pieces
+            target = (self._next + piece) % self.consumers
+            result[target] = batch if pieces == 1 else batch.slice(first, last - first)
+        self._next = (self._next + pieces) % self.consumers
+        return result
+
+
+class BroadcastPartitioner(Partitioner):
+    """Sends every row to every consumer. The consumers share one batch."""
+
+    def split(self, batch: pa.RecordBatch) -> list[pa.RecordBatch | None]:
+        """Return the same batch for each consumer."""
+        return [batch if batch.num_rows else None] * self.consumers
