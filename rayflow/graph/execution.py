@@ -63,13 +63,11 @@ def edge_output_channels(graph: JobGraph, edge: JobEdge, producer: SubtaskId) ->
 
 
 def consumer_indices(kind: ExchangeKind, producers: int, consumers: int, producer: int) -> Sequence[int]:
-    """Return the indices of the consumers that producer number `producer` has a channel to. For `rescale`
-    the same as `batch.partition.rescale_targets`."""
+    """Return the indices of the consumers that producer number `producer` has a channel to."""
     if kind == "forward":
         return (producer,)
     if kind == "rescale":
-        first = producer * consumers // producers
-        return range(first, max((producer + 1) * consumers // producers, first + 1))
+        return _group(producers, consumers, producer)
     return range(consumers)
 
 
@@ -77,14 +75,14 @@ def producer_indices(kind: ExchangeKind, producers: int, consumers: int, consume
     """Return the indices of the producers that consumer number `consumer` has a channel from."""
     if kind == "forward":
         return (consumer,)
-    if kind == "rescale" and consumers >= producers:
-        return (_ceil_div((consumer + 1) * producers, consumers) - 1,)
     if kind == "rescale":
-        return range(
-            _ceil_div(consumer * producers, consumers), _ceil_div((consumer + 1) * producers, consumers)
-        )
+        return _group(consumers, producers, consumer)
     return range(producers)
 
 
-def _ceil_div(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)
+def _group(own: int, others: int, index: int) -> Sequence[int]:
+    """Return which of `others` subtasks belong to number `index` of `own`, by contiguous groups."""
+    if own >= others:
+        return (index * others // own,)
+    # other j belongs to j * own // others == index
+    return range(-(-index * others // own), -(-(index + 1) * others // own))
