@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from rayflow.protocol.rate import RateLimiter
 
 from rayflow.graph.plan import OperatorSpec, TimeSpec
-from rayflow.model.errors import PlanError, UserFunctionError
+from rayflow.model.errors import PlanError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Source, Split, SplitReader
@@ -78,7 +78,7 @@ class SourceDriver:
         self._cap = WATERMARK_MIN
         self._asked = False
         self._retry_at_ms = 0
-        self._clock = _EventClock(spec.time, watermark, metrics) if spec.time else None
+        self._clock = _EventClock(spec, spec.time, watermark, metrics) if spec.time else None
         rate = spec.rate_limit
         self._limiter: RateLimiter | None = None
         if rate is not None:
@@ -138,9 +138,10 @@ class SourceDriver:
 
     def wake_at_ms(self, now_ms: int) -> int | None:
         """When `poll` may have rows, None if only a message can change that."""
+        idle_ms = None if self._clock is None else self._clock.next_deadline_ms()
         if self._assigned or self._open:
             return max(self._retry_at_ms, now_ms)
-        return None
+        return idle_ms
 
     def watermark(self, now_ms: int) -> int | GoIdle | None:
         """Return a new watermark, GoIdle when the source steps aside, None when nothing changed."""
@@ -186,7 +187,7 @@ class SourceDriver:
 
     def _read(self, current: _OpenSplit, batch: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
         if self._clock is not None:
-            current.max_time = self._clock.read(current.split.id, batch, current.max_time, now_ms, self._spec)
+            current.max_time = self._clock.read(current.split.id, batch, current.max_time, now_ms)
         if self._limiter is not None:
             self._limiter.take(batch.num_rows, now_ms)
         if self._endless_splits:
@@ -212,17 +213,27 @@ class SourceDriver:
 
 
 class _EventClock:
-    """The source's event time: feeds `SplitWatermarks` from batches and keeps its newest answer."""
+    """The source's event time: feeds `SplitWatermarks` from batches and keeps its newest answer.
 
-    def __init__(self, time: TimeSpec, watermark: int | None, metrics: MetricGroup) -> None:
+    The machine needs the unit of the event-time column: from the source's schema, or else from the first rows,
+    until when events are kept.
+    """
+
+    def __init__(
+        self, spec: OperatorSpec, time: TimeSpec, watermark: int | None, metrics: MetricGroup
+    ) -> None:
+        self._spec = spec
         self._time = time
         self._metrics = metrics
-        self._machine: SplitWatermarks | None = None
-        self._restored = watermark
+        self._restored = WATERMARK_MIN if watermark is None else watermark
         self._early: list[SplitOpened | SplitFinished | CapMoved] = []
         self._answer: int | GoIdle | None = watermark
         self._aside = False
+        self._machine: SplitWatermarks | None = None
         self.current = watermark
+        schema = spec.payload.schema
+        if schema is not None:
+            self._start(_unit_nanos(schema, time.column, spec))
 
     def opened(self, split_id: str, max_time: int | None) -> None:
         self._tell(SplitOpened(split_id, max_time))
@@ -233,29 +244,29 @@ class _EventClock:
     def cap(self, cap: int) -> None:
         self._tell(CapMoved(cap))
 
-    def read(
-        self, split_id: str, batch: pa.RecordBatch, seen: int | None, now_ms: int, spec: OperatorSpec
-    ) -> int | None:
+    def read(self, split_id: str, batch: pa.RecordBatch, seen: int | None, now_ms: int) -> int | None:
         """Account for rows; return the split's largest believable time so far (ns)."""
-        column, nanos = _time_column(batch, self._time.column, spec)
+        nanos = _unit_nanos(batch.schema, self._time.column, self._spec)
         machine = self._machine or self._start(nanos)
+        column = batch.column(self._time.column)
         if column.null_count:
             self._metrics.counter("null_time_rows").inc(column.null_count)
         ticks = pc.cast(column, pa.int64())
         newest = pc.max(ticks).as_py()
-        if newest is None:
-            return seen
         limit = machine.limit(split_id)
-        if limit is not None and newest * nanos > limit:
+        if newest is not None and limit is not None and newest * nanos > limit:
             believable = pc.filter(ticks, pc.less_equal(ticks, limit // nanos))
-            beyond = len(ticks) - ticks.null_count - len(believable)
+            beyond = len(ticks) - ticks.null_count - (len(believable) - believable.null_count)
             self._metrics.counter("far_future_rows").inc(beyond)
             newest = pc.max(believable).as_py()
-            if newest is None:
-                return seen
         self._aside = False
-        self._take(machine.handle(RowsRead(split_id, newest * nanos, now_ms)))
-        return newest * nanos if seen is None else max(seen, newest * nanos)
+        time = None if newest is None else newest * nanos
+        self._take(machine.handle(RowsRead(split_id, time, now_ms)))
+        return seen if time is None else time if seen is None else max(seen, time)
+
+    def next_deadline_ms(self) -> int | None:
+        """When time alone may make the source idle."""
+        return None if self._machine is None else self._machine.next_deadline_ms()
 
     def take(self, now_ms: int, *, step_aside: bool) -> int | GoIdle | None:
         """Return what is new since the last call."""
@@ -290,18 +301,19 @@ class _EventClock:
                 self._answer = command
 
 
-def _time_column(batch: pa.RecordBatch, name: str, spec: OperatorSpec) -> tuple[pa.Array, int]:
-    index = batch.schema.get_field_index(name)
+def _unit_nanos(schema: pa.Schema, name: str, spec: OperatorSpec) -> int:
+    """Return the nanoseconds of one unit of the event-time column; complain where it is none."""
+    index = schema.get_field_index(name)
     if index < 0:
         raise PlanError(
-            f"source {spec.name!r} has no event-time column {name!r}; it has {', '.join(batch.schema.names)}",
+            f"source {spec.name!r} has no event-time column {name!r}; it has {', '.join(schema.names)}",
             spec.location,
         )
-    column = batch.column(index)
-    if not pa.types.is_timestamp(column.type):
-        raise UserFunctionError(
-            spec.name,
-            f"event-time column {name!r} is {column.type}, expected a timestamp; cast it, or read it with schema=",
+    column_type = schema.field(index).type
+    if not pa.types.is_timestamp(column_type):
+        raise PlanError(
+            f"source {spec.name!r}: event-time column {name!r} is {column_type}, expected a timestamp; "
+            "cast it, or read it with schema=",
             spec.location,
         )
-    return column, NANOS_PER_UNIT[column.type.unit]
+    return NANOS_PER_UNIT[column_type.unit]

@@ -25,8 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rayflow.protocol.sequencing import AttemptFence
-
 from rayflow.graph.execution import input_channels, output_channels
 from rayflow.model.config import JobConfig
 from rayflow.model.errors import (
@@ -38,6 +36,7 @@ from rayflow.model.errors import (
 )
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, SubtaskId
 from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
 from rayflow.runtime.assembly import Assembly, own_key_groups
 from rayflow.runtime.messages import (

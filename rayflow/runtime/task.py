@@ -45,6 +45,7 @@ from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     ChannelEnded,
     ChannelIdled,
+    ChannelResumed,
     GoIdle,
     WatermarkArrived,
     WatermarkMerger,
@@ -111,6 +112,7 @@ class Task:
         self._on_snapshot = on_snapshot
         self._on_ended = on_ended
         channels = parts.gate.channels if parts.gate else ()
+        self._channels_left = len(channels)
         self._aligner = BarrierAligner(channels)
         self._merger = WatermarkMerger(channels)
         self._aligning_since_ms: dict[CheckpointId, int] = {}
@@ -257,6 +259,8 @@ class Task:
         if arrival is None:
             return False
         if arrival.batch is not None:
+            if self._merger.is_idle(arrival.channel):
+                self._merge(self._merger.handle(ChannelResumed(arrival.channel)))
             self._count(arrival.batch)
             self._admit(arrival.batch, arrival.port)
             return True
@@ -267,6 +271,9 @@ class Task:
                 self._merge(self._merger.handle(ChannelIdled(arrival.channel)))
             case EndFrame():
                 self._merge(self._merger.handle(ChannelEnded(arrival.channel)))
+                self._channels_left -= 1
+                if self._channels_left == 0:
+                    self._end()
             case BarrierFrame(checkpoint_id):
                 event = BarrierArrived(arrival.channel, checkpoint_id, self._now_ms)
                 self._obey(self._aligner.handle(event), gate)
@@ -299,8 +306,6 @@ class Task:
             match command:
                 case AdvanceWatermark(watermark):
                     self._advance_watermark(watermark)
-                    if watermark >= WATERMARK_MAX and self._merger.ended:
-                        self._end()
                 case GoIdle():
                     self._broadcast(IdleFrame())
 
