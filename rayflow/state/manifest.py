@@ -1,8 +1,37 @@
-"""What a checkpoint consists of."""
+"""What a checkpoint consists of, and how it is found again.
+
+Theory of operation. A checkpoint is the directory `<job id>/chk-<n>` of the job's store. Subtasks put their
+state files there, in any order; when all have acknowledged, the JobManager creates `manifest.json`, which
+names every file with its size and SHA-256. That one atomic create is what makes the directory a checkpoint:
+one without a manifest is garbage, whatever else it holds. A manifest is never changed.
+
+The parser trusts nothing: a manifest that is torn, foreign or of another format version is a
+CorruptCheckpointError that names the file and what is wrong with it.
+
+Invariants:
+
+1. A published manifest names only files that were durable before it was published.
+2. There is at most one manifest per directory, and it never changes.
+3. `from_json(to_json(m)) == m`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from rayflow.model.errors import ConfigError, CorruptCheckpointError, StorageError
+from rayflow.state.storage import MissingObject, ObjectStore, checked_path, join_url, open_store
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+CheckpointKind = Literal["checkpoint", "savepoint"]
+
+_DIRECTORY = re.compile(r"(?:^|.*/)chk-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,3 +58,265 @@ class SplitState:
     position: str | None = None
     finished: bool = False
     max_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    `time_ms` is when the checkpoint was triggered (ms since the epoch); `operators` maps the uid of every
+    operator to its parallelism; `sources` maps a source's uid to the state of its splits; `watermarks` maps
+    a vertex to the lowest watermark (ns) of its subtasks, where one is known.
+    """
+
+    job_id: str
+    attempt: int
+    checkpoint_id: int
+    time_ms: int
+    max_parallelism: int
+    kind: CheckpointKind = "checkpoint"
+    operators: dict[str, int] = field(default_factory=dict)
+    files: tuple[StateFile, ...] = ()
+    sources: dict[str, tuple[SplitState, ...]] = field(default_factory=dict)
+    watermarks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all state files."""
+        return sum(file.nbytes for file in self.files)
+
+    def to_json(self) -> str:
+        """Return the text that `from_json` reads."""
+        document: dict[str, Any] = {"format_version": FORMAT_VERSION}
+        for item in fields(self):
+            document[item.name] = getattr(self, item.name)
+        document["operators"] = {uid: {"parallelism": n} for uid, n in self.operators.items()}
+        document["files"] = [asdict(file) for file in self.files]
+        document["sources"] = {
+            uid: {"splits": [asdict(split) for split in splits]} for uid, splits in self.sources.items()
+        }
+        return json.dumps(document, indent=1)
+
+    @staticmethod
+    def from_json(text: str | bytes, origin: str) -> Manifest:
+        """Return the manifest in `text`; CorruptCheckpointError, naming `origin`, if it is not one."""
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise CorruptCheckpointError(f"{origin} is not JSON (torn or overwritten?): {error}") from None
+        return _Parser(origin).manifest(document)
+
+
+# ------------------------------------------------------------------------------------- publish and read
+
+
+def checkpoint_directory(job_id: str, checkpoint_id: int) -> str:
+    """Return the directory of a checkpoint, relative to the checkpoint storage."""
+    return f"{job_id}/chk-{checkpoint_id}"
+
+
+def publish_manifest(store: ObjectStore, directory: str, manifest: Manifest) -> None:
+    """Make `directory` a checkpoint. Doing it again with an equal manifest is harmless.
+
+    Raises StorageError if it cannot be written, or if another manifest is there already: then another
+    JobManager has published this checkpoint, and this one has been superseded.
+    """
+    path = _manifest_path(directory)
+    if store.create(path, manifest.to_json().encode()):
+        return
+    # The store may report our own object as existing after a retried request; so contents decide.
+    there = Manifest.from_json(store.read(path), f"{store.url}/{path}")
+    if there != manifest:
+        raise StorageError(
+            f"{store.url}/{path} was already published by attempt {there.attempt} of job {there.job_id}, "
+            f"with other contents; attempt {manifest.attempt} has been superseded"
+        )
+
+
+def read_manifest(store: ObjectStore, directory: str) -> Manifest:
+    """Return the manifest in `directory` ("" where the store is the checkpoint's directory itself).
+
+    Raises CorruptCheckpointError where there is none, or no usable one; StorageError where it cannot be read.
+    """
+    path = _manifest_path(directory)
+    origin = f"{store.url}/{path}"
+    try:
+        manifest = Manifest.from_json(store.read(path), origin)
+    except MissingObject:
+        raise CorruptCheckpointError(
+            f"{origin} does not exist: not a checkpoint, or one that never completed"
+        ) from None
+    named = _DIRECTORY.fullmatch(directory or store.url)
+    if named and int(named[1]) != manifest.checkpoint_id:
+        raise CorruptCheckpointError(
+            f"{origin} is that of checkpoint {manifest.checkpoint_id}: it is foreign here"
+        )
+    return manifest
+
+
+def list_checkpoints(store: ObjectStore, job_id: str) -> list[int]:
+    """Return the numbers of all complete checkpoints of the job, oldest first. Manifests are not read."""
+    found = []
+    for path in store.list(job_id):
+        directory, _, name = path[len(job_id) + 1 :].partition("/")
+        match = _DIRECTORY.fullmatch(directory)
+        if match and name == MANIFEST:
+            found.append(int(match[1]))
+    return sorted(found)
+
+
+def newest_checkpoint(store: ObjectStore, job_id: str, on_corrupt: Callable[[str], None]) -> Manifest | None:
+    """Return the manifest of the job's newest usable checkpoint, None if it has none.
+
+    `on_corrupt` is told, in words, about every newer one that had to be passed over. Falling back is not free:
+    a sink may have committed the checkpoint that is passed over.
+    """
+    for number in reversed(list_checkpoints(store, job_id)):
+        directory = checkpoint_directory(job_id, number)
+        try:
+            manifest = read_manifest(store, directory)
+            if manifest.job_id != job_id:
+                raise CorruptCheckpointError(f"{store.url}/{directory} belongs to job {manifest.job_id}")
+            return manifest
+        except CorruptCheckpointError as error:
+            on_corrupt(str(error))
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedCheckpoint:
+    """A checkpoint that a user named: the URL of its directory, and its manifest."""
+
+    url: str
+    manifest: Manifest
+
+
+def resolve_checkpoint(
+    url: str,
+    options: Mapping[str, str],
+    opener: Callable[[str, Mapping[str, str]], ObjectStore] = open_store,
+) -> ResolvedCheckpoint:
+    """Return the checkpoint that `--from url` means: `url` is the directory of a checkpoint or savepoint, or
+    a job's directory, which means its newest complete checkpoint.
+
+    Raises CorruptCheckpointError, saying what was looked for, where there is no usable one.
+    """
+    store = opener(url, options)
+    paths = {path for path in store.list("") if path.count("/") <= 1}
+    if MANIFEST in paths:
+        return ResolvedCheckpoint(url, read_manifest(store, ""))
+    matches = [_DIRECTORY.fullmatch(path.removesuffix(f"/{MANIFEST}")) for path in paths if MANIFEST in path]
+    numbers = sorted(int(match[1]) for match in matches if match)
+    if not numbers:
+        what = "there is nothing" if not paths else "what is there is not a checkpoint"
+        raise CorruptCheckpointError(
+            f"no checkpoint at {store.url}: {what}; expected {MANIFEST} in it (a checkpoint's directory) or "
+            f"chk-<n>/{MANIFEST} (a job's directory)"
+        )
+    directory = f"chk-{numbers[-1]}"
+    return ResolvedCheckpoint(join_url(url, directory), read_manifest(store, directory))
+
+
+def _manifest_path(directory: str) -> str:
+    return f"{directory}/{MANIFEST}" if directory else MANIFEST
+
+
+# ------------------------------------------------------------------------------------------------ parser
+
+_INT_OR_NONE = (int, type(None))
+_SPLIT_FIELDS = {
+    "split": str,
+    "position": (str, type(None)),
+    "finished": bool,
+    "max_time": _INT_OR_NONE,
+}
+_FILE_FIELDS = {
+    "path": str,
+    "uid": str,
+    "part": str,
+    "kind": str,
+    "subtask_index": int,
+    "nbytes": int,
+    "sha256": str,
+    "rows": int,
+    "key_groups": (list, type(None)),
+}
+_MANIFEST_FIELDS = {
+    "format_version": int,
+    "job_id": str,
+    "attempt": int,
+    "checkpoint_id": int,
+    "time_ms": int,
+    "max_parallelism": int,
+    "kind": str,
+    "operators": dict,
+    "files": list,
+    "sources": dict,
+    "watermarks": dict,
+}
+
+
+class _Parser:
+    """Turns parsed JSON into a manifest, or says where it is not one."""
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+
+    def manifest(self, document: Any) -> Manifest:
+        # The version first: a later version may well have other fields.
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if version is None:
+            raise self._wrong("it has no format_version, so it is not a manifest of rayflow")
+        if version != FORMAT_VERSION:
+            raise self._wrong(f"format_version is {version!r}; this rayflow reads {FORMAT_VERSION}")
+        values = self._record(document, _MANIFEST_FIELDS, "the manifest")
+        del values["format_version"]
+        if values["kind"] not in ("checkpoint", "savepoint"):
+            raise self._wrong(f"kind is {values['kind']!r}; expected 'checkpoint' or 'savepoint'")
+        values["operators"] = {
+            uid: self._record(item, {"parallelism": int}, f"operator {uid!r}")["parallelism"]
+            for uid, item in values["operators"].items()
+        }
+        values["files"] = tuple(self._file(item, f"files[{i}]") for i, item in enumerate(values["files"]))
+        values["sources"] = {uid: self._splits(item, uid) for uid, item in values["sources"].items()}
+        for vertex, watermark in values["watermarks"].items():
+            self._typed(watermark, int, f"watermark of {vertex!r}")
+        return Manifest(**values)
+
+    def _splits(self, item: Any, uid: str) -> tuple[SplitState, ...]:
+        splits = self._record(item, {"splits": list}, f"source {uid!r}")["splits"]
+        where = f"a split of source {uid!r}"
+        return tuple(SplitState(**self._record(split, _SPLIT_FIELDS, where)) for split in splits)
+
+    def _file(self, item: Any, where: str) -> StateFile:
+        values = self._record(item, _FILE_FIELDS, where)
+        try:
+            checked_path(values["path"])
+        except ConfigError as error:
+            raise self._wrong(f"{where}: {error}") from None
+        if values["kind"] not in ("keyed", "list"):
+            raise self._wrong(f"{where}.kind is {values['kind']!r}; expected 'keyed' or 'list'")
+        groups = values["key_groups"]
+        if groups is not None:
+            if len(groups) != 2 or not all(isinstance(group, int) for group in groups):
+                raise self._wrong(f"{where}.key_groups is {groups!r}; expected [start, stop]")
+            values["key_groups"] = (groups[0], groups[1])
+        return StateFile(**values)
+
+    def _record(self, item: Any, expected: Mapping[str, Any], where: str) -> dict[str, Any]:
+        self._typed(item, dict, where)
+        if missing := sorted(expected.keys() - item.keys()):
+            raise self._wrong(f"{where} lacks {missing[0]!r}")
+        if extra := sorted(item.keys() - expected.keys()):
+            raise self._wrong(f"{where} has an unknown field {extra[0]!r}")
+        for name, types in expected.items():
+            self._typed(item[name], types, f"{where}: {name!r}")
+        return dict(item)
+
+    def _typed(self, value: Any, types: Any, where: str) -> None:
+        # bool is an int to Python, but not to JSON.
+        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+            raise self._wrong(f"{where} is {str(value)[:80]!r}: not of the expected type")
+
+    def _wrong(self, problem: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(f"{self._origin} is not a usable manifest: {problem}")

@@ -11,7 +11,7 @@ contents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -140,10 +140,10 @@ class S3ObjectStore:
         if paths := self.list(prefix):
             self._delete(paths, prefix)
 
-    def _delete(self, paths: list[str], path: str) -> None:
+    def _delete(self, paths: Sequence[str], path: str) -> None:
         with self._errors("delete", path):
             try:
-                obstore.delete(self._store, paths)
+                obstore.delete(self._store, list(paths))
             except FileNotFoundError:
                 return  # someone else was quicker
 

@@ -28,7 +28,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -100,6 +100,12 @@ def local_path(url: str) -> Path:
             f"{url!r} names host {parts.netloc!r}; did you mean file:///{parts.netloc}{parts.path}?"
         )
     return Path(os.path.abspath(unquote(parts.path)))
+
+
+def join_url(url: str, path: str) -> str:
+    """Return the URL of `path` below `url`, keeping a query where `url` is not a plain path."""
+    base, mark, query = url.partition("?") if "://" in url else (url, "", "")
+    return f"{base.rstrip('/')}/{path}{mark}{query}"
 
 
 def checked_path(path: str) -> str:
@@ -287,7 +293,7 @@ class MemoryStore:
         for key in self._below(prefix):
             self.delete(key[len(self._start) :])
 
-    def _below(self, prefix: str) -> list[str]:
+    def _below(self, prefix: str) -> Sequence[str]:
         stripped = prefix.rstrip("/")
         start = self._start + (checked_path(stripped) + "/" if stripped else "")
         with self._lock:

@@ -1,0 +1,125 @@
+"""State files: Arrow IPC, checked against the manifest's SHA-256, filtered by key group.
+
+A file holds one part of one subtask's state (see `parts.py`). Built-in state is always a table, never a
+pickle, so `operator_state` can show any of it. Nothing is believed before its checksum matches: a store may
+tear or rot what it keeps, and some do not even notice a wrong checksum on upload.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayflow.model.errors import ConfigError, CorruptCheckpointError
+from rayflow.protocol.key_groups import KeyGroupRange
+from rayflow.state.manifest import Manifest, StateFile
+from rayflow.state.parts import KEY_GROUP_COLUMN, PartKind
+from rayflow.state.storage import MissingObject, ObjectStore
+
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """Return `table` as an Arrow IPC file (LZ4)."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=_OPTIONS) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def sha256_hex(data: bytes) -> str:
+    """Return the SHA-256 of `data`, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode_table(data: bytes, expected_sha256: str, origin: str = "a state file") -> pa.Table:
+    """Return the table in `data`; CorruptCheckpointError, naming `origin`, where the checksum differs."""
+    actual = sha256_hex(data)
+    if actual != expected_sha256:
+        raise CorruptCheckpointError(
+            f"{origin} is corrupt: its {len(data)} bytes have SHA-256 {actual}, "
+            f"the manifest says {expected_sha256}"
+        )
+    try:
+        return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    except pa.ArrowInvalid as error:
+        raise CorruptCheckpointError(f"{origin} is not an Arrow IPC file: {error}") from None
+
+
+def write_part(
+    store: ObjectStore,
+    directory: str,
+    *,
+    uid: str,
+    subtask_index: int,
+    part: str,
+    kind: PartKind,
+    table: pa.Table,
+    key_groups: KeyGroupRange | None,
+) -> StateFile:
+    """Store one part below the checkpoint's `directory`; return what the manifest must say about it.
+
+    Durable when it returns. Doing it again, after a lost answer, replaces the same file. `key_groups` is the
+    range of a keyed part, None for a list part.
+    """
+    path = f"{quote(uid, safe='')}-{subtask_index}-{part}.arrow"
+    data = encode_table(table)
+    store.write(f"{directory}/{path}" if directory else path, data)
+    return StateFile(
+        path=path,
+        uid=uid,
+        part=part,
+        kind=kind,
+        subtask_index=subtask_index,
+        nbytes=len(data),
+        sha256=sha256_hex(data),
+        rows=table.num_rows,
+        key_groups=None if key_groups is None else (key_groups.start, key_groups.stop),
+    )
+
+
+def read_part(
+    store: ObjectStore, directory: str, file: StateFile, key_groups: KeyGroupRange | None = None
+) -> pa.Table:
+    """Return a part's rows, of a keyed part only those of `key_groups` where given.
+
+    Raises CorruptCheckpointError where the file is missing or does not match its checksum.
+    """
+    path = f"{directory}/{file.path}" if directory else file.path
+    origin = f"{store.url}/{path}"
+    try:
+        data = store.read(path)
+    except MissingObject:
+        raise CorruptCheckpointError(f"{origin} is missing, although the manifest names it") from None
+    table = decode_table(data, file.sha256, origin)
+    if key_groups is None or file.kind != "keyed" or _lies_within(file, key_groups):
+        return table
+    column = table.column(KEY_GROUP_COLUMN)
+    return table.filter(pc.and_(pc.greater_equal(column, key_groups.start), pc.less(column, key_groups.stop)))
+
+
+def operator_state(store: ObjectStore, directory: str, manifest: Manifest, uid: str) -> dict[str, pa.Table]:
+    """Return the whole state of operator `uid` by part, the subtasks' tables one below the other.
+
+    Raises ConfigError, naming the nearest, where the checkpoint has no such operator.
+    """
+    if uid not in manifest.operators:
+        near = difflib.get_close_matches(uid, manifest.operators, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(manifest.operators))}"
+        raise ConfigError(f"{store.url}/{directory} has no operator {uid!r}; {hint}")
+    tables: dict[str, list[pa.Table]] = {}
+    for file in sorted(manifest.files, key=lambda f: (f.part, f.subtask_index)):
+        if file.uid == uid:
+            tables.setdefault(file.part, []).append(read_part(store, directory, file))
+    return {part: pa.concat_tables(parts, promote_options="permissive") for part, parts in tables.items()}
+
+
+def _lies_within(file: StateFile, key_groups: KeyGroupRange) -> bool:
+    if file.key_groups is None:
+        return False
+    start, stop = file.key_groups
+    return key_groups.start <= start and stop <= key_groups.stop
