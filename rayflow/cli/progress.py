@@ -1,0 +1,248 @@
+"""What a running job does, once or twice a second: a live table on a terminal, plain lines elsewhere.
+
+`ProgressMeter` turns a series of `describe` dictionaries (API.md section 6) into rates; the rest only prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+ENDED_STATES = frozenset({"FINISHED", "CANCELLED", "FAILED", "STOPPED"})
+PLAIN_INTERVAL_S = 1.0
+BACKPRESSURE_SHOWN = 0.1
+"""Ratio from which back-pressure is worth a word (BACKGROUND D2: up to 0.10 is ok)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorProgress:
+    """One chain: rows in this attempt, rows per second lately, and the worst subtask's ratios (0 to 1)."""
+
+    uid: str
+    name: str
+    parallelism: int
+    rows_in: int
+    rows_out: int
+    rows_in_per_s: float
+    rows_out_per_s: float
+    busy: float
+    backpressured: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A job at one moment, `elapsed_s` after it was first looked at."""
+
+    elapsed_s: float
+    state: str
+    attempt: int
+    restarts: tuple[str, ...]
+    operators: tuple[OperatorProgress, ...]
+    checkpoints_completed: int
+    checkpoints_failed: int
+    latest_checkpoint: int | None
+
+
+class ProgressMeter:
+    """Turns descriptions of a job into progress. Times are seconds of any steady clock."""
+
+    def __init__(self) -> None:
+        self._started_s: float | None = None
+        self._seen_s = 0.0
+        self._attempt = 0
+        self._rows: dict[str, tuple[int, int]] = {}
+
+    def observe(self, description: Mapping[str, Any], now_s: float) -> Progress:
+        """Return the job's progress; rates are those since the last call."""
+        if self._started_s is None:
+            self._started_s = self._seen_s = now_s
+        attempt = int(description["attempt"])
+        if attempt != self._attempt:
+            # A new attempt counts from 0 again.
+            self._attempt, self._rows = attempt, {}
+        span_s = now_s - self._seen_s
+        operators = tuple(
+            self._operator(operator, description["subtasks"], span_s) for operator in description["operators"]
+        )
+        self._rows = {o.uid: (o.rows_in, o.rows_out) for o in operators}
+        self._seen_s = now_s
+        checkpoints = description["checkpoints"]
+        return Progress(
+            elapsed_s=now_s - self._started_s,
+            state=description["state"],
+            attempt=attempt,
+            restarts=tuple(_restart_text(restart) for restart in description["restarts"]),
+            operators=operators,
+            checkpoints_completed=checkpoints["completed"],
+            checkpoints_failed=checkpoints["failed"],
+            latest_checkpoint=checkpoints["latest"],
+        )
+
+    def _operator(
+        self, operator: Mapping[str, Any], subtasks: list[Mapping[str, Any]], span_s: float
+    ) -> OperatorProgress:
+        own = [s for s in subtasks if s["operator"] == operator["uid"]]
+        rows_in = sum(s["rows_in"] or 0 for s in own)
+        rows_out = sum(s["rows_out"] or 0 for s in own)
+        in_before, out_before = self._rows.get(operator["uid"], (0, 0))
+        return OperatorProgress(
+            uid=operator["uid"],
+            name=operator["name"],
+            parallelism=operator["parallelism"],
+            rows_in=rows_in,
+            rows_out=rows_out,
+            rows_in_per_s=max(rows_in - in_before, 0) / span_s if span_s > 0 else 0.0,
+            rows_out_per_s=max(rows_out - out_before, 0) / span_s if span_s > 0 else 0.0,
+            busy=max((s["busy"] or 0.0 for s in own), default=0.0),
+            backpressured=max((s["backpressured"] or 0.0 for s in own), default=0.0),
+        )
+
+
+def progress_line(progress: Progress) -> str:
+    """Return the progress as one line of plain text."""
+    parts = [
+        f"{operator.uid} in {operator.rows_in:,} ({operator.rows_in_per_s:,.0f}/s) "
+        f"out {operator.rows_out:,} ({operator.rows_out_per_s:,.0f}/s)"
+        for operator in progress.operators
+    ]
+    parts.append(_checkpoints_text(progress))
+    pressed = max(progress.operators, key=lambda o: o.backpressured, default=None)
+    if pressed is not None and pressed.backpressured > BACKPRESSURE_SHOWN:
+        parts.append(f"back-pressure {pressed.backpressured:.0%} at {pressed.uid}")
+    return f"{progress.elapsed_s:6.1f}s {_state_text(progress)} | " + " | ".join(parts)
+
+
+def progress_table(progress: Progress, title: str) -> Table:
+    """Return the progress as a table with a line per chain."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=f"{title}  {_state_text(progress)}  {progress.elapsed_s:.0f}s",
+        caption=_checkpoints_text(progress),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("operators")
+    for heading in ("subtasks", "rows in", "rows out", "in/s", "out/s", "busy", "back-pressure"):
+        table.add_column(heading, justify="right")
+    for o in progress.operators:
+        style = (
+            "green"
+            if o.backpressured <= BACKPRESSURE_SHOWN
+            else "yellow"
+            if o.backpressured <= 0.5
+            else "red"
+        )
+        table.add_row(
+            Text(o.name),
+            str(o.parallelism),
+            f"{o.rows_in:,}",
+            f"{o.rows_out:,}",
+            f"{o.rows_in_per_s:,.0f}",
+            f"{o.rows_out_per_s:,.0f}",
+            f"{o.busy:.0%}",
+            Text(f"{o.backpressured:.0%}", style=style),
+        )
+    return table
+
+
+class ProgressView(Protocol):
+    """Shows progress while it is open (a context manager)."""
+
+    def __enter__(self) -> ProgressView:
+        """Begin to show."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last progress on the screen."""
+
+    def show(self, progress: Progress) -> None:
+        """Show `progress` in place of the last."""
+
+
+class PlainView:
+    """Writes a line whenever the state changes, the job restarts, or a second has passed."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._shown: Progress | None = None
+        self._told_restarts = 0
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.flush()
+
+    def show(self, progress: Progress) -> None:
+        """Write a line if it is time for one."""
+        for restart in progress.restarts[self._told_restarts :]:
+            print(f"{progress.elapsed_s:6.1f}s {restart}", file=self._out, flush=True)
+        self._told_restarts = len(progress.restarts)
+        last = self._shown
+        due = last is None or last.state != progress.state
+        if due or (last is not None and progress.elapsed_s - last.elapsed_s >= PLAIN_INTERVAL_S):
+            print(progress_line(progress), file=self._out, flush=True)
+            self._shown = progress
+
+
+class LiveView:
+    """Draws a table in place on a terminal; restarts stay as lines above it."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=console, auto_refresh=False)
+        self._title = title
+        self._told_restarts = 0
+
+    def __enter__(self) -> LiveView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def show(self, progress: Progress) -> None:
+        """Redraw the table."""
+        for restart in progress.restarts[self._told_restarts :]:
+            self._live.console.print(restart, style="yellow", markup=False, highlight=False)
+        self._told_restarts = len(progress.restarts)
+        self._live.update(progress_table(progress, self._title), refresh=True)
+
+
+def open_view(out: TextIO, title: str) -> ProgressView:
+    """Return the view that fits `out`: live on a terminal, else plain."""
+    if not out.isatty():
+        return PlainView(out)
+    from rich.console import Console
+
+    return LiveView(Console(file=out), title)
+
+
+def _state_text(progress: Progress) -> str:
+    return progress.state if progress.attempt <= 1 else f"{progress.state} (attempt {progress.attempt})"
+
+
+def _checkpoints_text(progress: Progress) -> str:
+    if not progress.checkpoints_completed and not progress.checkpoints_failed:
+        return "no checkpoint yet"
+    failed = f", {progress.checkpoints_failed} failed" if progress.checkpoints_failed else ""
+    latest = "" if progress.latest_checkpoint is None else f", latest {progress.latest_checkpoint}"
+    return f"checkpoints {progress.checkpoints_completed}{latest}{failed}"
+
+
+def _restart_text(restart: Mapping[str, Any]) -> str:
+    source = restart["restored_from"]
+    origin = "the beginning" if source is None else f"checkpoint {source}"
+    return f"attempt {restart['attempt']} from {origin}, because: {restart['cause']}"
