@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from rayflow.model.errors import ConfigError, CorruptCheckpointError
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.state.manifest import Manifest, StateFile
-from rayflow.state.parts import KEY_GROUP_COLUMN, PartKind
+from rayflow.state.parts import KEY_GROUP_COLUMN
 from rayflow.state.storage import MissingObject, ObjectStore
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -50,38 +49,6 @@ def decode_table(data: bytes, expected_sha256: str, origin: str = "a state file"
         raise CorruptCheckpointError(f"{origin} is not an Arrow IPC file: {error}") from None
 
 
-def write_part(
-    store: ObjectStore,
-    directory: str,
-    *,
-    uid: str,
-    subtask_index: int,
-    part: str,
-    kind: PartKind,
-    table: pa.Table,
-    key_groups: KeyGroupRange | None,
-) -> StateFile:
-    """Store one part below the checkpoint's `directory`; return what the manifest must say about it.
-
-    Durable when it returns. Doing it again, after a lost answer, replaces the same file. `key_groups` is the
-    range of a keyed part, None for a list part.
-    """
-    path = f"{quote(uid, safe='')}-{subtask_index}-{part}.arrow"
-    data = encode_table(table)
-    store.write(f"{directory}/{path}" if directory else path, data)
-    return StateFile(
-        path=path,
-        uid=uid,
-        part=part,
-        kind=kind,
-        subtask_index=subtask_index,
-        nbytes=len(data),
-        sha256=sha256_hex(data),
-        rows=table.num_rows,
-        key_groups=None if key_groups is None else (key_groups.start, key_groups.stop),
-    )
-
-
 def read_part(
     store: ObjectStore, directory: str, file: StateFile, key_groups: KeyGroupRange | None = None
 ) -> pa.Table:
@@ -96,7 +63,7 @@ def read_part(
     except MissingObject:
         raise CorruptCheckpointError(f"{origin} is missing, although the manifest names it") from None
     table = decode_table(data, file.sha256, origin)
-    if key_groups is None or file.kind != "keyed" or _lies_within(file, key_groups):
+    if key_groups is None or file.kind != "keyed":
         return table
     column = table.column(KEY_GROUP_COLUMN)
     return table.filter(pc.and_(pc.greater_equal(column, key_groups.start), pc.less(column, key_groups.stop)))
@@ -116,10 +83,3 @@ def operator_state(store: ObjectStore, directory: str, manifest: Manifest, uid: 
         if file.uid == uid:
             tables.setdefault(file.part, []).append(read_part(store, directory, file))
     return {part: pa.concat_tables(parts, promote_options="permissive") for part, parts in tables.items()}
-
-
-def _lies_within(file: StateFile, key_groups: KeyGroupRange) -> bool:
-    if file.key_groups is None:
-        return False
-    start, stop = file.key_groups
-    return key_groups.start <= start and stop <= key_groups.stop

@@ -85,8 +85,8 @@ class Manifest:
         """Bytes of all state files."""
         return sum(file.nbytes for file in self.files)
 
-    def to_json(self) -> str:
-        """Return the text that `from_json` reads."""
+    def to_json(self) -> bytes:
+        """Return the contents of `manifest.json`."""
         document: dict[str, Any] = {"format_version": FORMAT_VERSION}
         for item in fields(self):
             document[item.name] = getattr(self, item.name)
@@ -95,13 +95,13 @@ class Manifest:
         document["sources"] = {
             uid: {"splits": [asdict(split) for split in splits]} for uid, splits in self.sources.items()
         }
-        return json.dumps(document, indent=1)
+        return json.dumps(document, indent=1).encode()
 
     @staticmethod
-    def from_json(text: str | bytes, origin: str) -> Manifest:
-        """Return the manifest in `text`; CorruptCheckpointError, naming `origin`, if it is not one."""
+    def from_json(data: bytes, origin: str = MANIFEST) -> Manifest:
+        """Return the manifest in `data`; CorruptCheckpointError, naming `origin`, if it is not one."""
         try:
-            document = json.loads(text)
+            document = json.loads(data)
         except ValueError as error:
             raise CorruptCheckpointError(f"{origin} is not JSON (torn or overwritten?): {error}") from None
         return _Parser(origin).manifest(document)
@@ -122,7 +122,7 @@ def publish_manifest(store: ObjectStore, directory: str, manifest: Manifest) -> 
     JobManager has published this checkpoint, and this one has been superseded.
     """
     path = _manifest_path(directory)
-    if store.create(path, manifest.to_json().encode()):
+    if store.create(path, manifest.to_json()):
         return
     # The store may report our own object as existing after a retried request; so contents decide.
     there = Manifest.from_json(store.read(path), f"{store.url}/{path}")
@@ -163,24 +163,6 @@ def list_checkpoints(store: ObjectStore, job_id: str) -> list[int]:
         if match and name == MANIFEST:
             found.append(int(match[1]))
     return sorted(found)
-
-
-def newest_checkpoint(store: ObjectStore, job_id: str, on_corrupt: Callable[[str], None]) -> Manifest | None:
-    """Return the manifest of the job's newest usable checkpoint, None if it has none.
-
-    `on_corrupt` is told, in words, about every newer one that had to be passed over. Falling back is not free:
-    a sink may have committed the checkpoint that is passed over.
-    """
-    for number in reversed(list_checkpoints(store, job_id)):
-        directory = checkpoint_directory(job_id, number)
-        try:
-            manifest = read_manifest(store, directory)
-            if manifest.job_id != job_id:
-                raise CorruptCheckpointError(f"{store.url}/{directory} belongs to job {manifest.job_id}")
-            return manifest
-        except CorruptCheckpointError as error:
-            on_corrupt(str(error))
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +298,7 @@ class _Parser:
     def _typed(self, value: Any, types: Any, where: str) -> None:
         # bool is an int to Python, but not to JSON.
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
-            raise self._wrong(f"{where} is {str(value)[:80]!r}: not of the expected type")
+            raise self._wrong(f"{where} is {repr(value)[:80]}: not of the expected type")
 
     def _wrong(self, problem: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._origin} is not a usable manifest: {problem}")

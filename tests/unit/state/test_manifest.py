@@ -1,0 +1,224 @@
+"""Manifests: what is published is what is read, and nothing else passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayflow.model.errors import CorruptCheckpointError, StorageError
+from rayflow.state.manifest import (
+    Manifest,
+    SplitState,
+    StateFile,
+    checkpoint_directory,
+    list_checkpoints,
+    publish_manifest,
+    read_manifest,
+    resolve_checkpoint,
+)
+from rayflow.state.storage import MemoryStore, open_store
+
+FILE = StateFile(
+    path="count-0-keys.arrow",
+    uid="count",
+    part="keys",
+    kind="keyed",
+    subtask_index=0,
+    nbytes=100,
+    sha256="ab" * 32,
+    rows=3,
+    key_groups=(0, 64),
+)
+MANIFEST = Manifest(
+    job_id="job-1",
+    attempt=2,
+    checkpoint_id=7,
+    time_ms=1_700_000_000_000,
+    max_parallelism=128,
+    operators={"read": 1, "count": 2},
+    files=(FILE, dataclasses.replace(FILE, kind="list", key_groups=None)),
+    sources={
+        "read": (SplitState(split='{"id": "a"}', position="[1]", max_time=-(2**100)), SplitState(split="b"))
+    },
+    watermarks={"count": 2**100},
+)
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> MemoryStore:
+    return MemoryStore(f"memory://manifest-{id(request)}-{request.node.name}")
+
+
+names = st.text(max_size=20)
+whole = st.integers(-(2**100), 2**100)
+split_states = st.builds(
+    SplitState,
+    split=names,
+    position=st.none() | names,
+    finished=st.booleans(),
+    max_time=st.none() | whole,
+)
+state_files = st.builds(
+    StateFile,
+    path=st.just("a/b.arrow"),
+    uid=names,
+    part=names,
+    kind=st.sampled_from(["keyed", "list"]),
+    subtask_index=st.integers(0, 100),
+    nbytes=st.integers(0),
+    sha256=names,
+    rows=st.integers(0),
+    key_groups=st.none() | st.tuples(st.integers(0), st.integers(0)),
+)
+
+
+@given(
+    manifest=st.builds(
+        Manifest,
+        job_id=names,
+        attempt=whole,
+        checkpoint_id=whole,
+        time_ms=whole,
+        max_parallelism=whole,
+        kind=st.sampled_from(["checkpoint", "savepoint"]),
+        operators=st.dictionaries(names, st.integers(1, 99), max_size=3),
+        files=st.lists(state_files, max_size=3).map(tuple),
+        sources=st.dictionaries(names, st.lists(split_states, max_size=3).map(tuple), max_size=3),
+        watermarks=st.dictionaries(names, whole, max_size=3),
+    )
+)
+def test_json_and_back_is_the_same_manifest(manifest: Manifest) -> None:
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@given(st.integers(0, len(MANIFEST.to_json()) - 1))
+def test_a_torn_manifest_is_corrupt_wherever_it_is_torn(length: int) -> None:
+    with pytest.raises(CorruptCheckpointError, match=r"^here/manifest\.json"):
+        Manifest.from_json(MANIFEST.to_json()[:length], "here/manifest.json")
+
+
+def _edited(path: tuple[Any, ...], value: Any) -> bytes:
+    document: Any = json.loads(MANIFEST.to_json())
+    at = document
+    for step in path[:-1]:
+        at = at[step]
+    if value is ...:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        (("format_version",), 2, "format_version is 2; this rayflow reads 1"),
+        (("format_version",), ..., "not a manifest of rayflow"),
+        (("job_id",), ..., "the manifest lacks 'job_id'"),
+        (("attempt",), "2", "'attempt' is '2': not of the expected type"),
+        (("attempt",), True, "'attempt' is True"),
+        (("kind",), "backup", "kind is 'backup'"),
+        (("surprise",), 1, "unknown field 'surprise'"),
+        (("operators", "count"), 2, "operator 'count'"),
+        (("files", 0, "sha256"), ..., "files.0. lacks 'sha256'"),
+        (("files", 0, "path"), "../../etc/passwd", "object path"),
+        (("files", 0, "kind"), "odd", "kind is 'odd'"),
+        (("files", 0, "key_groups"), [1], "key_groups is .1."),
+        (("files", 1), None, r"files\[1\] is None"),
+        (("sources", "read", "splits", 0, "split"), ..., "a split of source 'read' lacks 'split'"),
+        (("sources", "read"), [], "source 'read'"),
+        (("watermarks", "count"), "now", "watermark of 'count'"),
+    ],
+)
+def test_each_defect_is_named(path: tuple[Any, ...], value: Any, problem: str) -> None:
+    with pytest.raises(CorruptCheckpointError, match=problem):
+        Manifest.from_json(_edited(path, value))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'"x"', b"PAR1\x00\xff", b"{}"])
+def test_a_foreign_file_is_not_a_manifest(data: bytes) -> None:
+    with pytest.raises(CorruptCheckpointError, match=r"^here is not"):
+        Manifest.from_json(data, "here")
+
+
+def test_publishing_twice_is_harmless_but_another_manifest_never_replaces_the_first(
+    store: MemoryStore,
+) -> None:
+    directory = checkpoint_directory("job-1", 7)
+    publish_manifest(store, directory, MANIFEST)
+    publish_manifest(store, directory, MANIFEST)
+    with pytest.raises(StorageError, match="already published by attempt 2"):
+        publish_manifest(store, directory, dataclasses.replace(MANIFEST, attempt=1))
+    assert read_manifest(store, directory) == MANIFEST
+
+
+def test_a_directory_without_a_manifest_is_no_checkpoint(store: MemoryStore) -> None:
+    store.write("job-1/chk-9/count-0-keys.arrow", b"x")
+    with pytest.raises(CorruptCheckpointError, match=r"job-1/chk-9/manifest\.json does not exist"):
+        read_manifest(store, "job-1/chk-9")
+    assert list_checkpoints(store, "job-1") == []
+
+
+def test_a_manifest_in_another_checkpoints_directory_is_foreign(store: MemoryStore) -> None:
+    store.write("job-1/chk-8/manifest.json", MANIFEST.to_json())
+    with pytest.raises(CorruptCheckpointError, match="checkpoint 7: it is foreign"):
+        read_manifest(store, "job-1/chk-8")
+
+
+def test_checkpoints_are_listed_by_number_not_by_letters(store: MemoryStore) -> None:
+    for number in (10, 9, 2):
+        publish_manifest(store, f"job-1/chk-{number}", dataclasses.replace(MANIFEST, checkpoint_id=number))
+    store.write("job-1/attempts/1.json", b"")
+    store.write("job-1/chk-11/deep/manifest.json", b"")
+    store.write("job-10/chk-3/manifest.json", b"")
+    assert list_checkpoints(store, "job-1") == [2, 9, 10]
+
+
+def test_a_user_may_name_a_checkpoint_or_a_job(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), {})
+    for number in (9, 10):
+        publish_manifest(store, f"job-1/chk-{number}", dataclasses.replace(MANIFEST, checkpoint_id=number))
+    publish_manifest(store, "my-savepoint", MANIFEST)
+    store.write("job-1/chk-11/part.arrow", b"unfinished")
+
+    def resolved(path: str) -> tuple[str, int]:
+        found = resolve_checkpoint(path, {})
+        assert read_manifest(open_store(found.url, {}), "") == found.manifest
+        return found.url, found.manifest.checkpoint_id
+
+    assert resolved(f"{tmp_path}/job-1") == (f"{tmp_path}/job-1/chk-10", 10)
+    assert resolved(f"file://{tmp_path}/job-1/chk-9/") == (f"file://{tmp_path}/job-1/chk-9/", 9)
+    assert resolved(f"{tmp_path}/my-savepoint") == (f"{tmp_path}/my-savepoint", 7)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("nowhere", "there is nothing"),
+        ("foreign", "what is there is not a checkpoint"),
+        ("torn", "torn/manifest.json is not JSON"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, path: str, problem: str) -> None:
+    store = open_store(str(tmp_path), {})
+    store.write("foreign/data.parquet", b"PAR1")
+    store.write("torn/manifest.json", MANIFEST.to_json()[:100])
+    with pytest.raises(CorruptCheckpointError, match=problem):
+        resolve_checkpoint(f"{tmp_path}/{path}", {})
+
+
+@pytest.mark.s3
+def test_on_s3_a_checkpoint_is_found_through_a_url_with_a_query(s3_server) -> None:  # type: ignore[no-untyped-def]
+    bucket = s3_server.new_bucket()
+    publish_manifest(open_store(f"s3://{bucket}", s3_server.options), "job-1/chk-7", MANIFEST)
+    keys = {k: v for k, v in s3_server.options.items() if k.endswith("_key")}
+    url = f"s3://{bucket}/job-1?endpoint_override={s3_server.endpoint}"
+    found = resolve_checkpoint(url, keys)
+    assert found.url == f"s3://{bucket}/job-1/chk-7?endpoint_override={s3_server.endpoint}"
+    assert read_manifest(open_store(found.url, keys), "") == MANIFEST
