@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pyarrow as pa
-from rayflow.batch.partition import make_partitioner
 from rayflow.operators.sink import SinkOperator
 from rayflow.protocol.rate import RateLimiter
 
+from rayflow.batch.partition import make_partitioner
 from rayflow.graph.execution import edge_output_channels, input_channels, output_channels
 from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
 from rayflow.model.config import JobConfig

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-from rayflow.protocol.sequencing import Accept, ChannelSequence, FrameArrived
 
 from rayflow.batch.tables import concat
 from rayflow.model.ids import ChannelId
 from rayflow.protocol.credit import CreditReceiver, FrameConsumed, FrameReceived, GateOpened, GrantCredit
+from rayflow.protocol.sequencing import Accept, ChannelSequence, FrameArrived
 from rayflow.runtime.messages import CreditFrame, DataFrame, Frame, OpenFrame, WatermarkFrame
 
 

@@ -245,7 +245,8 @@ class InputsEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed:
-    """The attempt failed in this subtask. `retryable` is False where a restart cannot help."""
+    """The attempt failed in this subtask. `retryable` is False where a restart cannot help;
+    `corrupt_checkpoint` says that the checkpoint to restore is what could not be used."""
 
     subtask: SubtaskId
     attempt: Attempt
@@ -253,6 +254,7 @@ class TaskFailed:
     operator: str | None = None
     location: str | None = None
     retryable: bool = True
+    corrupt_checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)

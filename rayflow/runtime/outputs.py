@@ -23,8 +23,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-from rayflow.batch.partition import Partitioner
 
+from rayflow.batch.partition import Partitioner
 from rayflow.batch.tables import concat, nbytes, slice_rows
 from rayflow.model.ids import ChannelId
 from rayflow.protocol.credit import CreditGranted, CreditSender, FrameSent

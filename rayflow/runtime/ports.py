@@ -51,9 +51,7 @@ class Transport(Protocol):
     def listen(self, receiver: FrameReceiver, attempt: Attempt, inputs: list[ChannelId]) -> None:
         """Expect these input channels of `attempt`; everything of earlier attempts is closed and dropped."""
 
-    def connect(
-        self, attempt: Attempt, outputs: dict[ChannelId, str], receiver: FrameReceiver
-    ) -> None:
+    def connect(self, attempt: Attempt, outputs: dict[ChannelId, str], receiver: FrameReceiver) -> None:
         """Open these output channels to the consumers' addresses. Frames may be sent at once."""
 
     def send(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
