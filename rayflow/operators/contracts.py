@@ -63,6 +63,8 @@ class OperatorContext:
     """Number of the checkpoint this attempt restored, None for a fresh start."""
     foreign_job: str | None = None
     """Id of the other job whose checkpoint was restored (`--from`), else None."""
+    restored_permit: CommitPermit | None = None
+    """Leave to commit what was pending in the restored checkpoint; None for a fresh start."""
     batch_rows: int = 65_536
     options: dict[str, Any] = field(default_factory=dict)
     """The job's flat configuration (`storage` credentials included), for connectors."""
