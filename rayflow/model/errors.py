@@ -5,6 +5,7 @@
 | `ConfigError` | whoever set the option |
 | `PlanError` | the job's author; raised before any data flows |
 | `UserFunctionError` | the job's author; raised by the author's function or data, with operator and source line |
+| `DataError` | whoever supplies the data; connectors raise it |
 | `TransientError` | nobody yet: the job restarts |
 | `StorageError` | the operator of the storage; a checkpoint is aborted or the job restarts |
 | `CorruptCheckpointError` | whoever restores: the checkpoint cannot be used |
@@ -60,6 +61,11 @@ class UserFunctionError(RayflowError):
         if self.sample:
             lines.append(f"  rows at hand: {self.sample}")
         return "\n".join(lines)
+
+
+class DataError(RayflowError):
+    """A file or record cannot be read as what it should be. The message names file, place and reason; the
+    engine turns it into a `UserFunctionError` that names the operator too."""
 
 
 class TransientError(RayflowError):

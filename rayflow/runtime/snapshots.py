@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rayflow.state.files import decode_table, encode_table
+from rayflow.state.files import encode_table, read_part, sha256_hex
 
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.runtime.messages import RestoreInfo, StateFile
-from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.storage import ObjectStore
 
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
@@ -52,7 +52,7 @@ def upload(
                 kind=part.kind,
                 subtask_index=subtask.index,
                 nbytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
+                sha256=sha256_hex(data),
                 rows=table.num_rows,
                 key_groups=(key_groups.start, key_groups.stop) if part.kind == "keyed" else None,
             )
@@ -70,9 +70,7 @@ def restore(
     parts: dict[str, list[RestoredPart]] = defaultdict(list)
     store = open_store(info.directory, options)
     for file in info.files:
-        table = decode_table(store.read(file.path), file.sha256)
-        if file.kind == "keyed":
-            table = _own_rows(table, key_groups)
+        table = read_part(store, "", file, key_groups)
         parts[file.uid].append(
             RestoredPart(
                 name=file.part,
@@ -83,12 +81,6 @@ def restore(
             )
         )
     return dict(parts)
-
-
-def _own_rows(table: pa.Table, key_groups: KeyGroupRange) -> pa.Table:
-    column = table.column(KEY_GROUP_COLUMN)
-    own = pc.and_(pc.greater_equal(column, key_groups.start), pc.less(column, key_groups.stop))
-    return table.filter(own)
 
 
 def _safe(uid: str) -> str:

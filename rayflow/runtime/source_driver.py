@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ import pyarrow.compute as pc
 from rayflow.protocol.rate import RateLimiter
 
 from rayflow.graph.plan import OperatorSpec, TimeSpec
-from rayflow.model.errors import PlanError
+from rayflow.model.errors import DataError, PlanError, RayflowError, UserFunctionError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Source, Split, SplitReader
@@ -126,7 +128,8 @@ class SourceDriver:
             self._open_next()
         for _ in range(len(self._open)):
             current = self._open[0]
-            batch = current.reader.read(self._read_rows)
+            with self._blamed():
+                batch = current.reader.read(self._read_rows)
             if batch is None:
                 self._finish(current)
                 return None
@@ -174,11 +177,25 @@ class SourceDriver:
         self._open.clear()
         return errors
 
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Have errors of the source name the operator and the user's line."""
+        try:
+            yield
+        except DataError as error:
+            raise UserFunctionError(self._spec.name, str(error), self._spec.location) from error
+        except RayflowError:
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise UserFunctionError(self._spec.name, cause, self._spec.location) from error
+
     def _open_next(self) -> None:
         state = self._assigned.popleft()
         split = Split.from_json(state.split)
         position = None if state.position is None else json.loads(state.position)
-        reader = self._source.open_split(split, position)
+        with self._blamed():
+            reader = self._source.open_split(split, position)
         self._open.append(_OpenSplit(split, reader, state.max_time))
         self._move_cap()
         if self._clock is not None:

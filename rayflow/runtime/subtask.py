@@ -420,6 +420,7 @@ class SubtaskEngine:
                 operator=user.operator if user else None,
                 location=user.location if user else getattr(error, "location", None),
                 retryable=not isinstance(error, _NOT_RETRYABLE),
+                corrupt_checkpoint=isinstance(error, CorruptCheckpointError),
             )
         )
 
