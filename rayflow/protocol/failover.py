@@ -1,0 +1,122 @@
+"""Whether and when a failed attempt is followed by another.
+
+Theory of operation. An attempt that failed in a way that a restart may cure is followed by the next one
+after a delay, as long as the budget lasts: at most `max_attempts` restarts within any `window_ms`. With the
+`fixed` strategy the delay is always the same. With `exponential` it doubles from failure to failure up to
+`max_delay_ms`, so that a lasting fault does not make the job spin, and begins anew once the job has got
+somewhere: a checkpoint completed since the restart, or it ran for `max_delay_ms`. There is no jitter: one
+job restarts here, not a thousand clients.
+
+Invariants:
+
+1. Within any `window_ms` there are at most `max_attempts` restarts.
+2. A delay lies between `delay_ms` and `max_delay_ms` (or is `delay_ms`, should that be larger).
+3. A failure that is not retryable, and the strategy `none`, give up at once.
+4. After giving up nothing restarts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from rayflow.model.errors import ProtocolViolation
+from rayflow.protocol.unhandled import unhandled
+
+RestartStrategy = Literal["exponential", "fixed", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """An attempt failed, running or not yet. `retryable` False: a restart cannot help."""
+
+    cause: str
+    retryable: bool
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressMade:
+    """A checkpoint of the current attempt completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAt:
+    """Start the next attempt at this time (ms since the epoch)."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The job has failed: `cause` is the last failure's, `reason` says why there is no restart."""
+
+    cause: str
+    reason: str = ""
+
+
+FailoverEvent = AttemptFailed | ProgressMade
+FailoverCommand = RestartAt | GiveUp
+
+
+class RestartPolicy:
+    """Decides about the restarts of one job. `max_attempts` ≥ 0 restarts within `window_ms`."""
+
+    def __init__(
+        self,
+        strategy: RestartStrategy,
+        max_attempts: int,
+        window_ms: int,
+        delay_ms: int,
+        max_delay_ms: int = 30_000,
+    ) -> None:
+        self._strategy = strategy
+        self._max_attempts = max_attempts
+        self._window_ms = window_ms
+        self._delay_ms = delay_ms
+        self._max_delay_ms = max(delay_ms, max_delay_ms)
+        # When the restarts of the window were to happen: at most `max_attempts` of them.
+        self._restarts: deque[int] = deque()
+        self._next_delay_ms = delay_ms
+        self._given_up = False
+
+    def handle(self, event: FailoverEvent) -> tuple[FailoverCommand, ...]:
+        """Take note of `event`; for a failure, return what follows."""
+        if self._given_up:
+            raise ProtocolViolation(f"{event} after the job was given up (invariant 4)")
+        match event:
+            case AttemptFailed():
+                return (self._on_failed(event),)
+            case ProgressMade():
+                self._next_delay_ms = self._delay_ms
+                return ()
+            case _:
+                unhandled(event)
+
+    def _on_failed(self, event: AttemptFailed) -> FailoverCommand:
+        if not event.retryable:
+            return self._give_up(event.cause, "a restart cannot help")
+        if self._strategy == "none":
+            return self._give_up(event.cause, "restart.strategy is 'none'")
+        at_ms = event.now_ms + self._delay(event.now_ms)
+        while self._restarts and self._restarts[0] <= at_ms - self._window_ms:
+            self._restarts.popleft()
+        if len(self._restarts) >= self._max_attempts:
+            reason = f"restart.max_attempts: {self._max_attempts} restarts within {self._window_ms} ms"
+            return self._give_up(event.cause, reason)
+        self._restarts.append(at_ms)
+        return RestartAt(at_ms)
+
+    def _delay(self, now_ms: int) -> int:
+        if self._strategy == "fixed":
+            return self._delay_ms
+        if self._restarts and now_ms - self._restarts[-1] >= self._max_delay_ms:
+            self._next_delay_ms = self._delay_ms
+        delay_ms = self._next_delay_ms
+        self._next_delay_ms = min(2 * delay_ms, self._max_delay_ms)
+        return delay_ms
+
+    def _give_up(self, cause: str, reason: str) -> GiveUp:
+        self._given_up = True
+        return GiveUp(cause, reason)
