@@ -1,1 +1,28 @@
-"""TODO(layer docstring)."""
+"""Every decision that must be right, as small pure machines.
+
+A machine is told events (past tense) and answers commands (imperative): `handle(event) -> tuple[Command, ...]`.
+Events and commands are frozen values; what a machine remembers belongs to it alone. Nothing here reads a clock,
+does I/O, starts threads, draws random numbers or knows Arrow or Ray: time comes with the events, and somebody
+else (the runtime, in production as in simulation) carries commands out and tells what became of them. So the
+same code runs under the simulator's virtual clock and in a Ray actor, and equal events give equal commands.
+
+Each module opens with its theory of operation and numbered invariants. They are checked always, once per event:
+an event that breaks one raises `ProtocolViolation`, which is a bug in rayflow, and leaves the machine as it was.
+What only *may* come late, twice or from the past (messages cross processes) is not an error: it is ignored, or
+dropped and counted, and the event's docstring says so.
+
+| module | decides |
+|---|---|
+| `key_groups` | which subtask owns which keys |
+| `credit` | how much each producer may send: bounded memory, no channel starved |
+| `alignment` | when a task with several inputs may snapshot |
+| `watermarks` | how far event time has come, at sources and where channels meet |
+| `splits` | which source subtask reads what, and how far event time may go meanwhile |
+| `sequencing` | what is stale, repeated or missing |
+| `coordinator` (values in `checkpointing`) | when checkpoints begin, are complete, and go |
+| `commits` | when a staged transaction may be published |
+| `lifecycle` | the states of jobs and subtasks |
+| `failover` | whether and when a failed attempt is followed by another |
+| `rate` | static rate limits |
+| `unhandled` | the end of an exhaustive `match` |
+"""

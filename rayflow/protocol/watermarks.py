@@ -212,13 +212,20 @@ class CapMoved:
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
-    """Time passed while the source could read. Not to be told of time in which it was held back: a split that
-    could not be read is not idle."""
+    """Time passed, and the source could have read. Not to be told while it is held back (back-pressure, rate)."""
 
     now_ms: int
 
 
-SourceEvent = SplitOpened | RowsRead | SplitFinished | CapMoved | Ticked
+@dataclass(frozen=True, slots=True)
+class ReadingResumed:
+    """The source can read again after it was held back: the time of idleness begins anew, for a split that could
+    not be read is not idle."""
+
+    now_ms: int
+
+
+SourceEvent = SplitOpened | RowsRead | SplitFinished | CapMoved | Ticked | ReadingResumed
 
 
 class _Split:
@@ -292,6 +299,8 @@ class SplitWatermarks:
                 self._cap = event.cap
             case Ticked():
                 return self._on_tick(event.now_ms)
+            case ReadingResumed():
+                self._on_resumed(event.now_ms)
             case _:
                 unhandled(event)
         return self._advance()
@@ -332,6 +341,13 @@ class SplitWatermarks:
             self._idle = True
             commands = (*commands, GoIdle())
         return commands
+
+    def _on_resumed(self, now_ms: int) -> None:
+        for split in self._splits.values():
+            if not split.idle:
+                split.active_ms = now_ms
+        if self._splitless_since_ms is not None:
+            self._splitless_since_ms = now_ms
 
     def _open(self, split_id: str) -> _Split:
         split = self._splits.get(split_id)
