@@ -80,11 +80,10 @@ class InputGate:
                 if not isinstance(verdict, Accept):
                     return
             self._send_grants(self._credit.handle(FrameReceived(channel, frame.nbytes, frame.backlog)))
-        elif isinstance(frame, WatermarkFrame) and queue.frames:
+        elif isinstance(frame, WatermarkFrame) and queue.frames and isinstance(queue.frames[-1], WatermarkFrame):
             # Watermarks cost no credit; keeping only the newest bounds what a stalled task gathers.
-            if isinstance(queue.frames[-1], WatermarkFrame):
-                queue.frames[-1] = frame
-                return
+            queue.frames[-1] = frame
+            return
         queue.frames.append(frame)
         self.queued_frames += 1
 

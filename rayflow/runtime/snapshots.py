@@ -10,13 +10,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from rayflow.state.files import encode_table, read_part, sha256_hex
-
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.runtime.messages import RestoreInfo, StateFile
+from rayflow.state.files import encode_table, read_part, sha256_hex
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.storage import ObjectStore
 
