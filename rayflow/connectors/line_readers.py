@@ -16,6 +16,7 @@ from rayflow.model.errors import DataError
 from rayflow.operators.contracts import SplitReader
 
 _BLOCK_BYTES = 1 << 20
+_PIECE_BYTES = 4096
 _SAMPLE_BYTES = 4 << 20
 
 
@@ -30,7 +31,7 @@ class LineRange:
             # The byte before tells whether a line begins right at `start`.
             self.at = start - 1
             self._file.seek(self.at)
-            self.at += len(self._file.readline())
+            self.at += len(self._rest_of_line())
 
     def next_block(self, max_lines: int) -> list[bytes]:
         """Return up to `max_lines` whole lines, with their ends; none at the end of the range."""
@@ -39,7 +40,7 @@ class LineRange:
         self._file.seek(self.at)
         data = self._file.read(min(_BLOCK_BYTES, self._stop - self.at))
         if not data.endswith(b"\n"):
-            data += self._file.readline()
+            data += self._rest_of_line()
         lines = data.split(b"\n")
         last = lines.pop()
         whole = [line + b"\n" for line in lines] + ([last] if last else [])
@@ -50,6 +51,16 @@ class LineRange:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _rest_of_line(self) -> bytes:
+        """Read on to the end of the line (or file); the file's offset may end up anywhere."""
+        rest = b""
+        while piece := self._file.read(_PIECE_BYTES):
+            end = piece.find(b"\n")
+            if end >= 0:
+                return rest + piece[: end + 1]
+            rest += piece
+        return rest
 
 
 class TextReader(SplitReader):
