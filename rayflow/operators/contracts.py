@@ -43,6 +43,10 @@ class Output(Protocol):
     def emit_watermark(self, watermark: int) -> None:
         """Announce a watermark (nanoseconds) that this operator makes itself."""
 
+    def emit_idle(self) -> None:
+        """Say that this operator, which makes watermarks itself, has nothing to say about event time until
+        its next rows or watermark, so that others need not wait for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorContext:
@@ -210,6 +214,11 @@ class SinkContext:
     max_parallelism: int
     metrics: MetricGroup | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    succeeded: bool = False
+    """In `finish_job`: the job's state is FINISHED."""
+    completed_checkpoint: int | None = None
+    """In `finish_job`: number of the newest complete checkpoint. Unless the job succeeded, what it left
+    pending may not be committed yet, and restoring from it commits that."""
 
 
 class Sink(ABC):
@@ -233,7 +242,8 @@ class Sink(ABC):
         overwrite). Runs once on the JobManager; not called when a job is restored with `--from`."""
 
     def finish_job(self, ctx: SinkContext) -> None:
-        """Clean up after the job ended, whatever its state: staged leftovers of this job."""
+        """Clean up after the job ended, whatever its state: staged leftovers of this job that no restore can
+        need (see `ctx.completed_checkpoint`)."""
 
     def open(self, ctx: SinkContext) -> None:
         """Get ready to write. `ctx.attempt` fences what is staged from other attempts'."""

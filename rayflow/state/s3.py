@@ -55,7 +55,7 @@ class S3Location:
 
 def parse_s3_url(url: str, options: Mapping[str, str]) -> S3Location:
     """Return what `url` and `options` together mean; ConfigError, showing no secret, where they cannot."""
-    parts = urlsplit(url)
+    parts = urlsplit(url, allow_fragments=False)
     shown = f"s3://{parts.hostname or ''}{parts.path}"
     if parts.username or parts.password:
         raise ConfigError(f"{shown} has credentials in it; set s3.access_key and s3.secret_key instead")
@@ -91,7 +91,7 @@ class S3ObjectStore:
     def __init__(self, url: str, options: Mapping[str, str]) -> None:
         self._location = parse_s3_url(url, options)
         try:
-            self._store = _client(self._location)
+            self._store = s3_client(self._location)
         except BaseError as error:
             raise ConfigError(f"{self.url}: {_first_line(error)}") from None
 
@@ -160,7 +160,8 @@ class S3ObjectStore:
         return f" (endpoint {self._location.endpoint})" if self._location.endpoint else ""
 
 
-def _client(at: S3Location) -> Any:
+def s3_client(at: S3Location) -> Any:
+    """Return an obstore client of the bucket, its paths beginning below `at.path`."""
     config: dict[str, Any] = {"region": at.region, "virtual_hosted_style_request": at.endpoint is None}
     optional = {
         "endpoint": at.endpoint,

@@ -76,7 +76,7 @@ def open_store(url: str, options: Mapping[str, str]) -> ObjectStore:
 
     Raises ConfigError where the URL cannot be one of a store.
     """
-    parts = urlsplit(url)
+    parts = urlsplit(url, allow_fragments=False)
     if parts.scheme == "s3":
         from rayflow.state.s3 import S3ObjectStore  # obstore takes 50 ms to import, and most jobs need none
 
@@ -90,7 +90,7 @@ def local_path(url: str) -> Path:
     """Return the absolute path that a `file://` URL or a plain path means; ConfigError for other schemes."""
     if not url:
         raise ConfigError("a storage location is empty; expected a path, file:///path or s3://bucket/path")
-    parts = urlsplit(url)
+    parts = urlsplit(url, allow_fragments=False)
     if "://" not in url:
         return Path(os.path.abspath(os.path.expanduser(url)))
     if parts.scheme != "file":
@@ -150,7 +150,7 @@ class LocalStore:
                 return False
             finally:
                 temporary.unlink(missing_ok=True)
-            _fsync_directory(target.parent)
+            fsync(target.parent)
         except OSError as error:
             raise self._failed("create", path, error) from None
         return True
@@ -228,8 +228,9 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Make the contents of a file, or the names in a directory, survive a crash of the node."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -246,7 +247,7 @@ class MemoryStore:
     _lock = threading.Lock()
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        parts = urlsplit(url, allow_fragments=False)
         if not parts.netloc:
             raise ConfigError(f"{url!r} has no name; expected memory://NAME")
         self._prefix = parts.path.strip("/")

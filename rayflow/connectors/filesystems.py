@@ -1,0 +1,39 @@
+"""Reading files wherever they are, through pyarrow: the same URLs and settings as everywhere else.
+
+A location is a path, `file://…` or `s3://bucket/path?endpoint_override=…&scheme=…&region=…`; the `s3.*`
+options fill in what the URL does not say (see `rayflow.state.s3`). Connecting to S3 is given up after 3 s and
+tried three times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pyarrow import fs
+
+from rayflow.state.s3 import CONNECT_TIMEOUT, READ_TIMEOUT, RETRIES, S3Location, parse_s3_url
+from rayflow.state.storage import local_path
+
+
+def open_filesystem(url: str, options: Mapping[str, str]) -> tuple[fs.FileSystem, str]:
+    """Return a pyarrow file system and the path in it that `url` means (absolute, no trailing slash; glob
+    characters are left alone). Nothing is read yet. Raises ConfigError where the URL cannot be one."""
+    if url.startswith("s3://"):
+        at = parse_s3_url(url, options)
+        return _s3(at), f"{at.bucket}/{at.path}".rstrip("/")
+    return fs.LocalFileSystem(), str(local_path(url))
+
+
+def _s3(at: S3Location) -> fs.FileSystem:
+    scheme, _, host = (at.endpoint or "").rpartition("://")
+    return fs.S3FileSystem(
+        access_key=at.access_key,
+        secret_key=at.secret_key,
+        session_token=at.session_token,
+        region=at.region,
+        endpoint_override=host or None,
+        scheme=scheme or "https",
+        connect_timeout=CONNECT_TIMEOUT.total_seconds(),
+        request_timeout=READ_TIMEOUT.total_seconds(),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=RETRIES + 1),
+    )

@@ -1,0 +1,194 @@
+"""Where file sinks write: an object store that can also stream a file out and publish it under another name.
+
+Publishing is what makes a commit atomic per file and harmless when repeated. `publish(staged, final)` moves
+the staged file to its final name and answers False if there is no staged file: then somebody has published
+it before, which the caller checks. Since there is one staged file, it is published by whoever moves it, once,
+even if an older attempt's process (a zombie) wakes up in the middle:
+
+* local: `rename(2)`. Of two racing callers one finds the staged file gone.
+* S3: a server-side copy, then a delete of the staged object. Racing callers copy the same bytes; one that comes
+  after the delete finds nothing to copy. What was published later under the same name can be overwritten only
+  by a copy that the server began before the delete and finished after the next checkpoint's commit.
+
+Staged local files are fsynced when they are finished, and directories when something is published in them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import obstore
+import pyarrow as pa
+
+from rayflow.model.errors import ConfigError
+from rayflow.state.s3 import S3ObjectStore
+from rayflow.state.storage import LocalStore, ObjectStore, checked_path, fsync, local_path
+
+_UPLOAD_PART_BYTES = 8 << 20
+
+
+class Target(ObjectStore, Protocol):
+    """A directory that sinks write files to. Failures are StorageErrors that name the file."""
+
+    def make_directory(self, path: str) -> None:
+        """Make the directory where directories exist by themselves (harmless if it is there)."""
+
+    def open_output(self, path: str) -> Any:
+        """Return a binary stream (pyarrow takes it as a file) that creates the file; it may be visible before
+        it is closed. On a local disk its directory must exist."""
+
+    def finish(self, path: str) -> None:
+        """Make the closed file durable."""
+
+    def abandon(self, stream: Any) -> None:
+        """Give up a stream that `open_output` returned. Nothing of it need be kept."""
+
+    def exists(self, path: str) -> bool:
+        """Return whether the file is there."""
+
+    def publish(self, staged: str, final: str) -> bool:
+        """Move `staged` to `final`, replacing it atomically; False if `staged` does not exist."""
+
+    def remove_empty(self, path: str) -> None:
+        """Remove the directory if it exists and is empty."""
+
+
+def open_target(url: str, options: Mapping[str, str]) -> Target:
+    """Return the target at `url` (a path, `file://` or `s3://`). Nothing is read or written yet."""
+    scheme = urlsplit(url).scheme if "://" in url else "file"
+    if scheme == "s3":
+        return S3Target(url, options)
+    if scheme != "file":
+        raise ConfigError(f"{url!r}: cannot write files to {scheme}://; expected a path, file:// or s3://")
+    return LocalTarget(local_path(url))
+
+
+class LocalTarget(LocalStore):
+    """Files below a directory."""
+
+    def make_directory(self, path: str) -> None:
+        """`mkdir -p`."""
+        try:
+            self._directory(path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._failed("create directory", path, error) from None
+
+    def open_output(self, path: str) -> Any:
+        """Open the file for writing. Its directory is not made: a sink whose directory was cleaned away by
+        a later attempt must fail, not go on."""
+        try:
+            return pa.OSFile(os.fspath(self._target(path)), "wb")
+        except OSError as error:
+            raise self._failed("write", path, error) from None
+
+    def finish(self, path: str) -> None:
+        """fsync."""
+        try:
+            fsync(self._target(path))
+        except OSError as error:
+            raise self._failed("write", path, error) from None
+
+    def abandon(self, stream: Any) -> None:
+        """Close the file, torn as it is."""
+        with suppress(OSError):  # a full disk cannot take the rest, which nobody wants
+            stream.close()
+
+    def exists(self, path: str) -> bool:
+        """Look."""
+        return self._target(path).exists()
+
+    def publish(self, staged: str, final: str) -> bool:
+        """Rename."""
+        source, target = self._target(staged), self._target(final)
+        try:
+            if not source.exists():
+                return False
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(source, target)
+            except FileNotFoundError:
+                return False  # another attempt was quicker
+            fsync(target.parent)
+        except OSError as error:
+            raise self._failed("publish", final, error) from None
+        return True
+
+    def remove_empty(self, path: str) -> None:
+        """`rmdir`, which refuses where there is something in it."""
+        with suppress(OSError):
+            self._directory(path).rmdir()
+
+
+class S3Target(S3ObjectStore):
+    """Objects below a prefix. There are no directories to make or remove."""
+
+    def make_directory(self, path: str) -> None:
+        """Nothing to do."""
+
+    def open_output(self, path: str) -> Any:
+        """Upload in parts; the object appears when the stream is closed, and only then."""
+        with self._errors("write", path):
+            writer = obstore.open_writer(self._store, checked_path(path), buffer_size=_UPLOAD_PART_BYTES)
+        return pa.PythonFile(_Upload(writer), mode="w")
+
+    def finish(self, path: str) -> None:
+        """Nothing to do: a finished upload is durable."""
+
+    def abandon(self, stream: Any) -> None:
+        """Leave the upload unfinished: closing it would upload all that is buffered."""
+
+    def exists(self, path: str) -> bool:
+        """HEAD."""
+        with self._errors("look for", path):
+            try:
+                obstore.head(self._store, checked_path(path))
+            except FileNotFoundError:
+                return False
+        return True
+
+    def publish(self, staged: str, final: str) -> bool:
+        """Copy on the server, then delete."""
+        with self._errors("publish", final):
+            try:
+                obstore.copy(self._store, checked_path(staged), checked_path(final))
+            except FileNotFoundError:
+                return False
+        self.delete(staged)
+        return True
+
+    def remove_empty(self, path: str) -> None:
+        """Nothing to do."""
+
+
+class _Upload:
+    """What pyarrow expects of a file, on obstore's writer, whose `closed` is a method."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._writer.closed())
+
+    def write(self, data: Any) -> int:
+        return int(self._writer.write(memoryview(data)))
+
+    def flush(self) -> None:
+        """Parts are sent when they are full; sending them earlier would make them too small for S3."""
+
+    def close(self) -> None:
+        if not self.closed:
+            self._writer.close()
+
+
+def absolute_url(path: str | os.PathLike[str]) -> str:
+    """Return `path` such that it means the same in every process: local ones become absolute."""
+    text = os.fspath(path)
+    if "://" in text and not text.startswith("file://"):
+        return text
+    return str(Path(local_path(text)))
