@@ -234,6 +234,10 @@ class Sink(ABC):
         open ─▶ { write* ─▶ prepare ─▶ (later) commit }* ─▶ close
     """
 
+    accepts_upserts: bool = False
+    """Whether `sink_to` may give it an upsert stream, whose batches have the hidden column that says what
+    happened to each row (`rayflow.batch.changelog`)."""
+
     def validate(self, schema: pa.Schema | None) -> None:
         """Raise PlanError where this sink cannot take rows of `schema`. Called when the plan is built."""
 
