@@ -124,14 +124,17 @@ class BarrierAligner:
     def _on_barrier(self, event: BarrierArrived) -> tuple[AlignmentCommand, ...]:
         self._check(event)
         self._last_barrier[event.channel] = event.checkpoint_id
-        if event.checkpoint_id <= self._settled or event.checkpoint_id in self._cancelled:
+        if event.checkpoint_id <= self._settled:
             return ()
         commands: tuple[AlignmentCommand, ...] = ()
-        if self._aligning != event.checkpoint_id:
-            # The check of `_settled` leaves only newer ones: older alignments cannot become complete.
+        if event.checkpoint_id != self._aligning:
+            # A newer one, for older ones are settled. This channel will not deliver older ones any more.
             if self._aligning is not None:
                 commands = (AbandonCheckpoint(self._aligning), *self._unblock())
-            self._settle(CheckpointId(event.checkpoint_id - 1))
+            cancelled = event.checkpoint_id in self._cancelled
+            self._settle(event.checkpoint_id if cancelled else CheckpointId(event.checkpoint_id - 1))
+            if cancelled:
+                return commands
             self._aligning = event.checkpoint_id
             self._since_ms = event.now_ms
         if len(self._blocked) + 1 < len(self._last_barrier):
