@@ -80,7 +80,7 @@ def _user_lines(trace: TracebackType | None) -> list[str]:
 def _report(message: str, code: int) -> int:
     if _debugging():
         traceback.print_exc()
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
     click.echo(message, err=True)
     return code
 

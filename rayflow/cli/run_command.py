@@ -42,7 +42,7 @@ class JobCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the job's options first, then rayflow's."""
-        records = [(p, p.get_help_record(ctx)) for p in self.get_params(ctx)]
+        records = [(p, p.get_help_record(ctx)) for p in self.get_params(ctx) if isinstance(p, click.Option)]
         of_job = [record for p, record in records if record and is_job_option(p)]
         own = [record for p, record in records if record and not is_job_option(p)]
         if job := ctx.meta.get(_JOB):
@@ -128,7 +128,7 @@ def _plan(ctx: click.Context, /, as_json: bool, **params: Any) -> None:
     from rayflow.graph.describe import plan_json, plan_tree
 
     job = current_job(ctx)
-    graph = build_environment(job, RunOptions.from_params(params), job_values(params)).job_graph()
+    graph = build_environment(job, RunOptions.from_params(params), job_values(params)).plan()
     if as_json:
         click.echo(json.dumps(plan_json(graph), indent=2))
     else:
