@@ -8,6 +8,7 @@ Everything here is a function of its arguments: no state of a job, no I/O, no cl
 | `tables` | joining, cutting, measuring and showing batches |
 | `hashing` | the stable hash of key columns, and key groups |
 | `partition` | splitting batches among the consumers of an exchange |
-| `expressions` | `col`, `lit`, `when`: trees evaluated by Arrow kernels |
+| `expressions` | what users write: `col`, `lit`, `when` and their methods |
+| `nodes`, `kernels` | how expressions are evaluated: trees over Arrow kernels |
 | `aggregates` | what an aggregate computes, and its result type |
 """

@@ -204,7 +204,7 @@ def _hash_bytes(array: pa.Array) -> Hashes:
     data, starts, lengths = _byte_ranges(array)
     # Overlapping words, one beginning at every byte: unaligned reads by plain indexing.
     words: Hashes = np.ndarray((len(data) - 7,), np.dtype("<u8"), data.data, strides=(1,))
-    hashes = lengths.view(np.uint64) * _GOLDEN
+    hashes: Hashes = lengths.view(np.uint64) * _GOLDEN
     long = np.flatnonzero(lengths > _LONG_BYTES)
     chained = lengths
     if len(long):
