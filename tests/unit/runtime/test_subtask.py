@@ -1,0 +1,355 @@
+"""The subtask engine with its ports faked: one source subtask, or one consumer subtask, at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rayflow.connectors.memory_sources import RowsSource
+from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec
+from rayflow.model.errors import StorageError
+from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
+from rayflow.operators.contracts import Operator, Source, Split
+from rayflow.runtime.messages import (
+    AssignSplits,
+    BarrierFrame,
+    Cancel,
+    CheckpointAborted,
+    CheckpointAcked,
+    CheckpointCompleted,
+    CheckpointDeclined,
+    Committed,
+    CreditFrame,
+    DataFrame,
+    Deploy,
+    Deployed,
+    EndFrame,
+    Frame,
+    Heartbeat,
+    HeartbeatAnswered,
+    InputsEnded,
+    OpenFrame,
+    PeerLost,
+    SplitsRequested,
+    SplitState,
+    Start,
+    Stopped,
+    TaskFailed,
+    TriggerCheckpoint,
+)
+from rayflow.runtime.subtask import SubtaskEngine
+from rayflow.state.storage import open_store
+
+SRC, DST = VertexId("src"), VertexId("dst")
+TABLE = pa.table({"v": pa.array(range(100), pa.int64())})
+
+
+class Doubling(Operator):
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        if batch.column("v")[0].as_py() == 666:
+            raise ValueError("the number of the beast")
+        self.out.emit(batch)
+
+
+class World:
+    """Records what the engine sends; performs I/O at once, or with an error."""
+
+    def __init__(self, subtask: SubtaskId) -> None:
+        self.reports: list[Any] = []
+        self.frames: list[tuple[ChannelId, Frame]] = []
+        self.credits: list[tuple[ChannelId, CreditFrame]] = []
+        self.io_error: Exception | None = None
+        self.engine = SubtaskEngine(
+            subtask=subtask, link=self, transport=self, io=self, open_store=open_store, wake=lambda: None
+        )
+
+    def report(self, message: Any) -> None:
+        self.reports.append(message)
+
+    def listen(self, receiver: Any, attempt: Attempt, inputs: list[ChannelId]) -> None:
+        self.inputs = inputs
+
+    def connect(self, attempt: Attempt, outputs: dict[ChannelId, str], receiver: Any) -> None:
+        self.outputs = outputs
+
+    def send(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
+        self.frames.append((channel, frame))
+
+    def send_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
+        self.credits.append((channel, credit))
+
+    def close_channels(self, attempt: Attempt) -> None:
+        self.closed = attempt
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        if self.io_error is not None:
+            done(None, self.io_error)
+        else:
+            done(work(), None)
+
+    def run(self, now_ms: int = 1_000) -> None:
+        for _ in range(1_000):
+            if not self.engine.step(now_ms).progressed:
+                return
+        raise AssertionError("the engine never comes to rest")
+
+    def of(self, kind: type) -> list[Any]:
+        return [r for r in self.reports if isinstance(r, kind)]
+
+    def rows(self) -> list[int]:
+        return [v for _, f in self.frames if isinstance(f, DataFrame) for v in f.batch.column(0).to_pylist()]
+
+
+def graph(source: Source, producers: int = 1) -> JobGraph:
+    return JobGraph(
+        name="test",
+        max_parallelism=16,
+        vertices=(
+            JobVertex(
+                id=SRC,
+                parallelism=producers,
+                operators=(
+                    OperatorSpec(uid="src", name="source", kind="source", payload=source),
+                    OperatorSpec(
+                        uid="op", name="double", kind="operator", payload=Doubling, location="job.py:7: x"
+                    ),
+                ),
+            ),
+            JobVertex(
+                id=DST,
+                parallelism=1,
+                operators=(OperatorSpec(uid="dst", name="double", kind="operator", payload=Doubling),),
+            ),
+        ),
+        edges=(JobEdge(id=EdgeId(0), source=SRC, target=DST, exchange=Exchange("rebalance")),),
+    )
+
+
+def deploy(subtask: SubtaskId, attempt: int = 1, source: Source | None = None, producers: int = 1) -> Deploy:
+    return Deploy(
+        job_id=JobId("job"),
+        attempt=Attempt(attempt),
+        subtask=subtask,
+        graph=graph(source or RowsSource(TABLE), producers),
+        config={"checkpoint.storage": "memory://subtask-test", "batch.rows": 10, "batch.linger": "0ms"},
+        peers={SubtaskId(DST, 0): "address"},
+    )
+
+
+SOURCE = SubtaskId(SRC, 0)
+CHANNEL = ChannelId(EdgeId(0), SOURCE, SubtaskId(DST, 0))
+PLENTY = CreditFrame(1_000, 1 << 20)
+
+
+def assign(attempt: int = 1) -> AssignSplits:
+    splits = tuple(SplitState(split=s.to_json()) for s in RowsSource(TABLE).splits())
+    return AssignSplits(attempt=Attempt(attempt), uid="src", splits=splits, cap=2**100, no_more=True)
+
+
+def running_source(source: Source | None = None) -> World:
+    world = World(SOURCE)
+    world.engine.post(deploy(SOURCE, source=source))
+    world.engine.post(Start(Attempt(1)))
+    world.run()
+    assert [type(r) for r in world.reports] == [Deployed, SplitsRequested]
+    world.engine.post(assign())
+    return world
+
+
+def test_a_source_reads_its_splits_and_ends() -> None:
+    world = running_source()
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    assert world.frames[0] == (CHANNEL, OpenFrame())
+    assert world.rows() == list(range(100))
+    assert isinstance(world.frames[-1][1], EndFrame)
+    assert len(world.of(InputsEnded)) == 1
+
+
+def test_without_credit_the_source_stops_and_a_barrier_waits_behind_the_rows() -> None:
+    world = running_source()
+    world.run()
+    assert world.frames == [(CHANNEL, OpenFrame())]
+    assert world.engine.statistics()["queued_out"] > 0
+    world.engine.post(TriggerCheckpoint(Attempt(1), CheckpointId(1)))
+    world.run()
+    assert len(world.of(CheckpointAcked)) == 1, "a snapshot does not wait for the consumer"
+    assert len(world.frames) == 1
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    kinds = [type(f) for _, f in world.frames]
+    assert kinds.count(DataFrame) == 10
+    assert DataFrame not in kinds[kinds.index(BarrierFrame) :]
+
+
+def test_a_checkpoint_holds_exactly_the_rows_before_its_barrier() -> None:
+    world = running_source()
+    world.engine.on_credit(Attempt(1), CHANNEL, CreditFrame(3, 1 << 20))
+    world.engine.step(1_000)
+    world.engine.step(1_000)
+    world.engine.post(TriggerCheckpoint(Attempt(1), CheckpointId(1)))
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    before = [f for _, f in world.frames]
+    barrier = next(i for i, f in enumerate(before) if isinstance(f, BarrierFrame))
+    rows = sum(f.batch.num_rows for f in before[:barrier] if isinstance(f, DataFrame))
+    (ack,) = world.of(CheckpointAcked)
+    (split,) = ack.splits["src"]
+    assert json.loads(split.position) == rows
+    assert 0 < rows < 100
+
+    # A new attempt that gets the split back at that position reads the rest, and nothing else.
+    world.frames.clear()
+    world.engine.post(deploy(SOURCE, attempt=2))
+    world.engine.post(Start(Attempt(2)))
+    world.engine.post(AssignSplits(attempt=Attempt(2), uid="src", splits=(split,), cap=2**100, no_more=True))
+    world.run()
+    world.engine.on_credit(Attempt(2), CHANNEL, PLENTY)
+    world.run()
+    assert world.rows() == list(range(rows, 100))
+
+
+def test_what_an_older_attempt_sent_has_no_effect() -> None:
+    world = running_source()
+    world.engine.post(deploy(SOURCE, attempt=3))
+    world.engine.post(deploy(SOURCE, attempt=2))
+    world.engine.post(Start(Attempt(2)))
+    world.engine.post(TriggerCheckpoint(Attempt(2), CheckpointId(1)))
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    assert not world.of(CheckpointAcked)
+    assert world.engine.stale_messages == 2
+    assert world.engine.statistics()["state"] == "DEPLOYED"
+
+
+def test_deploy_twice_is_answered_twice_and_done_once() -> None:
+    world = World(SOURCE)
+    for _ in range(2):
+        world.engine.post(deploy(SOURCE))
+    world.run()
+    assert world.reports == [Deployed(SOURCE, Attempt(1))] * 2
+
+
+def test_an_exception_of_the_user_names_operator_line_and_rows_and_the_next_attempt_runs() -> None:
+    world = running_source(RowsSource(pa.table({"v": [666]})))
+    world.run()
+    (failure,) = world.of(TaskFailed)
+    assert failure.operator == "double"
+    assert failure.location == "job.py:7: x"
+    assert "the number of the beast" in failure.cause
+    assert "{v: 666}" in failure.cause
+    assert failure.retryable
+    world.engine.post(deploy(SOURCE, attempt=2))
+    world.run()
+    assert world.of(Deployed)[-1] == Deployed(SOURCE, Attempt(2))
+
+
+def test_a_failed_upload_declines_the_checkpoint_and_the_task_goes_on() -> None:
+    world = running_source()
+    world.io_error = StorageError("disk full")
+    world.engine.post(TriggerCheckpoint(Attempt(1), CheckpointId(1)))
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    (declined,) = world.of(CheckpointDeclined)
+    assert "disk full" in declined.reason
+    assert world.rows() == list(range(100))
+
+
+def test_a_heartbeat_is_answered_without_a_step() -> None:
+    world = World(SOURCE)
+    world.engine.post(Heartbeat(Attempt(0), 7))
+    (answer,) = world.of(HeartbeatAnswered)
+    assert (answer.sequence, answer.statistics["state"]) == (7, "CREATED")
+
+
+def test_a_broken_channel_is_reported_and_a_cancel_stops_everything() -> None:
+    world = running_source()
+    world.engine.on_channel_broken(Attempt(1), CHANNEL, "reset by peer")
+    world.run()
+    assert world.of(PeerLost)[0].channel == CHANNEL
+    world.engine.post(Cancel(Attempt(1)))
+    world.run()
+    assert world.of(Stopped) == [Stopped(SOURCE, Attempt(1))]
+    assert world.closed == 1
+
+
+# ------------------------------------------------------------------------------------ a consumer
+
+SINK = SubtaskId(DST, 0)
+LEFT = ChannelId(EdgeId(0), SubtaskId(SRC, 0), SINK)
+RIGHT = ChannelId(EdgeId(0), SubtaskId(SRC, 1), SINK)
+
+
+def rows(*values: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"v": pa.array(values, pa.int64())})
+
+
+@pytest.fixture
+def consumer() -> World:
+    world = World(SINK)
+    world.engine.post(deploy(SINK, producers=2))
+    world.engine.post(Start(Attempt(1)))
+    world.run()
+    for channel in (LEFT, RIGHT):
+        world.engine.on_frame(Attempt(1), channel, OpenFrame())
+    world.run()
+    assert [c for c, _ in world.credits] == [LEFT, RIGHT]
+    return world
+
+
+def arrive(world: World, channel: ChannelId, *frames: Frame) -> None:
+    for frame in frames:
+        world.engine.on_frame(Attempt(1), channel, frame)
+    world.run()
+
+
+def test_a_channel_whose_barrier_came_is_held_until_the_other_s_has_come(consumer: World) -> None:
+    one = CheckpointId(1)
+    arrive(consumer, LEFT, DataFrame(0, rows(1), 8, 0), BarrierFrame(one), DataFrame(1, rows(2, 3), 16, 0))
+    assert consumer.engine.statistics()["rows_in"] == 1
+    assert consumer.engine.statistics()["blocked_channels"] == [str(LEFT)]
+    assert consumer.engine.statistics()["checkpoint"] == {"id": 1, "phase": "aligning", "since_ms": 1_000}
+    arrive(consumer, RIGHT, DataFrame(0, rows(4), 8, 0))
+    assert consumer.engine.statistics()["rows_in"] == 2
+    assert not consumer.of(CheckpointAcked)
+    arrive(consumer, RIGHT, BarrierFrame(one))
+    assert len(consumer.of(CheckpointAcked)) == 1
+    assert consumer.engine.statistics()["rows_in"] == 4
+
+
+def test_an_aborted_checkpoint_lets_held_channels_go(consumer: World) -> None:
+    arrive(consumer, LEFT, BarrierFrame(CheckpointId(1)), DataFrame(0, rows(2), 8, 0))
+    assert consumer.engine.statistics()["rows_in"] == 0
+    consumer.engine.post(CheckpointAborted(Attempt(1), CheckpointId(1)))
+    consumer.run()
+    assert consumer.engine.statistics()["rows_in"] == 1
+    arrive(consumer, RIGHT, BarrierFrame(CheckpointId(1)))
+    assert not consumer.of(CheckpointAcked)
+
+
+def test_ended_inputs_still_take_part_in_checkpoints(consumer: World) -> None:
+    arrive(consumer, LEFT, EndFrame())
+    arrive(consumer, RIGHT, EndFrame())
+    assert len(consumer.of(InputsEnded)) == 1
+    arrive(consumer, LEFT, BarrierFrame(CheckpointId(1)))
+    arrive(consumer, RIGHT, BarrierFrame(CheckpointId(1)))
+    assert len(consumer.of(CheckpointAcked)) == 1
+    consumer.engine.post(CheckpointCompleted(Attempt(1), CheckpointId(1)))
+    consumer.run()
+    assert consumer.of(Committed) == [Committed(SINK, Attempt(1), CheckpointId(1))]
+
+
+def test_a_missing_frame_is_a_violation_that_a_restart_cannot_mend(consumer: World) -> None:
+    arrive(consumer, LEFT, DataFrame(1, rows(1), 8, 0))
+    (failure,) = consumer.of(TaskFailed)
+    assert "ProtocolViolation" in failure.cause
+    assert not failure.retryable
+
+
+def test_splits_know_themselves_over_json() -> None:
+    split = Split(id="a", payload={"x": [1]}, min_time=5, order="z")
+    assert Split.from_json(split.to_json()) == split
