@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from rayflow.connectors.json_lines import decode_lines, encode_lines, reads_back
+from rayflow.connectors.json_lines import decode_lines, encode_lines, finite_only, reads_back
 from rayflow.model.errors import PlanError
 
 FormatName = Literal["parquet", "csv", "json", "arrow"]
@@ -43,6 +43,10 @@ class FileFormat(ABC):
     @abstractmethod
     def read(self, data: bytes, schema: pa.Schema) -> pa.Table:
         """Return the rows of a file, with its own schema where it has one, else with `schema`."""
+
+    def as_read_back(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows as they would be after writing and reading them."""
+        return rows
 
     def check(self, schema: pa.Schema, *, read_back: bool) -> None:
         """Raise PlanError where a column cannot be written or, with `read_back`, not be read again."""
@@ -94,10 +98,11 @@ class CsvFormat(FileFormat):
             null_values=[""],
             true_values=["true"],
             false_values=["false"],
+            include_columns=schema.names,
+            include_missing_columns=True,
         )
         parse = pa_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False)
-        table = pa_csv.read_csv(pa.BufferReader(data), parse_options=parse, convert_options=options)
-        return table.select(schema.names)
+        return pa_csv.read_csv(pa.BufferReader(data), parse_options=parse, convert_options=options)
 
     def check(self, schema: pa.Schema, *, read_back: bool) -> None:
         """Nested columns have no text form; few types are certain to come back."""
@@ -119,6 +124,10 @@ class JsonFormat(FileFormat):
     def read(self, data: bytes, schema: pa.Schema) -> pa.Table:
         """Read with `schema`."""
         return decode_lines(data, schema)
+
+    def as_read_back(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """NaN and infinities become null."""
+        return finite_only(rows)
 
     def check(self, schema: pa.Schema, *, read_back: bool) -> None:
         """Everything can be written; few types are certain to come back."""

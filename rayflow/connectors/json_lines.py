@@ -48,9 +48,17 @@ def decode_lines(data: bytes, schema: pa.Schema) -> pa.Table:
         return schema.empty_table()
     # Arrow's reader knows no dates, but casts them from text.
     as_read = pa.schema([f.with_type(pa.string()) if pa.types.is_date(f.type) else f for f in schema])
-    options = pa_json.ParseOptions(explicit_schema=as_read, unexpected_field_behavior="error")
+    options = pa_json.ParseOptions(explicit_schema=as_read, unexpected_field_behavior="ignore")
     read = pa_json.ReadOptions(block_size=max(len(data), 1 << 16))  # so that no row can be cut
     return pa_json.read_json(pa.BufferReader(data), read, options).select(schema.names).cast(schema)
+
+
+def finite_only(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return `batch` with null for NaN and ±∞ in its plain float columns."""
+    for i, field in enumerate(batch.schema):
+        if pa.types.is_floating(field.type):
+            batch = batch.set_column(i, field, _finite(batch.column(i)))
+    return batch
 
 
 def reads_back(type_: pa.DataType) -> bool:
@@ -102,10 +110,14 @@ def _tokens(array: pa.Array) -> pa.Array:
 
 
 def _floats(array: pa.Array) -> pa.Array:
-    finite = pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type))
+    finite = _finite(array)
     # float16 has no text form of its own in Arrow.
     text = (finite.cast(pa.float32()) if array.type == pa.float16() else finite).cast(pa.string())
     return pc.replace_substring_regex(text, r"^(-?\d+)$", r"\1.0")
+
+
+def _finite(array: pa.Array) -> pa.Array:
+    return pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type))
 
 
 def _iso_timestamps(array: pa.Array) -> pa.Array:
