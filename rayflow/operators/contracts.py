@@ -279,5 +279,3 @@ class Sink(ABC):
 
     def close(self) -> None:
         """Release resources. Not a commit: staged rows stay staged."""
-
-

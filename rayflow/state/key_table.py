@@ -84,7 +84,8 @@ class StoredBytes:
 def _valid(slots: I64, null_slot: int) -> U8:
     if null_slot < 0:
         return np.zeros(0, np.uint8)
-    return (slots != null_slot).view(np.uint8)
+    valid: U8 = (slots != null_slot).view(np.uint8)
+    return valid
 
 
 class KeyTable(ABC):

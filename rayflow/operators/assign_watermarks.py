@@ -1,0 +1,128 @@
+"""Watermarks made in the middle of a stream, in place of those that come in.
+
+After each batch the watermark is the largest event time so far − `delay` − 1 unit, decided by the machine
+that sources use, with the operator's input as the only split. Of the watermarks that come in only the last,
+the end of all input, is passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayflow.model.errors import PlanError
+from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
+from rayflow.operators.contracts import Operator, OperatorContext, Output
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    CapMoved,
+    GoIdle,
+    RowsRead,
+    SplitOpened,
+    SplitWatermarks,
+    Ticked,
+    WatermarkCommand,
+)
+from rayflow.state.parts import RestoredPart, StatePart
+
+_INPUT = "input"
+_TICKS_PER_IDLE_TIME = 4
+_NANOS_PER_MS = 1_000_000
+
+
+class AssignWatermarksOperator(Operator):
+    """Makes `column` (a timestamp) the event time. Durations in nanoseconds; None turns one off.
+
+    `delay`: how far out of order rows may come. `idle_after`: processing time without rows after which the
+    subtask steps aside; noticed up to a quarter late. `max_ahead`: a time further ahead of the watermark than
+    this does not move it, and is counted in `far_future_rows`. Nulls are counted in `null_time_rows`.
+    """
+
+    def __init__(self, column: str, delay: int, idle_after: int | None, max_ahead: int | None) -> None:
+        self._column, self._delay = column, delay
+        self._idle_after, self._max_ahead = idle_after, max_ahead
+        self._machine: SplitWatermarks | None = None
+        self._restored = WATERMARK_MIN
+        self._now_ms = 0
+        self._tick_ms = 0
+        self._rows_came = False
+
+    def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
+        """See `Operator`."""
+        super().open(ctx, out, restored)
+        known = [int(value) for part in restored for value in part.table.column("watermark").to_pylist()]
+        self._restored = min(known, default=WATERMARK_MIN)
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        """See `Operator`."""
+        column = batch.column(self._column)
+        unit = NANOS_PER_UNIT[column.type.unit] if pa.types.is_timestamp(column.type) else None
+        if unit is None:
+            raise PlanError(
+                f"assign_watermarks: column {self._column!r} is {column.type}, expected a timestamp; cast it",
+                self.ctx.location,
+            )
+        machine = self._machine or self._start(unit)
+        newest = self._newest_time(column, unit, machine.limit(_INPUT))
+        self._rows_came = True
+        self.out.emit(batch)
+        self._obey(machine.handle(RowsRead(_INPUT, newest, self._now_ms)))
+
+    def _newest_time(self, column: pa.Array, unit: int, limit: int | None) -> int | None:
+        if column.null_count:
+            self.ctx.metrics.counter("null_time_rows").inc(column.null_count)
+        ticks = column.cast(pa.int64())
+        newest = pc.max(ticks).as_py()
+        if newest is not None and limit is not None and newest * unit > limit:
+            believed = ticks.filter(pc.less_equal(ticks, limit // unit))
+            self.ctx.metrics.counter("far_future_rows").inc(len(ticks) - ticks.null_count - len(believed))
+            newest = pc.max(believed).as_py()
+        return None if newest is None else newest * unit
+
+    def _start(self, unit: int) -> SplitWatermarks:
+        # The unit is the column's, so the machine starts with the first rows.
+        machine = SplitWatermarks(self._delay, unit, self._idle_after, self._max_ahead, self._restored)
+        lag = self._delay + unit
+        seen = None if self._restored == WATERMARK_MIN else self._restored + lag
+        self._obey(machine.handle(SplitOpened(_INPUT, seen)))
+        self._obey(machine.handle(CapMoved(WATERMARK_MAX)))
+        self._machine = machine
+        return machine
+
+    def on_watermark(self, watermark: int) -> int | None:
+        """See `Operator`."""
+        return watermark if watermark == WATERMARK_MAX else None
+
+    def next_timer_ms(self) -> int | None:
+        """See `Operator`."""
+        return None if self._idle_after is None or self._machine is None else self._tick_ms
+
+    def on_timer(self, now_ms: int) -> None:
+        """See `Operator`. Rows since the last tick count as come now: `process` is not told the time."""
+        if self._idle_after is None or self._machine is None:
+            return
+        self._now_ms = now_ms
+        self._tick_ms = now_ms + max(1, self._idle_after // _NANOS_PER_MS // _TICKS_PER_IDLE_TIME)
+        if self._rows_came:
+            self._rows_came = False
+            self._obey(self._machine.handle(RowsRead(_INPUT, None, now_ms)))
+        self._obey(self._machine.handle(Ticked(now_ms)))
+
+    def _obey(self, commands: tuple[WatermarkCommand, ...]) -> None:
+        for command in commands:
+            match command:
+                case AdvanceWatermark(watermark):
+                    self.out.emit_watermark(watermark)
+                case GoIdle():
+                    self.out.emit_idle()
+
+    def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
+        """Return the watermark, so that a restored operator judges far-future rows as before."""
+        watermark = self._restored if self._machine is None else self._machine.watermark
+        if watermark == WATERMARK_MIN:
+            return ()
+        value = pa.array([Decimal(watermark)], pa.decimal128(38, 0))
+        return (StatePart(name="watermark", kind="list", build=lambda: pa.table({"watermark": value})),)

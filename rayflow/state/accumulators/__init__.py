@@ -1,0 +1,5 @@
+"""Columnar accumulators: the state of aggregates for many keys at once, in arrays indexed by slot.
+
+`base` is the contract, `parts` the arrays and pools they are made of; `numeric`, `extremes`, `ordered` and
+`collections` the aggregates; `columns` binds a list of aggregate expressions to the columns of a stream.
+"""

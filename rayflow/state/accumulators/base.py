@@ -1,0 +1,88 @@
+"""The contract of accumulators: one aggregate's state for many keys, in columns indexed by slot.
+
+Theory of operation. A slot stands for a key (or a key in a window); which, the caller knows. An accumulator
+is fed whole columns: for every row a slot and a value. Nulls, and rows that an aggregate's filter rejects,
+are taken out before. State leaves as Arrow columns, a row per slot (`state_columns`: a snapshot, or a partial
+result on its way to another subtask), and comes back through `merge`, which adds to what is there, so several
+partial states of one slot may be merged in any order.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+I64 = npt.NDArray[np.int64]
+Columns = list[tuple[str, pa.Array]]
+
+
+class Part(Protocol):
+    """Something indexed by slot that an accumulator is made of."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+
+    def reserve(self, slot_limit: int) -> None:
+        """Make room for slots below `slot_limit`."""
+
+    def clear(self, slots: I64) -> None:
+        """Reset `slots`."""
+
+    def freeze(self) -> Any:
+        """Return a copy that later changes do not touch."""
+
+
+class Accumulator(ABC):
+    """State of one aggregate by slot. Subclasses list their parts in `_parts` (names of attributes)."""
+
+    _parts: tuple[str, ...] = ()
+
+    latest_time: int = -1
+    """Largest time seen, by accumulators that go by time."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return sum(getattr(self, name).nbytes for name in self._parts)
+
+    def reserve(self, slot_limit: int) -> None:
+        """Make room for slots below `slot_limit`. Called before a slot is first used."""
+        for name in self._parts:
+            getattr(self, name).reserve(slot_limit)
+
+    def clear(self, slots: I64) -> None:
+        """Forget `slots` (none given twice): they are as if never used."""
+        for name in self._parts:
+            getattr(self, name).clear(slots)
+
+    def freeze(self) -> Accumulator:
+        """Return a copy for `state_columns` on another thread, unaffected by later changes."""
+        frozen = copy.copy(self)
+        for name in self._parts:
+            setattr(frozen, name, getattr(self, name).freeze())
+        return frozen
+
+    @abstractmethod
+    def update(self, slots: I64, values: pa.Array | None, times: I64) -> None:
+        """Add rows: `values[i]` (not null) to `slots[i]`. `values` is None for `count()` of rows.
+
+        `times` orders the rows for aggregates that go by time: event times, or numbers of arrival."""
+
+    @abstractmethod
+    def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
+        """Add states that `state_columns` returned, `columns[name][i]` to `slots[i]`."""
+
+    @abstractmethod
+    def state_columns(self, slots: I64) -> Columns:
+        """Return the state of `slots` as named columns, a row per slot."""
+
+    @abstractmethod
+    def results(self, slots: I64) -> pa.Array:
+        """Return the aggregate's values for `slots`. Raises OverflowError where one has no room."""

@@ -1,0 +1,102 @@
+"""Minima and maxima of any ordered type.
+
+Fixed-width values go through NumPy's `minimum.at` on their 64-bit numbers. A NaN counts only where there is
+nothing else, as in Arrow and Polars. Strings, binaries and decimals are first reduced per slot within the
+batch by Arrow's grouping, then compared with what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayflow.state.accumulators.base import I64, Accumulator, Columns
+from rayflow.state.accumulators.parts import PooledValues, SlotArray
+from rayflow.state.fixed_width import FixedWidth
+
+
+class FixedExtreme(Accumulator):
+    """Smallest or largest value of a fixed-width type; null where there were no values."""
+
+    _parts = ("_numbers", "_seen")
+
+    def __init__(self, type_: pa.DataType, *, largest: bool) -> None:
+        self._fixed = FixedWidth(type_)
+        dtype = self._fixed.dtype
+        self._ufunc: Any
+        if dtype.kind == "f":
+            # fmin and fmax take the other operand where one is NaN.
+            self._ufunc, fill = (np.fmax if largest else np.fmin), np.nan
+        else:
+            limits = np.iinfo(np.uint64 if dtype.kind == "u" else np.int64)
+            self._ufunc = np.maximum if largest else np.minimum
+            fill = limits.min if largest else limits.max
+        self._numbers = SlotArray(dtype, fill)
+        self._seen = SlotArray(np.bool_)
+
+    def update(self, slots: I64, values: pa.Array | None, times: I64) -> None:
+        """See `Accumulator`."""
+        assert values is not None
+        self._ufunc.at(self._numbers.values, slots, self._fixed.numbers(values))
+        self._seen.values[slots] = True
+
+    def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
+        """See `Accumulator`."""
+        column = columns["value"]
+        rows = column.is_valid().to_numpy(zero_copy_only=False)
+        self.update(slots[rows], column.drop_null(), slots[rows])
+
+    def state_columns(self, slots: I64) -> Columns:
+        """See `Accumulator`."""
+        return [("value", self.results(slots))]
+
+    def results(self, slots: I64) -> pa.Array:
+        """See `Accumulator`."""
+        return self._fixed.array(self._numbers.values[slots], ~self._seen.values[slots])
+
+
+class PooledExtreme(Accumulator):
+    """Smallest or largest string, binary or decimal; null where there were no values."""
+
+    _parts = ("_values",)
+
+    def __init__(self, type_: pa.DataType, *, largest: bool) -> None:
+        self._type = type_
+        # Arrow compares no string views.
+        self._comparable = _COMPARABLE.get(type_, type_)
+        self._function, self._beats = ("max", pc.greater) if largest else ("min", pc.less)
+        self._values = PooledValues(self._comparable)
+
+    def update(self, slots: I64, values: pa.Array | None, times: I64) -> None:
+        """See `Accumulator`."""
+        assert values is not None
+        rows = pa.table({"slot": slots, "value": values.cast(self._comparable)})
+        best = pa.TableGroupBy(rows, "slot", use_threads=False).aggregate([("value", self._function)])
+        best = best.combine_chunks()
+        touched = best.column("slot").to_numpy()
+        candidates = pa.concat_arrays(best.column(f"value_{self._function}").chunks)
+        wins = pc.fill_null(self._beats(candidates, self._values.get(touched)), True)
+        kept = wins.to_numpy(zero_copy_only=False)
+        self._values.put(touched[kept], candidates.filter(wins))
+
+    def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
+        """See `Accumulator`."""
+        column = columns["value"]
+        rows = column.is_valid().to_numpy(zero_copy_only=False)
+        if rows.any():
+            self.update(slots[rows], column.drop_null(), slots[rows])
+
+    def state_columns(self, slots: I64) -> Columns:
+        """See `Accumulator`."""
+        return [("value", self.results(slots))]
+
+    def results(self, slots: I64) -> pa.Array:
+        """See `Accumulator`."""
+        return self._values.get(slots).cast(self._type)
+
+
+_COMPARABLE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
