@@ -1,1 +1,17 @@
-"""TODO(layer docstring)."""
+"""What users write: environments, streams and their specifications. Plans only; nothing here touches data.
+
+| module | what |
+|---|---|
+| `environment` | `StreamEnvironment`: holds the stream graph, plans and executes it |
+| `sources` | its `read_*`, `from_*` and `generate` |
+| `stage` | what every operator has: name, uid, parallelism, resources |
+| `streams` | `DataStream`: relational steps, exchanges, grouping |
+| `functions` | its steps that run users' Python functions |
+| `outputs` | its sinks |
+| `keyed` | `KeyedStream` and `WindowedStream` |
+| `projection` | columns in, columns out: what select, rename and drop share |
+| `returns` | the columns of Python functions, from `returns=` or type hints |
+| `specs` | `Watermark`, `Tumbling` |
+| `planning` | what is known of a stream, and errors at the user's line |
+| `execution` | running a plan, here or on Ray, and collecting rows |
+"""

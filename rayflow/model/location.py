@@ -6,6 +6,7 @@ import linecache
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + "/"
 
@@ -24,10 +25,17 @@ class SourceLocation:
 
 def caller_location() -> SourceLocation | None:
     """Return the innermost frame on the calling stack that is not rayflow's own, or None."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back  # type: ignore[assignment]
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_own(frame):
+        frame = frame.f_back
     if frame is None:
         return None
     file, line = frame.f_code.co_filename, frame.f_lineno
     return SourceLocation(file, line, linecache.getline(file, line).strip())
+
+
+def _is_own(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    # The methods that dataclasses generate have no file, but their module's globals.
+    generated = file == "<string>" and str(frame.f_globals.get("__name__")).startswith("rayflow.")
+    return generated or file.startswith(_PACKAGE)

@@ -1,0 +1,117 @@
+"""The steps of a `DataStream` that run users' Python functions.
+
+A function sees rows as dicts, or as bare values where the stream has exactly one column; whole batches with
+`map_batches`. What it returns has known columns only by `returns=` or its type hints (`returns`). A function
+may be an object with `open(ctx)` and `close()`, which subtasks call before its first and after its last row.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from rayflow.api.planning import StreamInfo, plan_error, refuse_upsert
+from rayflow.api.returns import returned_schema
+from rayflow.api.steps import Steps
+from rayflow.operators.stateless import FilterOperator, FlatMapOperator, MapBatchesOperator, MapOperator
+
+if TYPE_CHECKING:
+    from rayflow.api.streams import DataStream
+
+BatchFormat = Literal["pyarrow", "pandas", "polars", "numpy"]
+_FORMATS = ("pyarrow", "pandas", "polars", "numpy")
+
+
+class FunctionSteps(Steps):
+    """`map`, `flat_map`, `map_batches`, and `filter` by a function."""
+
+    def map(self, fn: Callable[[Any], Any], returns: Any = None) -> DataStream:
+        """Replace each row by what `fn(row)` returns: a dict, or a value for a single column."""
+        refuse_upsert(self._info, "map")
+        _check_callable(fn, "map")
+        schema = returned_schema(returns, fn, "map")
+        payload = partial(MapOperator, fn, schema, self._is_scalar())
+        return self._then("map", payload, self._made(schema), detail=_name_of(fn))
+
+    def flat_map(self, fn: Callable[[Any], Any], returns: Any = None) -> DataStream:
+        """Replace each row by all that `fn(row)` yields or lists: dicts, or values for a single column."""
+        refuse_upsert(self._info, "flat_map")
+        _check_callable(fn, "flat_map")
+        schema = returned_schema(returns, fn, "flat_map", flat=True)
+        payload = partial(FlatMapOperator, fn, schema, self._is_scalar())
+        return self._then("flat_map", payload, self._made(schema), detail=_name_of(fn))
+
+    def map_batches(
+        self,
+        fn: Callable[[Any], Any] | type,
+        *,
+        batch_format: BatchFormat = "pyarrow",
+        batch_size: int | None = None,
+        returns: Any = None,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        concurrency: int | None = None,
+    ) -> DataStream:
+        """Replace each batch by what `fn(batch)` returns, in `batch_format` (numpy: a dict of arrays).
+
+        A class is made once per subtask and called per batch. Batches have at most `batch_size` rows, and
+        exactly so many but for the last before a barrier. `concurrency` is the number of subtasks.
+        """
+        refuse_upsert(self._info, "map_batches")
+        _check_callable(fn, "map_batches")
+        if batch_format not in _FORMATS:
+            raise plan_error(
+                f"map_batches: batch_format {batch_format!r}: expected one of {', '.join(_FORMATS)}"
+            )
+        if importlib.util.find_spec(batch_format) is None:
+            raise plan_error(
+                f"map_batches: batch_format {batch_format!r} needs that package; install it with pip"
+            )
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise plan_error(f"map_batches: batch_size: expected a number of rows from 1; got {batch_size!r}")
+        schema = None if returns is None else returned_schema(returns, fn, "map_batches")
+        payload = partial(MapBatchesOperator, fn, batch_format, batch_size, schema)
+        stream = self._then("map_batches", payload, self._made(schema), detail=_name_of(fn))
+        if num_cpus is not None or num_gpus is not None:
+            stream.with_resources(num_cpus=num_cpus, num_gpus=num_gpus)
+        return stream if concurrency is None else stream.with_parallelism(concurrency)
+
+    def _filter_by_function(self, fn: Any) -> DataStream:
+        _check_callable(fn, "filter")
+        payload = partial(FilterOperator, fn, self._is_scalar())
+        return self._then("filter", payload, self._info, detail=_name_of(fn))
+
+    def _is_scalar(self) -> bool:
+        schema = self._info.schema
+        return schema is not None and len(schema) == 1
+
+    def _made(self, schema: pa.Schema | None) -> StreamInfo:
+        """Return what is known of rows that a function made: event time stays where its column does."""
+        time, before = self._info.time_column, self._info.schema
+        keeps_time = (
+            schema is not None
+            and time in schema.names
+            and pa.types.is_timestamp(schema.field(time).type)
+            and (before is None or schema.field(time).type == before.field(time).type)
+        )
+        return replace(
+            self._info,
+            schema=schema,
+            time_column=time if keeps_time else None,
+            window_ns=self._info.window_ns if keeps_time else None,
+            partitioned_by=None,
+        )
+
+
+def _check_callable(fn: Any, what: str) -> None:
+    if not callable(fn):
+        raise plan_error(f"{what}: expected a function; got {fn!r}")
+
+
+def _name_of(fn: Any) -> str:
+    return str(getattr(fn, "__qualname__", type(fn).__qualname__)).replace("<locals>.", "")

@@ -1,0 +1,73 @@
+"""Specifications that users hand to streams: watermarks and windows. Checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from rayflow.api.planning import duration_ns, plan_error
+from rayflow.graph.plan import TimeSpec
+from rayflow.model.durations import format_duration_ns
+
+Duration = str | timedelta
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """Which column is event time, and how far out of order its rows may come.
+
+    After each batch a split's watermark is its largest `column` − `delay` − 1 unit; a row whose window the
+    watermark has passed is late. `idle_after`: a split without rows for so long (processing time) is left out
+    of account. `max_ahead`: a timestamp further than this ahead of the split's watermark is taken for wrong,
+    treated as late, and counted. `max_drift`: a split that is further ahead of the slowest one waits.
+    """
+
+    column: str
+    delay: Duration = "0s"
+    idle_after: Duration | None = None
+    max_ahead: Duration | None = None
+    max_drift: Duration | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.column, str):
+            raise plan_error(f"rf.Watermark: expected the name of a column; got {self.column!r}")
+        self.time_spec()
+
+    def time_spec(self) -> TimeSpec:
+        """Return the same in nanoseconds."""
+        return TimeSpec(
+            column=self.column,
+            delay=duration_ns("rf.Watermark(delay=)", self.delay),
+            idle_after=_optional_ns("idle_after", self.idle_after),
+            max_ahead=_optional_ns("max_ahead", self.max_ahead),
+            max_drift=_optional_ns("max_drift", self.max_drift),
+        )
+
+
+@dataclass(frozen=True)
+class Tumbling:
+    """Windows of one `size`, side by side, aligned to the UTC epoch plus `offset`, in event time."""
+
+    size: Duration
+    offset: Duration = "0s"
+
+    def __post_init__(self) -> None:
+        _ = self.size_ns, self.offset_ns
+
+    @property
+    def size_ns(self) -> int:
+        """Length of a window, in nanoseconds."""
+        return duration_ns("rf.Tumbling(size)", self.size, positive=True)
+
+    @property
+    def offset_ns(self) -> int:
+        """How far window starts are shifted, in nanoseconds; less than a size."""
+        return duration_ns("rf.Tumbling(offset=)", self.offset) % self.size_ns
+
+    def __str__(self) -> str:
+        offset = f" offset {format_duration_ns(self.offset_ns)}" if self.offset_ns else ""
+        return f"tumbling {format_duration_ns(self.size_ns)}{offset}"
+
+
+def _optional_ns(name: str, value: Duration | None) -> int | None:
+    return None if value is None else duration_ns(f"rf.Watermark({name}=)", value, positive=True)

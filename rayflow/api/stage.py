@@ -1,0 +1,82 @@
+"""What every operator of a job has in common, whatever it does: a name, a uid, a parallelism, resources."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from rayflow.api.planning import at_user_line, plan_error, user_line
+from rayflow.graph.plan import Resources, StreamNode
+from rayflow.graph.uids import check_uid
+from rayflow.model.durations import parse_size
+
+if TYPE_CHECKING:
+    from rayflow.api.environment import StreamEnvironment
+
+S = TypeVar("S", bound="Stage")
+
+
+class Stage:
+    """The last operator that was added to a stream, or a sink. Its settings may be changed until the job
+    is executed; each call returns the same object, for chaining."""
+
+    def __init__(self, env: StreamEnvironment, node: StreamNode) -> None:
+        self._env = env
+        self._node = node
+
+    def name(self: S, name: str) -> S:
+        """Call the operator `name` where people look: plans, metrics, errors. Need not be unique."""
+        node = self._settable("name")
+        if not isinstance(name, str) or not name.strip():
+            raise plan_error(f".name(): expected a text; got {name!r}")
+        node.spec = replace(node.spec, name=name)
+        return self
+
+    def uid(self: S, uid: str) -> S:
+        """Identify the operator in checkpoints: its state is found again under `uid` whatever else in the
+        job changes. Letters, digits, `_`, `-`, `.`; unique in the job. Without it, name and position count."""
+        node = self._settable("uid")
+        check_uid(uid, user_line())
+        # The line of the call, since that is where a duplicate is put right.
+        node.spec = replace(node.spec, uid=uid, location=node.spec.location or user_line())
+        return self
+
+    def with_parallelism(self: S, parallelism: int) -> S:
+        """Run the operator in so many subtasks, from 1 to the environment's max_parallelism."""
+        node = self._settable("with_parallelism")
+        limit = self._env.max_parallelism
+        if not isinstance(parallelism, int) or not 1 <= parallelism <= limit:
+            raise plan_error(
+                f".with_parallelism(): expected 1 to {limit} (max_parallelism); got {parallelism!r}"
+            )
+        node.parallelism = parallelism
+        return self
+
+    def with_resources(
+        self: S,
+        *,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        memory: int | str | None = None,
+    ) -> S:
+        """Ask Ray for resources per subtask (`memory`: bytes, or a size such as `"2g"`); by default none.
+        Operators with different resources run in different tasks."""
+        node = self._settable("with_resources")
+        with at_user_line():
+            node.resources = Resources(
+                num_cpus=_amount("num_cpus", num_cpus, node.resources.num_cpus),
+                num_gpus=_amount("num_gpus", num_gpus, node.resources.num_gpus),
+                memory=node.resources.memory if memory is None else parse_size(memory),
+            )
+        return self
+
+    def _settable(self, call: str) -> StreamNode:
+        return self._node
+
+
+def _amount(what: str, value: float | None, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise plan_error(f".with_resources({what}=): expected a number from 0; got {value!r}")
+    return value
