@@ -90,13 +90,13 @@ def key_groups(batch: pa.RecordBatch, names: Sequence[str], max_parallelism: int
 
 
 def groups_of_hashes(hashes: Hashes, max_parallelism: int) -> npt.NDArray[np.int64]:
-    """Return hash modulo `max_parallelism`; by a mask where that is a power of two."""
+    """Return hash modulo `max_parallelism`, by a mask where that is a power of two. Overwrites `hashes`."""
     if max_parallelism & (max_parallelism - 1) == 0:
-        groups = hashes & np.uint64(max_parallelism - 1)
+        hashes &= np.uint64(max_parallelism - 1)
     else:
-        groups = hashes % np.uint64(max_parallelism)
-    signed: npt.NDArray[np.int64] = groups.view(np.int64)
-    return signed
+        hashes %= np.uint64(max_parallelism)
+    groups: npt.NDArray[np.int64] = hashes.view(np.int64)
+    return groups
 
 
 def check_key_type(name: str, type_: pa.DataType) -> None:

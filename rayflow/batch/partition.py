@@ -7,11 +7,11 @@ consumer and keeps the order of rows, so order holds per producer and consumer, 
 
 The hash split is the hottest path of the system: hash the keys, look up each key group's subtask in a small
 table, sort the row numbers by subtask (stably), gather the whole batch once in that order, and hand out
-zero-copy slices. Measured (tests/benchmarks/bench_partition.py; 3 int64 columns, one core): 55–125 M rows/s
-for 2 consumers at 4k–64k rows, 45–75 M rows/s for 8. What was tried: NumPy's stable argsort of uint8 is a
-radix sort as fast as a counting sort compiled with Numba; for 2 and 3 consumers one `flatnonzero` each is
-faster still; gathering per consumer gives buffers of their own but costs 2 to 10 times more calls; `filter`
-per consumer is 3 to 20 times slower.
+zero-copy slices. Measured (tests/benchmarks/bench_partition.py; 3 int64 columns, one core, M rows/s at 4k / 16k /
+64k rows a batch): 33 / 72 / 109 for 2 consumers, 29 / 59 / 72 for 8, 16 / 40 / 59 for 128. What was tried:
+NumPy's stable argsort of uint8 is a radix sort as fast as a counting sort compiled with Numba; for 2 and 3
+consumers one `nonzero` each is faster still; gathering per consumer costs as much for 2 consumers, twice as much
+for 8 and 10 times for 128; `filter` per consumer is slower at every size.
 
 The slices of one batch share its buffers: a slice that waits in a queue keeps its siblings' rows in memory.
 What is queued is bounded per channel in batches, so that is bounded too.
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -117,8 +118,9 @@ class HashPartitioner(Partitioner):
             return [batch]
         targets = self.targets(batch)
         order, bounds = _sort_by_target(targets, self.consumers)
-        if bounds[targets[0] + 1] - bounds[targets[0]] == batch.num_rows:
-            result[targets[0]] = batch
+        first_target = int(targets[0])
+        if bounds[first_target + 1] - bounds[first_target] == batch.num_rows:
+            result[first_target] = batch
             return result
         sorted_rows = take(batch, order)
         for consumer in range(self.consumers):
@@ -137,8 +139,8 @@ class HashPartitioner(Partitioner):
 def _sort_by_target(targets: npt.NDArray[Any], consumers: int) -> tuple[npt.NDArray[np.int64], list[int]]:
     """Return row numbers ordered by target, stably, and where each target's run begins (and the end)."""
     if consumers <= _FEW_CONSUMERS:
-        runs = [np.flatnonzero(targets == consumer) for consumer in range(consumers)]
-        return np.concatenate(runs), [0, *np.cumsum([len(run) for run in runs]).tolist()]
+        runs = [(targets == consumer).nonzero()[0] for consumer in range(consumers)]
+        return np.concatenate(runs), [0, *accumulate(len(run) for run in runs)]
     order = np.argsort(targets, kind="stable")
     limits = np.arange(consumers, dtype=targets.dtype)
     bounds = np.searchsorted(targets.take(order, mode="wrap"), limits).tolist()

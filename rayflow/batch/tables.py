@@ -19,6 +19,7 @@ import pyarrow as pa
 from rayflow.batch.changelog import visible
 
 _SAMPLE_VALUE_CHARS = 60
+_LARGE_ROWS = 8192
 
 _FIXED_WIDTH_IDS = {
     type_.id
@@ -71,29 +72,29 @@ def _halves(piece: pa.RecordBatch, limit_bytes: int) -> list[pa.RecordBatch]:
 def take(batch: pa.RecordBatch, indices: npt.NDArray[np.int64]) -> pa.RecordBatch:
     """Return the rows of `batch` numbered `indices` (each in [0, rows)), in that order.
 
-    NumPy gathers fixed-width columns without nulls up to twice as fast as Arrow's kernel, which does the
-    rest.
+    In large batches NumPy gathers fixed-width columns without nulls faster than Arrow's kernel, which does the
+    rest; either way the result lies in Arrow's memory pool, which reuses pages that malloc gives back.
     """
-    positions: pa.Array | None = None
-    arrays: list[pa.Array] = []
-    for column in batch.columns:
-        if column.type.id in _FIXED_WIDTH_IDS and column.null_count == 0:
-            arrays.append(_take_fixed_width(column, indices))
-        else:
-            positions = pa.array(indices) if positions is None else positions
-            arrays.append(column.take(positions))
-    if not arrays:
-        return batch.slice(0, len(indices))
+    positions = pa.array(indices)
+    if len(indices) < _LARGE_ROWS:
+        return batch.take(positions)
+    arrays = [
+        _take_fixed_width(column, indices)
+        if column.type.id in _FIXED_WIDTH_IDS and column.null_count == 0
+        else column.take(positions)
+        for column in batch.columns
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
 def _take_fixed_width(column: pa.Array, indices: npt.NDArray[np.int64]) -> pa.Array:
     type_ = column.type
-    values = np.frombuffer(column.buffers()[1], f"u{type_.bit_width // 8}")
-    values = values[column.offset : column.offset + len(column)]
+    width = type_.bit_width // 8
+    values = np.frombuffer(column.buffers()[1], f"u{width}")[column.offset : column.offset + len(column)]
+    buffer = pa.allocate_buffer(len(indices) * width)
     # mode="wrap": indices are in range, and NumPy's default checks and buffers.
-    gathered = pa.py_buffer(values.take(indices, mode="wrap"))
-    return pa.Array.from_buffers(type_, len(indices), [None, gathered], null_count=0)
+    values.take(indices, out=np.frombuffer(buffer, values.dtype), mode="wrap")
+    return pa.Array.from_buffers(type_, len(indices), [None, buffer], null_count=0)
 
 
 def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> pa.RecordBatch:

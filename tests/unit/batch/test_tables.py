@@ -91,3 +91,19 @@ def test_sample_is_short_and_hides_the_op_column() -> None:
     assert text.count("{") == 3
     assert changelog.OP_COLUMN not in text
     assert len(text) < 300
+
+
+@pytest.mark.parametrize("rows", [10, 9000])
+def test_take_gives_the_rows_asked_for_in_order(rows: int) -> None:
+    batch = pa.record_batch(
+        {
+            "i": np.arange(rows, dtype=np.int16),
+            "t": pa.array(np.arange(rows), pa.timestamp("ms", "UTC")),
+            "n": pa.array([None if i % 2 else i for i in range(rows)]),
+            "s": [str(i) for i in range(rows)],
+            "b": [i % 3 == 0 for i in range(rows)],
+        }
+    ).slice(1)
+    indices = np.random.default_rng(1).permutation(rows - 1)
+    assert tables.take(batch, indices).equals(batch.take(pa.array(indices)))
+    assert tables.take(batch, indices[:0]).num_rows == 0
