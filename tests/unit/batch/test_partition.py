@@ -65,14 +65,16 @@ def test_consumers_get_only_key_groups_of_their_range(consumers: int) -> None:
         assert all(group in key_group_range(100, consumers, index) for group in groups)
 
 
-def test_more_than_256_consumers_are_told_apart() -> None:
-    split = make_partitioner("hash", ["k"], 1024, 1000, 0, 1).split
+@pytest.mark.parametrize("consumers", [255, 256, 257, 1000])
+def test_hundreds_of_consumers_are_told_apart(consumers: int) -> None:
+    split = make_partitioner("hash", ["k"], 1024, consumers, 0, 1).split
     parts = split(rows(list(range(5000))))
     assert sorted(n for part in parts for n in numbers(part)) == list(range(5000))
     for index, part in enumerate(parts):
         if part is not None:
             groups = key_groups(part, ["k"], 1024).tolist()
-            assert {subtask_of_key_group(g, 1024, 1000) for g in groups} == {index}
+            assert {subtask_of_key_group(g, 1024, consumers) for g in groups} == {index}
+            assert split(part)[index] is part
 
 
 def test_a_batch_of_one_key_is_passed_on_uncopied() -> None:
