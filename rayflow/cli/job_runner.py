@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,16 +14,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from rayflow.cli.errors import FAILED, INTERRUPTED, OK, exit_code_of, user_error
+from rayflow.cli.errors import FAILED, OK, exit_code_of, user_error
 from rayflow.cli.job_file import Job, job_of
-from rayflow.cli.progress import ENDED_STATES, ProgressMeter, open_view
+from rayflow.cli.progress import ENDED_STATES, ProgressMeter, ProgressView, open_view
+from rayflow.cli.results import echo_results
 from rayflow.cli.run_command import run_command_for
-from rayflow.model.config import load_config_file, parse_assignments
-from rayflow.model.errors import RayflowError
+from rayflow.model.config import (
+    STORAGE_OPTION_KEYS,
+    load_config_file,
+    parse_assignments,
+    with_environment,
+)
+from rayflow.model.errors import JobFailed, RayflowError
 
 if TYPE_CHECKING:
     from rayflow.api.environment import StreamEnvironment
     from rayflow.client.handle import JobHandle
+    from rayflow.graph.plan import JobGraph
 
 POLL_INTERVAL_S = 0.5
 DEFAULT_PARALLELISM = 1
@@ -82,3 +90,82 @@ def build_environment(job: Job, options: RunOptions, values: Mapping[str, Any]) 
     except Exception as error:
         raise user_error(f"build() of job {job.name} failed", error) from None
     return env
+
+
+def run_job(job: Job, options: RunOptions, values: Mapping[str, Any]) -> int:
+    """Run a job as the options say, and return the exit code. Raises JobFailed, and what submitting raises."""
+    env = build_environment(job, options, values)
+    graph, config = env.plan(), with_environment(env.config, os.environ)
+    for warning in graph.warnings:
+        click.secho(f"warning: {warning}", fg="yellow", err=True)
+    if options.local:
+        state = _run_here(graph, config, options)
+    else:
+        handle = _submit(graph, config, options)
+        if options.detach:
+            click.echo(handle.id)
+            return OK
+        state = _watch(handle, graph.name)
+    if state != "FINISHED":
+        click.echo(f"job {graph.name} ended as {state}", err=True)
+        return OK if state == "STOPPED" else FAILED
+    echo_results(graph, {key: str(config[key]) for key in STORAGE_OPTION_KEYS if key in config})
+    return OK
+
+
+def _run_here(graph: JobGraph, config: Mapping[str, Any], options: RunOptions) -> str:
+    """Run the job inside this process; return the state it ended in."""
+    from rayflow.runtime.local import run_local
+
+    meter = ProgressMeter()
+    with open_view(sys.stdout, f"{graph.name} (local)") as view:
+
+        def show(description: Mapping[str, Any]) -> None:
+            view.show(meter.observe(description, time.monotonic()))
+
+        result = run_local(graph, dict(config), on_progress=show, restore_from=options.restore_from)
+        show(result.describe)
+    if result.failure is not None:
+        raise JobFailed(*result.failure)
+    return str(result.state.value)
+
+
+def _submit(graph: JobGraph, config: Mapping[str, Any], options: RunOptions) -> JobHandle:
+    from rayflow.client import submit
+
+    return submit(
+        graph,
+        dict(config),
+        graph.name,
+        options.address,
+        restore_from=options.restore_from,
+        allow_duplicates=options.allow_duplicates,
+        detach=options.detach,
+    )
+
+
+def _watch(handle: JobHandle, title: str) -> str:
+    """Show a job's progress until it ends, and return the state it ended in; Ctrl-C cancels the job.
+
+    Raises JobFailed where that state is FAILED.
+    """
+    meter = ProgressMeter()
+    with open_view(sys.stdout, f"{title} ({handle.id})") as view:
+        try:
+            description = _follow(handle, meter, view)
+        except KeyboardInterrupt:
+            handle.cancel()
+            _follow(handle, meter, view)
+            raise
+    if description["state"] == "FAILED":
+        handle.wait()
+    return str(description["state"])
+
+
+def _follow(handle: JobHandle, meter: ProgressMeter, view: ProgressView) -> Mapping[str, Any]:
+    while True:
+        description = handle.describe()
+        view.show(meter.observe(description, time.monotonic()))
+        if description["state"] in ENDED_STATES:
+            return description
+        time.sleep(POLL_INTERVAL_S)

@@ -244,5 +244,5 @@ def _checkpoints_text(progress: Progress) -> str:
 
 def _restart_text(restart: Mapping[str, Any]) -> str:
     source = restart["restored_from"]
-    origin = "the beginning" if source is None else f"checkpoint {source}"
+    origin = "the beginning" if source is None else str(source)
     return f"attempt {restart['attempt']} from {origin}, because: {restart['cause']}"

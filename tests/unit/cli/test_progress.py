@@ -78,13 +78,13 @@ def test_plain_view_writes_about_once_a_second_and_whenever_the_state_changes():
 
 
 def test_plain_view_tells_each_restart_once():
-    restart = {"attempt": 2, "at": "…", "cause": "worker died", "restored_from": 4}
+    restart = {"attempt": 2, "at": "…", "cause": "worker died", "restored_from": "/x/chk-4"}
     meter, out = ProgressMeter(), io.StringIO()
     with PlainView(out) as view:
         view.show(meter.observe(description(), 0.0))
         for now_s in (0.1, 0.2):
             view.show(meter.observe(description(attempt=2, restarts=[restart]), now_s))
-    assert out.getvalue().count("attempt 2 from checkpoint 4, because: worker died") == 1
+    assert out.getvalue().count("attempt 2 from /x/chk-4, because: worker died") == 1
 
 
 def test_table_has_a_line_per_chain():
