@@ -1,0 +1,15 @@
+"""What the job master is made of; `rayflow.runtime.job_master` puts it together.
+
+| module | has |
+|---|---|
+| `job` | facts about the job that never change: graph, configuration, subtasks, sources, sinks |
+| `background` | work on the I/O pool, answered on the master's own thread |
+| `storage` | the job's directory on checkpoint storage: attempts, metadata, manifests (blocking) |
+| `beginning` | what happens before an attempt deploys: claim, sink hooks, choice of the checkpoint (blocking) |
+| `restore` | which state file goes to which subtask |
+| `fleet` | the workers: ready or lost, addresses, heartbeats, statistics |
+| `sources` | split discovery and assignment |
+| `checkpoints` | the coordinator's shell: triggers, acks, manifests, retention, reports |
+| `events` | the job's event log |
+| `reports` | `describe`, `metrics`: what the inspecting commands print |
+"""

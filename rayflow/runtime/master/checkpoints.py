@@ -1,0 +1,365 @@
+"""The shell of the checkpoint coordinator: it carries out what the machine decides, and keeps the books.
+
+Theory of operation. `protocol.coordinator` decides when to trigger, when a checkpoint is complete, aborted or
+to be discarded. This module turns its commands into messages and storage work, and the outcomes into events
+again. The manifest of a complete checkpoint is made of the acks' files and of every source's splits.
+
+What happens to each checkpoint is kept as a `Report`, newest last, for `rayflow checkpoints`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayflow.model.ids import CheckpointId, SubtaskId
+from rayflow.protocol.coordinator import (
+    AbortCheckpoint,
+    AnnounceCompleted,
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointCoordinator,
+    Command,
+    CoordinatorConfig,
+    DiscardCheckpoint,
+    Event,
+    FailAttempt,
+    FinalRequested,
+    ManifestFailed,
+    ManifestPublished,
+    PublishManifest,
+    Restored,
+    SubtaskAcked,
+    SubtaskDeclined,
+    Ticked,
+    TriggerSources,
+)
+from rayflow.runtime.master.context import Context
+from rayflow.runtime.master.events import iso_utc
+from rayflow.runtime.master.sources import SourceSplits
+from rayflow.runtime.messages import (
+    CheckpointAborted,
+    CheckpointAcked,
+    CheckpointCompleted,
+    CheckpointDeclined,
+    TriggerCheckpoint,
+)
+from rayflow.state.manifest import Manifest, SplitState
+
+MAX_REPORTS = 100
+
+
+@dataclass(slots=True)
+class Report:
+    """What is known of one checkpoint. `status` is pending, completed, failed or aborted."""
+
+    id: CheckpointId
+    path: str
+    triggered_ms: int
+    subtasks: int
+    status: str = "pending"
+    final: bool = False
+    ended_ms: int | None = None
+    failure: str | None = None
+    retained: bool = False
+    acks: dict[SubtaskId, CheckpointAcked] = field(default_factory=dict)
+    alignment_ms_max: float = 0
+    nbytes: int = 0
+    acknowledged: int = 0
+
+    def acked(self, ack: CheckpointAcked) -> None:
+        """Add a subtask's ack."""
+        self.acks[ack.subtask] = ack
+        self.acknowledged = len(self.acks)
+        self.nbytes += sum(file.nbytes for file in ack.files)
+        self.alignment_ms_max = max(self.alignment_ms_max, ack.alignment_ms)
+
+    def to_json(self, now_ms: int) -> dict[str, Any]:
+        """Return it as `rayflow checkpoints` prints it."""
+        return {
+            "id": self.id,
+            "status": self.status,
+            "path": self.path,
+            "triggered_at": iso_utc(self.triggered_ms),
+            "duration_ms": (now_ms if self.ended_ms is None else self.ended_ms) - self.triggered_ms,
+            "alignment_ms_max": self.alignment_ms_max,
+            "bytes": self.nbytes,
+            "acknowledged": self.acknowledged,
+            "subtasks": self.subtasks,
+            "failure": self.failure,
+            "final": self.final,
+            "retained": self.retained,
+        }
+
+
+class Checkpoints:
+    """The checkpoints of one job. `fail_attempt(reason)` and `superseded()` tell the master what it has to do,
+    `progressed()` that a checkpoint completed."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        sources: Mapping[str, SourceSplits],
+        *,
+        highest: CheckpointId,
+        earlier_reports: Iterable[dict[str, Any]],
+        fail_attempt: Callable[[str], None],
+        superseded: Callable[[], None],
+        progressed: Callable[[], None],
+    ) -> None:
+        config = ctx.job.config
+        self._ctx = ctx
+        self._sources = sources
+        self._fail_attempt = fail_attempt
+        self._superseded = superseded
+        self._progressed = progressed
+        self._running = False
+        self._earlier = deque(earlier_reports, MAX_REPORTS)
+        self._reports: dict[CheckpointId, Report] = {}
+        self._publishing: set[CheckpointId] = set()
+        self.completed = 0
+        self.failed = 0
+        self.final_completed: CheckpointId | None = None
+        self._coordinator = CheckpointCoordinator(
+            CoordinatorConfig(
+                interval_ms=config.checkpoint_interval_ms,
+                timeout_ms=config.checkpoint_timeout_ms,
+                min_pause_ms=config.checkpoint_min_pause_ms,
+                max_concurrent=config.checkpoint_max_concurrent,
+                retained=config.checkpoint_retained,
+                failures_tolerated=config.checkpoint_failures_tolerated,
+            ),
+            next_checkpoint_id=highest + 1,
+            job_id=ctx.job.job_id,
+        )
+
+    # ------------------------------------------------------------------------------- the attempt
+
+    def begin_attempt(self, restored: CheckpointId | None, own: tuple[CheckpointId, ...]) -> None:
+        """All subtasks run. `restored` is the checkpoint they began from, `own` the job's complete ones."""
+        self._running = True
+        self.final_completed = None
+        for checkpoint_id in own:
+            if restored is None or checkpoint_id <= restored:
+                self._handle(Restored(checkpoint_id))
+        subtasks = frozenset(self._ctx.job.subtasks)
+        self._handle(AttemptStarted(self._ctx.attempt, subtasks, self._ctx.now_ms))
+
+    def end_attempt(self) -> None:
+        """The attempt failed, was cancelled, or is finished."""
+        if self._running:
+            self._running = False
+            self._handle(AttemptEnded(self._ctx.now_ms))
+
+    def request_final(self) -> None:
+        """All inputs have ended."""
+        self._handle(FinalRequested(self._ctx.now_ms))
+
+    def tick(self) -> None:
+        """Time has passed."""
+        if self._running:
+            self._handle(Ticked(self._ctx.now_ms))
+
+    @property
+    def next_deadline_ms(self) -> int | None:
+        """When `tick` has something to do."""
+        return self._coordinator.next_deadline_ms() if self._running else None
+
+    def acked(self, ack: CheckpointAcked) -> None:
+        """A subtask's snapshot is durable."""
+        report = self._reports.get(ack.checkpoint_id)
+        if report is not None and report.status == "pending" and ack.subtask not in report.acks:
+            report.acked(ack)
+        event = SubtaskAcked(ack.attempt, ack.checkpoint_id, ack.subtask, self._ctx.now_ms)
+        self._handle(event)
+
+    def declined(self, message: CheckpointDeclined) -> None:
+        """A subtask could not make its snapshot."""
+        self._handle(
+            SubtaskDeclined(
+                message.attempt, message.checkpoint_id, message.subtask, message.reason, self._ctx.now_ms
+            )
+        )
+
+    def sweep(self, incomplete: Iterable[CheckpointId]) -> None:
+        """Delete what earlier attempts left unfinished. No checkpoint is under way."""
+        for checkpoint_id in incomplete:
+            self._delete(checkpoint_id)
+
+    # ------------------------------------------------------------------------------- reports
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Return what happened to each checkpoint, newest last."""
+        return [*self._earlier, *(self._report_json(report) for report in self._reports.values())]
+
+    @property
+    def latest(self) -> CheckpointId | None:
+        """The newest complete checkpoint."""
+        return max(self._coordinator.completed, default=None)
+
+    def _report_json(self, report: Report) -> dict[str, Any]:
+        document = report.to_json(self._ctx.now_ms)
+        if report.status == "pending":
+            document["waiting_for"] = [
+                {"operator": s.vertex, "index": s.index, "phase": self._phase(s, report.id)}
+                for s in self._ctx.job.subtasks
+                if s not in report.acks
+            ]
+        return document
+
+    def _phase(self, subtask: SubtaskId, checkpoint_id: CheckpointId) -> str:
+        worker = self._ctx.fleet.ready.get(subtask)
+        told = worker.statistics.get("checkpoint") if worker is not None else None
+        return str(told["phase"]) if told and told["id"] == checkpoint_id else "waiting for barriers"
+
+    # ------------------------------------------------------------------------------- commands
+
+    def _handle(self, event: Event) -> None:
+        for command in self._coordinator.handle(event):
+            self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case TriggerSources():
+                self._trigger(command)
+            case PublishManifest():
+                self._publish(command.checkpoint_id)
+            case AnnounceCompleted():
+                self._announce(command)
+            case AbortCheckpoint():
+                self._abort(command)
+            case DiscardCheckpoint():
+                self._discard(command.checkpoint_id)
+            case FailAttempt():
+                self._fail_attempt(command.reason)
+
+    def _trigger(self, command: TriggerSources) -> None:
+        ctx, checkpoint_id = self._ctx, command.checkpoint_id
+        self._reports[checkpoint_id] = Report(
+            id=checkpoint_id,
+            path=ctx.storage.url(checkpoint_id),
+            triggered_ms=ctx.now_ms,
+            subtasks=len(ctx.job.subtasks),
+            final=command.final,
+        )
+        self._forget_old_reports()
+        kind = "final checkpoint" if command.final else "checkpoint"
+        ctx.note("checkpoint_triggered", f"{kind} {checkpoint_id} triggered", checkpoint_id=checkpoint_id)
+        ctx.fleet.broadcast(TriggerCheckpoint(ctx.attempt, checkpoint_id), ctx.job.source_subtasks)
+
+    def _publish(self, checkpoint_id: CheckpointId) -> None:
+        ctx, report = self._ctx, self._reports[checkpoint_id]
+        manifest, attempt = self._manifest(report), ctx.attempt
+        self._publishing.add(checkpoint_id)
+        ctx.background.run(
+            lambda: ctx.storage.publish(manifest, attempt),
+            lambda announce, error: self._published(report, announce, error),
+            critical=True,
+        )
+
+    def _published(self, report: Report, announce: bool, error: BaseException | None) -> None:
+        self._publishing.discard(report.id)
+        if error is not None:
+            self._handle(ManifestFailed(report.id, str(error), self._ctx.now_ms))
+        elif not announce:
+            self._superseded()
+        else:
+            if report.status == "aborted":
+                # The attempt ended while the manifest was written: the checkpoint is good to restore from.
+                self._settle(report, "completed", None)
+            self._handle(ManifestPublished(report.id, self._ctx.now_ms))
+
+    def _announce(self, command: AnnounceCompleted) -> None:
+        ctx, report = self._ctx, self._reports[command.checkpoint_id]
+        self._settle(report, "completed", None)
+        ctx.note(
+            "checkpoint_completed",
+            f"checkpoint {report.id} completed in {ctx.now_ms - report.triggered_ms} ms, {report.nbytes} bytes",
+            checkpoint_id=report.id,
+            path=report.path,
+        )
+        if report.final:
+            self.final_completed = report.id
+        self._progressed()
+        permit = command.permit
+        ctx.fleet.broadcast(CheckpointCompleted(permit.attempt, permit.checkpoint_id))
+
+    def _abort(self, command: AbortCheckpoint) -> None:
+        ctx, report = self._ctx, self._reports[command.checkpoint_id]
+        status = "failed" if self._running else "aborted"
+        self._settle(report, status, command.reason)
+        ctx.note(
+            f"checkpoint_{status}",
+            f"checkpoint {report.id} {status}: {command.reason}",
+            checkpoint_id=report.id,
+        )
+        if self._running:
+            ctx.fleet.broadcast(CheckpointAborted(ctx.attempt, report.id))
+        if report.id not in self._publishing:
+            self._delete(report.id)
+
+    def _discard(self, checkpoint_id: CheckpointId) -> None:
+        report = self._reports.get(checkpoint_id)
+        if report is not None:
+            report.retained = False
+        self._delete(checkpoint_id)
+
+    def _settle(self, report: Report, status: str, failure: str | None) -> None:
+        report.status, report.failure, report.ended_ms = status, failure, self._ctx.now_ms
+        report.retained = status == "completed"
+        report.acks = {}
+        self.completed += status == "completed"
+        self.failed += status == "failed"
+
+    def _delete(self, checkpoint_id: CheckpointId) -> None:
+        ctx = self._ctx
+
+        def deleted(_result: Any, error: BaseException | None) -> None:
+            # Best effort: what stays behind has no manifest, and is swept when the next attempt begins.
+            if error is not None:
+                ctx.note(
+                    "checkpoint_cleanup_failed", f"checkpoint {checkpoint_id} could not be deleted: {error}"
+                )
+
+        ctx.background.run(lambda: ctx.storage.discard(checkpoint_id), deleted, critical=True)
+
+    def _manifest(self, report: Report) -> Manifest:
+        job = self._ctx.job
+        acks = [report.acks[subtask] for subtask in job.subtasks]
+        acked: dict[str, list[SplitState]] = {uid: [] for uid in self._sources}
+        for ack in acks:
+            for uid, splits in ack.splits.items():
+                acked[uid].extend(splits)
+        return Manifest(
+            job_id=job.job_id,
+            attempt=self._ctx.attempt,
+            checkpoint_id=report.id,
+            time_ms=report.triggered_ms,
+            max_parallelism=job.graph.max_parallelism,
+            operators={op.uid: v.parallelism for v in job.graph.vertices for op in v.operators},
+            files=tuple(file for ack in acks for file in ack.files),
+            sources={uid: source.merged(acked[uid]) for uid, source in self._sources.items()},
+            watermarks=_watermarks(acks),
+        )
+
+    def _forget_old_reports(self) -> None:
+        while len(self._reports) > MAX_REPORTS:
+            oldest = next(iter(self._reports))
+            if self._reports[oldest].status == "pending":
+                return
+            del self._reports[oldest]
+
+
+def _watermarks(acks: Iterable[CheckpointAcked]) -> dict[str, int]:
+    """Smallest watermark of each vertex whose subtasks all have one."""
+    found: dict[str, list[int | None]] = {}
+    for ack in acks:
+        found.setdefault(ack.subtask.vertex, []).append(ack.watermark)
+    smallest: dict[str, int] = {}
+    for vertex, watermarks in found.items():
+        known = [w for w in watermarks if w is not None]
+        if len(known) == len(watermarks):
+            smallest[vertex] = min(known)
+    return smallest

@@ -1,0 +1,72 @@
+"""The end of a job: sinks clean up, workers end, the final metadata is stored. Then, and only then, the job
+shows its final state, so that whoever waits for it finds everything in place.
+
+Nothing here can change how the job ended: what fails is noted. Storage work that is still under way gets
+`limit_ms` to settle first, so that it cannot overwrite the final metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rayflow.runtime.master.context import Context
+from rayflow.runtime.master.records import Records
+
+
+class Closing:
+    """One job's end. `document` returns the final job.json; `done` is called last."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        records: Records,
+        document: Callable[[], dict[str, Any]],
+        done: Callable[[], None],
+        limit_ms: int,
+    ) -> None:
+        self._ctx = ctx
+        self._records = records
+        self._document = document
+        self._done = done
+        self._begun = False
+        self.deadline_ms: int | None = ctx.now_ms + limit_ms
+
+    def advance(self) -> None:
+        """Begin as soon as nothing is under way any more, or the limit has passed."""
+        if self._begun or self.deadline_ms is None:
+            return
+        settled = self._ctx.background.critical == 0 and self._records.idle
+        if settled or self._ctx.now_ms >= self.deadline_ms:
+            self._begun = True
+            self.deadline_ms = None
+            self._ctx.background.run(self._clean_up, self._cleaned_up)
+
+    def _clean_up(self) -> list[tuple[str, str]]:
+        """Let every sink clean up (I/O pool); return (sink, problem) where that failed."""
+        ctx, problems = self._ctx, []
+        if ctx.attempt > 0:
+            for vertex, sink in ctx.job.sinks:
+                try:
+                    sink.payload.finish_job(ctx.job.sink_context(vertex, sink, ctx.attempt))
+                except Exception as error:
+                    problems.append((sink.name, f"{type(error).__name__}: {error}"))
+        return problems
+
+    def _cleaned_up(self, problems: list[tuple[str, str]] | None, error: BaseException | None) -> None:
+        ctx = self._ctx
+        for sink, problem in problems or [("all sinks", str(error))] if problems or error else []:
+            ctx.note("sink_cleanup_failed", f"sink {sink} could not clean up: {problem}", operator=sink)
+        ctx.fleet.shutdown()
+        document, events = self._document(), ctx.log.since(0)
+
+        def store() -> None:
+            ctx.storage.save_job(document)
+            ctx.storage.save_events(events)
+
+        ctx.background.run(store, self._stored)
+
+    def _stored(self, _result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            self._ctx.note("metadata_failed", f"the final metadata could not be stored: {error}")
+        self._done()

@@ -1,0 +1,141 @@
+"""The workers of a job: which are ready, where they listen, whether they still answer.
+
+Theory of operation. `ensure` asks the pool for whatever worker is missing. A ready worker gets a heartbeat every
+`interval_ms`; one that has not answered for `timeout_ms` is *overdue*, and its master treats it as lost. If
+the master itself was held up (a busy machine, a stopped process), nobody could answer meanwhile: the time it was
+away counts against no one.
+
+Invariants:
+
+1. A message is sent only to a ready worker.
+2. A worker is asked for only while none is starting or ready, so each is told ready once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayflow.model.ids import Attempt, SubtaskId
+from rayflow.runtime.master.job import Job
+from rayflow.runtime.messages import Heartbeat, ToSubtask
+from rayflow.runtime.ports import WorkerPool
+
+
+@dataclass(slots=True)
+class Worker:
+    """A ready worker. `deployed` says whether it ran an attempt before (then it is reset in place)."""
+
+    address: str
+    node_id: str
+    pid: int
+    answered_ms: int
+    deployed: bool = False
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+
+class Fleet:
+    """The job's workers, one per subtask."""
+
+    def __init__(self, pool: WorkerPool, job: Job) -> None:
+        self._pool = pool
+        self._job = job
+        self._interval_ms = job.config.heartbeat_interval_ms
+        self._timeout_ms = job.config.heartbeat_timeout_ms
+        self._starting: set[SubtaskId] = set()
+        self._sequence = 0
+        self._next_beat_ms: int | None = None
+        self.ready: dict[SubtaskId, Worker] = {}
+
+    def ensure(self) -> None:
+        """Ask for every worker that is missing."""
+        for subtask in self._job.subtasks:
+            if subtask not in self.ready and subtask not in self._starting:
+                self._starting.add(subtask)
+                self._pool.ensure(subtask, self._job.vertex_of(subtask).resources)
+
+    @property
+    def missing(self) -> list[SubtaskId]:
+        """The subtasks whose worker is not ready."""
+        return [subtask for subtask in self._job.subtasks if subtask not in self.ready]
+
+    def worker_ready(self, subtask: SubtaskId, address: str, node_id: str, pid: int, now_ms: int) -> None:
+        """A worker has come up."""
+        self._starting.discard(subtask)
+        self.ready[subtask] = Worker(address, node_id, pid, now_ms)
+        if self._next_beat_ms is None:
+            self._next_beat_ms = now_ms
+
+    def worker_lost(self, subtask: SubtaskId) -> Worker | None:
+        """A worker is gone. Return what it was, None if it had not even come up."""
+        self._starting.discard(subtask)
+        return self.ready.pop(subtask, None)
+
+    def end(self, subtask: SubtaskId) -> None:
+        """End a worker for good; the next `ensure` asks for another."""
+        self.worker_lost(subtask)
+        self._pool.kill(subtask)
+
+    def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
+        """Send, if the worker is there (invariant 1)."""
+        if subtask in self.ready:
+            self._pool.send(subtask, message)
+
+    def broadcast(self, message: ToSubtask, to: Iterable[SubtaskId] | None = None) -> None:
+        """Send to all, or to `to`."""
+        for subtask in self._job.subtasks if to is None else to:
+            self.send(subtask, message)
+
+    def answered(self, subtask: SubtaskId, statistics: dict[str, Any], now_ms: int) -> None:
+        """A heartbeat was answered."""
+        worker = self.ready.get(subtask)
+        if worker is not None:
+            worker.answered_ms = now_ms
+            worker.statistics = statistics
+
+    def probe(self, attempt: Attempt) -> None:
+        """Send a heartbeat to all now: a pool finds out about a dead worker when it sends to it."""
+        self._sequence += 1
+        self.broadcast(Heartbeat(attempt, self._sequence))
+
+    def take_survivors(self) -> list[SubtaskId]:
+        """Return the workers that ran an attempt before; from now on all of them have."""
+        survivors = [s for s in self._job.subtasks if s in self.ready and self.ready[s].deployed]
+        for worker in self.ready.values():
+            worker.deployed = True
+        return survivors
+
+    def is_silent(self, subtask: SubtaskId, attempt: Attempt) -> bool:
+        """Whether nothing shows that the worker has taken note of `attempt` (it may be restoring)."""
+        worker = self.ready.get(subtask)
+        return worker is not None and worker.statistics.get("attempt") != attempt
+
+    def beat(self, attempt: Attempt, now_ms: int) -> list[SubtaskId]:
+        """Send heartbeats if they are due; return the overdue workers."""
+        if self._next_beat_ms is None or now_ms < self._next_beat_ms:
+            return []
+        held_up_ms = now_ms - self._next_beat_ms
+        if held_up_ms > self._interval_ms:
+            for worker in self.ready.values():
+                worker.answered_ms += held_up_ms
+        self._next_beat_ms = now_ms + self._interval_ms
+        overdue = [
+            subtask
+            for subtask in self._job.subtasks
+            if subtask in self.ready and now_ms - self.ready[subtask].answered_ms > self._timeout_ms
+        ]
+        self.probe(attempt)
+        return overdue
+
+    @property
+    def next_beat_ms(self) -> int | None:
+        """When `beat` has something to do, None while there is no worker."""
+        return self._next_beat_ms
+
+    def shutdown(self) -> None:
+        """End all workers."""
+        self.ready.clear()
+        self._starting.clear()
+        self._next_beat_ms = None
+        self._pool.shutdown()

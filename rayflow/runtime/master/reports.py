@@ -1,0 +1,140 @@
+"""What the inspecting commands print, as JSON data; the shapes are those of API.md section 6. Pure."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rayflow.graph.describe import operator_json
+from rayflow.model.config import redact
+from rayflow.model.ids import SubtaskId
+from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
+from rayflow.protocol.lifecycle import JobState
+from rayflow.runtime.master.context import Context
+from rayflow.runtime.master.events import iso_utc
+from rayflow.runtime.master.run import JobRun
+
+_NUMBERS = ("rows_in", "rows_out", "batches_in", "bytes_in", "bytes_out", "queued_in", "queued_out")
+_RATIOS = ("busy", "backpressured", "idle")
+_SHOWN = ("uid", "name", "parallelism", "chained")
+
+
+def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) -> dict[str, Any]:
+    """Return `rayflow describe`. `run` is None while the master still reads what its predecessor left."""
+    graph = ctx.job.graph
+    restore = run.opening.restore if run is not None else None
+    return {
+        "job_id": ctx.job.job_id,
+        "name": graph.name,
+        "state": state.value,
+        "attempt": ctx.attempt,
+        "failure": _failure(run),
+        "restored_from": None if restore is None else restore.path,
+        "restarts": [] if run is None else [dict(restart) for restart in run.restarts],
+        "operators": [
+            {key: value for key, value in operator_json(graph, vertex).items() if key in _SHOWN}
+            for vertex in graph.vertices
+        ],
+        "subtasks": [_subtask(ctx, run, subtask) for subtask in ctx.job.subtasks],
+        "job_manager": {"pid": os.getpid(), "node_id": node_id},
+        "checkpoints": _checkpoint_counts(run),
+        "stale_messages": 0 if run is None else run.stale_messages,
+    }
+
+
+def metrics(ctx: Context, run: JobRun | None, state: JobState) -> dict[str, Any]:
+    """Return `rayflow metrics`: per subtask, and summed per operator. Counters are of the current attempt."""
+    subtasks = []
+    operators: dict[str, dict[str, float]] = {}
+    for subtask in ctx.job.subtasks:
+        shown = _subtask(ctx, run, subtask)
+        worker = ctx.fleet.ready.get(subtask)
+        per_operator = worker.statistics.get("operators", {}) if worker is not None else {}
+        subtasks.append({**shown, "operators": per_operator})
+        for uid, values in per_operator.items():
+            total = operators.setdefault(uid, {})
+            for name, value in values.items():
+                total[name] = total.get(name, 0) + value
+    return {
+        "job_id": ctx.job.job_id,
+        "state": state.value,
+        "attempt": ctx.attempt,
+        "at": iso_utc(ctx.now_ms),
+        "operators": operators,
+        "subtasks": subtasks,
+    }
+
+
+def job_document(
+    ctx: Context, run: JobRun, description: dict[str, Any], started_at: str, ended: bool
+) -> dict[str, Any]:
+    """Return the contents of job.json, with the state that the job is about to show."""
+    job = ctx.job
+    return {
+        "job_id": job.job_id,
+        "name": job.graph.name,
+        "state": run.coming_state.value if ended else run.state.value,
+        "attempt": ctx.attempt,
+        "started_at": started_at,
+        "ended_at": iso_utc(ctx.now_ms) if ended else None,
+        "failure": _failure(run),
+        "storage": redact({"url": job.config.checkpoint_storage})["url"],
+        "config": redact(job.flat),
+        "sinks_started": run.opening.sinks_started,
+        "checkpoints": [] if run.checkpoints is None else run.checkpoints.reports(),
+        "describe": description,
+    }
+
+
+def _failure(run: JobRun | None) -> dict[str, Any] | None:
+    if run is None or run.failure is None:
+        return None
+    failure = run.failure
+    return {"cause": failure.cause, "operator": failure.operator, "location": failure.location}
+
+
+def _subtask(ctx: Context, run: JobRun | None, subtask: SubtaskId) -> dict[str, Any]:
+    worker = ctx.fleet.ready.get(subtask)
+    told = worker.statistics if worker is not None else {}
+    return {
+        "operator": subtask.vertex,
+        "index": subtask.index,
+        "state": "CREATED" if run is None else run.board.state(subtask).value,
+        "attempt": ctx.attempt,
+        "node_id": worker.node_id if worker is not None else None,
+        "pid": worker.pid if worker is not None else None,
+        **{key: told.get(key, 0) for key in _NUMBERS},
+        **{key: told.get(key, 0.0) for key in _RATIOS},
+        "watermark": _watermark(told.get("watermark")),
+        "blocked_channels": list(told.get("blocked_channels", ())),
+        "checkpoint": told.get("checkpoint"),
+        "rss_bytes": told.get("rss_bytes"),
+    }
+
+
+def _watermark(watermark: int | None) -> str | None:
+    """Return a watermark (ns) as text: ISO 8601, `-inf`, `+inf`, or null where there is none."""
+    if watermark is None:
+        return None
+    if watermark <= WATERMARK_MIN:
+        return "-inf"
+    return "+inf" if watermark >= WATERMARK_MAX else _iso_of_nanoseconds(watermark)
+
+
+def _iso_of_nanoseconds(watermark: int) -> str:
+    try:
+        return iso_utc(watermark // 1_000_000)
+    except (ValueError, OverflowError):
+        # Beyond what a calendar date can say.
+        return f"{watermark} ns"
+
+
+def _checkpoint_counts(run: JobRun | None) -> dict[str, Any]:
+    checkpoints = run.checkpoints if run is not None else None
+    if checkpoints is None:
+        return {"completed": 0, "failed": 0, "latest": None}
+    return {
+        "completed": checkpoints.completed,
+        "failed": checkpoints.failed,
+        "latest": checkpoints.latest,
+    }

@@ -1,0 +1,183 @@
+"""The job's directory on checkpoint storage. Everything here blocks and runs on the I/O pool.
+
+| object | written |
+|---|---|
+| `graph.pkl` | once, by the first attempt |
+| `job.json`, `events.jsonl` | again and again; only for inspection and recovery, nothing is decided by them alone |
+| `attempts/<n>.json` | once, by conditional create: who creates it owns attempt n |
+| `chk-<n>/manifest.json` | once, by conditional create: makes checkpoint n complete |
+
+Fencing of a master that was thought dead: it publishes a manifest, *then* looks whether a later attempt is claimed,
+and announces only if none is. Its successor claims first and *then* lists the manifests. So either the old one sees the
+claim and keeps silent, or the new one sees the manifest and restores from it; no effect is announced that
+the successor does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+
+from rayflow.graph.plan import JobGraph
+from rayflow.model.errors import CorruptCheckpointError, StorageError
+from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.state.manifest import (
+    MANIFEST,
+    Manifest,
+    ResolvedCheckpoint,
+    checkpoint_directory,
+    publish_manifest,
+    read_manifest,
+    resolve_checkpoint,
+)
+from rayflow.state.storage import MissingObject, ObjectStore, join_url
+
+OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
+
+_MAX_CLAIMS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """What a dead master left; empty where nothing was written."""
+
+    job: dict[str, Any]
+    events: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointListing:
+    """Numbers of the job's checkpoint directories, ascending: with a manifest, and without."""
+
+    complete: tuple[CheckpointId, ...]
+    incomplete: tuple[CheckpointId, ...]
+
+
+class JobStorage:
+    """The directory of one job."""
+
+    def __init__(self, open_store: OpenStore, url: str, options: Mapping[str, str], job_id: JobId) -> None:
+        self._open_store = open_store
+        self._url = url
+        self._options = options
+        self._job_id = job_id
+        self._opened: ObjectStore | None = None
+
+    def load(self) -> StoredJob:
+        """Read what is there. StorageError where that cannot be told."""
+        job, events = self._read("job.json"), self._read("events.jsonl")
+        return StoredJob(
+            {} if job is None else json.loads(job),
+            [] if events is None else [json.loads(line) for line in events.splitlines()],
+        )
+
+    def save_graph(self, graph: JobGraph) -> None:
+        """Store the graph unless it is stored."""
+        self._store.create(f"{self._job_id}/graph.pkl", cloudpickle.dumps(graph))
+
+    def save_job(self, document: dict[str, Any]) -> None:
+        """Replace job.json."""
+        self._store.write(f"{self._job_id}/job.json", json.dumps(document, indent=1).encode())
+
+    def save_events(self, events: list[dict[str, Any]]) -> None:
+        """Replace events.jsonl."""
+        text = "".join(json.dumps(event) + "\n" for event in events)
+        self._store.write(f"{self._job_id}/events.jsonl", text.encode())
+
+    def claim_attempt(self, first: Attempt, at: str) -> Attempt:
+        """Claim the first free attempt from `first` on, and return it."""
+        for number in range(first, first + _MAX_CLAIMS):
+            claim = json.dumps({"attempt": number, "at": at}).encode()
+            if self._store.create(self._attempt_path(number), claim):
+                return Attempt(number)
+        raise StorageError(f"job {self._job_id}: attempts {first} to {number} are all claimed by others")
+
+    def is_superseded(self, attempt: Attempt) -> bool:
+        """Return whether the attempt after `attempt` is claimed."""
+        try:
+            self._store.read(self._attempt_path(attempt + 1))
+        except MissingObject:
+            return False
+        return True
+
+    def list_checkpoints(self) -> CheckpointListing:
+        """Return which checkpoints there are."""
+        start = f"{self._job_id}/"
+        return _listing(path.removeprefix(start) for path in self._store.list(self._job_id))
+
+    def read_manifest(self, checkpoint_id: CheckpointId) -> Manifest:
+        """Return a checkpoint's manifest. CorruptCheckpointError where it is missing, damaged or foreign."""
+        directory = self.directory(checkpoint_id)
+        manifest = read_manifest(self._store, directory)
+        if manifest.job_id != self._job_id:
+            raise CorruptCheckpointError(f"{self.url(checkpoint_id)} belongs to job {manifest.job_id}")
+        return manifest
+
+    def publish(self, manifest: Manifest, attempt: Attempt) -> bool:
+        """Make the checkpoint complete. Return False if this master has been superseded meanwhile: then
+        nothing may be announced any more."""
+        publish_manifest(self._store, self.directory(CheckpointId(manifest.checkpoint_id)), manifest)
+        return not self.is_superseded(attempt)
+
+    def discard(self, checkpoint_id: CheckpointId) -> None:
+        """Delete a checkpoint, the manifest first: what is half deleted is no checkpoint."""
+        directory = self.directory(checkpoint_id)
+        self._store.delete(f"{directory}/{MANIFEST}")
+        self._store.delete_prefix(directory)
+
+    def directory(self, checkpoint_id: CheckpointId) -> str:
+        """Return the checkpoint's directory, relative to the storage."""
+        return checkpoint_directory(self._job_id, checkpoint_id)
+
+    def location(self, checkpoint_id: CheckpointId) -> str:
+        """Return the checkpoint's directory as a URL to open."""
+        return join_url(self._url, self.directory(checkpoint_id))
+
+    def url(self, checkpoint_id: CheckpointId) -> str:
+        """Return the checkpoint's directory as a URL for people: without parameters."""
+        return self.location(checkpoint_id).partition("?")[0]
+
+    def resolve(self, url: str) -> ResolvedCheckpoint:
+        """Find the checkpoint that the user named."""
+        return resolve_checkpoint(url, self._options, self._open_store)
+
+    def siblings(self, checkpoint: ResolvedCheckpoint) -> CheckpointListing:
+        """Return which checkpoints lie beside a job's checkpoint, in that job's own directory."""
+        parent = checkpoint.url.partition("?")[0].rstrip("/").rpartition("/")[0]
+        query = checkpoint.url.partition("?")[2]
+        return _listing(self._open_store(f"{parent}?{query}" if query else parent, self._options).list(""))
+
+    @property
+    def _store(self) -> ObjectStore:
+        if self._opened is None:
+            self._opened = self._open_store(self._url, self._options)
+        return self._opened
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._store.read(f"{self._job_id}/{name}")
+        except MissingObject:
+            return None
+
+    def _attempt_path(self, number: int) -> str:
+        return f"{self._job_id}/attempts/{number}.json"
+
+
+def _listing(paths: Iterable[str]) -> CheckpointListing:
+    found: set[int] = set()
+    complete: set[int] = set()
+    for path in paths:
+        folder, _, name = path.partition("/")
+        number = folder.removeprefix("chk-")
+        if folder.startswith("chk-") and number.isdigit():
+            found.add(int(number))
+            if name == MANIFEST:
+                complete.add(int(number))
+    return CheckpointListing(
+        tuple(CheckpointId(n) for n in sorted(complete)),
+        tuple(CheckpointId(n) for n in sorted(found - complete)),
+    )
