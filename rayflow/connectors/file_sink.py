@@ -40,7 +40,7 @@ from rayflow.connectors.append_files import AppendWriter
 from rayflow.connectors.file_formats import FORMATS, SUFFIXES, FormatName
 from rayflow.connectors.staged_files import FileWriter, StagedNames, may_be_pending
 from rayflow.connectors.targets import Target, absolute_url, open_target
-from rayflow.connectors.upsert_files import UpsertWriter, check_base
+from rayflow.connectors.upsert_files import UpsertWriter, bucket_name, check_base
 from rayflow.model.errors import ConfigError, PlanError, StorageError
 from rayflow.operators.contracts import Sink, SinkContext
 from rayflow.protocol.commits import CommitPermit
@@ -74,7 +74,7 @@ class FileSink(Sink):
         mode: Mode = "append",
         if_exists: IfExists = "error",
         partition_by: Sequence[str] = (),
-        upsert_key: Sequence[str] = (),
+        upsert_key: Sequence[str] | None = None,
         options: Mapping[str, str] | None = None,
         *,
         keep_changes: bool = False,
@@ -87,7 +87,7 @@ class FileSink(Sink):
         self.mode = mode
         self.if_exists = if_exists
         self.partition_by = tuple(partition_by)
-        self.upsert_key = tuple(upsert_key)
+        self.upsert_key = tuple(upsert_key or ())
         self.keep_changes = keep_changes
         self._options = dict(options or {})
         self._schema: pa.Schema | None = None
@@ -199,11 +199,14 @@ class FileSink(Sink):
         if self._schema is None or self.partition_by or self.format.suffix == ".jsonl":
             return
         committed = [path for path in target.list("") if path.endswith(self.format.suffix)]
-        if committed or self.keep_changes:
+        if committed:
             return
+        name = f"part-{ctx.job_id}-empty{self.format.suffix}"
+        if self.mode == "upsert":
+            name = bucket_name(0, ctx.max_parallelism, self.format.suffix)
         stream = pa.BufferOutputStream()
         self.format.writer(stream, self._schema).close()
-        target.write(f"part-{ctx.job_id}-empty{self.format.suffix}", bytes(stream.getvalue()))
+        target.write(name, bytes(stream.getvalue()))
 
     # --------------------------------------------------------------------------------------- subtask
 

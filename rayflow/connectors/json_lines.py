@@ -80,13 +80,14 @@ def _encode(batch: pa.RecordBatch) -> bytes:
         opening = ("{" if i == 0 else ",") + json.dumps(field.name, ensure_ascii=False) + ":"
         pieces += [pa.scalar(opening, pa.large_string()), _tokens(batch.column(i))]
     if not pieces:
-        return b"{}\n" * batch.num_rows
+        return b"{}\n" * int(batch.num_rows)
     pieces.append(pa.scalar("}\n", pa.large_string()))
     lines = pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
     # The lines lie one behind the other in the array's data already: no join is needed.
     offsets = lines.buffers()[1]
     ends = memoryview(offsets).cast("q")[lines.offset : lines.offset + len(lines) + 1]
-    return bytes(lines.buffers()[2][ends[0] : ends[-1]])
+    data: bytes = lines.buffers()[2].slice(ends[0], ends[-1] - ends[0]).to_pybytes()
+    return data
 
 
 def _tokens(array: pa.Array) -> pa.Array:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayflow.connectors.file_formats import FileFormat
+from rayflow.connectors.file_formats import FileFormat, RowWriter
 from rayflow.connectors.targets import Target
 from rayflow.model.errors import RayflowError, StorageError
 from rayflow.operators.contracts import SinkContext
@@ -81,7 +81,7 @@ class StagedFile:
         self._rows: list[pa.RecordBatch] = []
         self._buffered_rows = 0
         self._stream = target.open_output(path)
-        self._writer = format.writer(self._stream, schema)
+        self._writer: RowWriter = self._guard(lambda: format.writer(self._stream, schema))
 
     def append(self, rows: pa.RecordBatch) -> None:
         """Collect rows; write them when they are a row group."""
@@ -110,9 +110,9 @@ class StagedFile:
         self._rows = []
         self._target.abandon(self._stream)
 
-    def _guard(self, act: Callable[[], Any]) -> None:
+    def _guard(self, act: Callable[[], Any]) -> Any:
         try:
-            act()
+            return act()
         except (RayflowError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise
         except Exception as error:

@@ -176,7 +176,7 @@ class _Upload:
         return bool(self._writer.closed())
 
     def write(self, data: Any) -> int:
-        return int(self._writer.write(memoryview(data)))
+        return int(self._writer.write(memoryview(data).cast("B")))
 
     def flush(self) -> None:
         """Parts are sent when they are full; sending them earlier would make them too small for S3."""
