@@ -7,7 +7,6 @@ the help.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import click
 
 from rayflow.cli.job_file import Job, load_job
 from rayflow.cli.job_options import is_job_option, job_options, job_values
+from rayflow.cli.tables import echo_json
 
 _JOB = "rayflow.cli.job"
 _OPTIONS = "rayflow.cli.job_options"
@@ -74,6 +74,8 @@ def current_job(ctx: click.Context) -> Job:
     return job
 
 
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
 _RUN_OPTIONS = [
     click.Option(
         ["--address"], metavar="ADDRESS", help="The Ray cluster (HOST:PORT, or 'local' for one of its own)."
@@ -110,6 +112,7 @@ def run_command_for(job: Job | None) -> JobCommand:
         callback=_run,
         help=(job.title if job else None) or "Run the job that JOB.py's build(env, *, …) describes.",
         no_args_is_help=job is None,
+        context_settings=_CONTEXT,
     )
     command.job = job
     return command
@@ -130,7 +133,7 @@ def _plan(ctx: click.Context, /, as_json: bool, **params: Any) -> None:
     job = current_job(ctx)
     graph = build_environment(job, RunOptions.from_params(params), job_values(params)).plan()
     if as_json:
-        click.echo(json.dumps(plan_json(graph), indent=2))
+        echo_json(plan_json(graph))
     else:
         click.echo(plan_tree(graph))
 
@@ -146,4 +149,5 @@ plan_command = JobCommand(
     callback=_plan,
     help="Show the operators, chains and exchanges of the job, and warnings; runs nothing.",
     no_args_is_help=True,
+    context_settings=_CONTEXT,
 )
