@@ -383,7 +383,7 @@ class CheckpointCoordinator:
     def _retire(self) -> Commands:
         """Let go of what is older than the newest `retained` ones; discard it unless it is a savepoint."""
         own = [c for c in self._completed if c not in self._savepoints]
-        if len(own) <= self._config.retained:
+        if len(own) < self._config.retained:
             return ()
         oldest_kept = own[-self._config.retained]
         self._completed = [c for c in self._completed if c >= oldest_kept]
