@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayflow.protocol.failover import AttemptFailed, GiveUp, ProgressMade, RestartAt, RestartPolicy
+
+
+def failed(now_ms, retryable=True):
+    return AttemptFailed("boom", retryable, now_ms)
+
+
+def exponential(**changes):
+    values = {"max_attempts": 10, "window_ms": 600_000, "delay_ms": 100, "max_delay_ms": 1000}
+    return RestartPolicy("exponential", **{**values, **changes})
+
+
+def test_delay_doubles_up_to_its_maximum():
+    policy = exponential()
+    delays = [policy.handle(failed(0)) for _ in range(6)]
+    assert delays == [(RestartAt(ms),) for ms in (100, 200, 400, 800, 1000, 1000)]
+
+
+def test_progress_begins_anew_with_the_shortest_delay():
+    policy = exponential()
+    policy.handle(failed(0))
+    policy.handle(failed(0))
+    assert policy.handle(ProgressMade()) == ()
+    assert policy.handle(failed(500)) == (RestartAt(600),)
+
+
+def test_stable_running_begins_anew_too():
+    policy = exponential()
+    policy.handle(failed(0))
+    policy.handle(failed(100))  # restarts at 300
+    assert policy.handle(failed(1299)) == (RestartAt(1699),)
+    assert policy.handle(failed(2699)) == (RestartAt(2799),)
+
+
+def test_budget_of_a_window_is_not_refilled_by_progress():
+    policy = exponential(max_attempts=2, window_ms=10_000)
+    for now_ms in (0, 1000):
+        policy.handle(failed(now_ms))
+        policy.handle(ProgressMade())
+    (give_up,) = policy.handle(failed(2000))
+    assert isinstance(give_up, GiveUp)
+    assert give_up.cause == "boom"
+    assert "2 restarts within 10000 ms" in give_up.reason
+
+
+def test_old_restarts_leave_the_window():
+    policy = RestartPolicy("fixed", max_attempts=1, window_ms=10_000, delay_ms=50)
+    assert policy.handle(failed(0)) == (RestartAt(50),)
+    assert policy.handle(failed(10_000)) == (RestartAt(10_050),)
+
+
+@pytest.mark.parametrize(
+    ("policy", "event"),
+    [
+        (exponential(), failed(0, retryable=False)),
+        (RestartPolicy("none", 10, 1000, 10), failed(0)),
+        (RestartPolicy("fixed", 0, 1000, 10), failed(0)),
+    ],
+)
+def test_what_cannot_or_shall_not_be_restarted_is_given_up_for_good(policy, event, refused):
+    assert isinstance(policy.handle(event)[0], GiveUp)
+    refused(policy, failed(1), "invariant 4")
+
+
+@given(
+    st.sampled_from(["exponential", "fixed"]),
+    st.integers(0, 4),
+    st.sampled_from([1, 500, 5000]),
+    st.lists(st.tuples(st.integers(0, 2000), st.booleans()), max_size=30),
+)
+def test_no_window_has_more_restarts_than_allowed_and_delays_stay_in_their_bounds(
+    strategy, most, window_ms, steps
+):
+    policy = RestartPolicy(strategy, most, window_ms, delay_ms=100, max_delay_ms=800)
+    restarts, now_ms = [], 0
+    for pause_ms, progress in steps:
+        now_ms += pause_ms
+        if progress:
+            policy.handle(ProgressMade())
+        (command,) = policy.handle(failed(now_ms))
+        if isinstance(command, GiveUp):
+            assert len(restarts) >= most
+            break
+        assert 100 <= command.at_ms - now_ms <= 800
+        restarts.append(command.at_ms)
+        assert sum(at_ms > restarts[-1] - window_ms for at_ms in restarts) <= most
+        now_ms = command.at_ms
