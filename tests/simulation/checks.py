@@ -41,7 +41,7 @@ def check_credit(pool: SimPool, world: World) -> None:
             if c == channel and isinstance(item, CreditFrame)
         )
         assert granted == held + frames + credits, (
-            f"I7: channel {channel}: {granted} granted, but {held} held, {frames} frames and {credits} credits under way"
+            f"I7: {channel}: {granted} granted, but {held} held, {frames} frames and {credits} credits under way"
         )
 
 

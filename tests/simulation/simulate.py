@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from unittest.mock import patch
 
+from rayflow.model.config import JobConfig
 from rayflow.model.ids import JobId
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.job_master import JobMaster
@@ -50,9 +52,11 @@ def simulate(seed: int, *, keep_trace: int = 400) -> Outcome:
         "restart.delay": "10ms",
         "batch.rows": choice.choice([1, 7, 100]),
         "batch.linger": f"{choice.choice([0, 5, 20])}ms",
-        "memory.process": choice.choice(["1g", "64MiB"]),
     }
-    return _run(seed, kind, World(seed, faults, keep_trace=keep_trace), source, config)
+    # Budgets of a few frames, far below what a configuration may ask for, so that credit runs out.
+    budget = choice.choice([1 << 10, 1 << 12, 1 << 26])
+    with patch.object(JobConfig, "network_bytes", property(lambda self: budget)):
+        return _run(seed, kind, World(seed, faults, keep_trace=keep_trace), source, config)
 
 
 def _run(seed: int, kind: str, world: World, source: SimSource, config: dict[str, object]) -> Outcome:
@@ -73,6 +77,8 @@ def _run(seed: int, kind: str, world: World, source: SimSource, config: dict[str
     pool.events = master
     world.add(Node("master", master.step))
     world.after_turn.append(lambda: check_credit(pool, world))
+    # A job that cannot even be stored fails at once, by design: faults begin when it runs.
+    world.faults_on = lambda: master.state is not JobState.CREATED
     try:
         world.run(until=lambda: master.state.ended)
         assert master.state is JobState.FINISHED, f"job ended {master.state}: {master.failure}"

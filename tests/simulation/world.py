@@ -91,6 +91,7 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.after_turn: list[Callable[[], None]] = []
         self.crash: Callable[[], bool] = lambda: False
+        self.faults_on: Callable[[], bool] = lambda: True
         self._queues: dict[tuple[Any, ...], deque[_Pending]] = {}
         self._crashes_left = faults.crashes
         self._io_errors_left = faults.io_errors
@@ -109,7 +110,11 @@ class World:
         def run() -> None:
             error: BaseException | None = None
             result = None
-            if self._io_errors_left > 0 and self.rng.random() < self.faults.io_error_probability:
+            if (
+                self._io_errors_left > 0
+                and self.faults_on()
+                and self.rng.random() < self.faults.io_error_probability
+            ):
                 self._io_errors_left -= 1
                 self.trace.add("fault io error")
                 error = StorageError("simulated: the request failed")
