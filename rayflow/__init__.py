@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from rayflow.model.errors import StorageError as StorageError
     from rayflow.model.errors import TransientError as TransientError
     from rayflow.model.errors import UserFunctionError as UserFunctionError
+    from rayflow.model.results import JobResult as JobResult
     from rayflow.operators.contracts import Sink as Sink
     from rayflow.operators.contracts import SinkContext as SinkContext
     from rayflow.operators.contracts import Source as Source
@@ -89,6 +90,7 @@ _MODULES = {
         "TransientError",
         "UserFunctionError",
     ),
+    "rayflow.model.results": ("JobResult",),
     "rayflow.operators.contracts": ("Sink", "SinkContext", "Source", "Split", "SplitReader"),
     "rayflow.protocol.commits": ("CommitPermit",),
 }

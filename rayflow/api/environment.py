@@ -8,7 +8,7 @@ from rayflow.api.sources import Sources
 
 if TYPE_CHECKING:
     from rayflow.client.handle import JobHandle
-    from rayflow.client.result import JobResult
+    from rayflow.model.results import JobResult
 
 
 class StreamEnvironment(Sources):

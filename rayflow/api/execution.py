@@ -1,36 +1,64 @@
-"""Running a plan: on Ray through the client, or inside this process; and collecting a stream's rows."""
+"""Running a plan: on Ray through the client, or inside this process; and collecting a stream's rows.
+
+Collected rows travel through files, as any sink's: they are written exactly once to a directory of their own,
+which this process must be able to read, and removed when they are read. That is a temporary directory for a
+local run, else a directory beside the job's checkpoints.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rayflow.api.planning import plan_error
-from rayflow.connectors.file_sink import file_sink
-from rayflow.connectors.collected import read_collected
+from rayflow.connectors.collected import collect_sink, read_collected
 from rayflow.graph.plan import JobGraph
-from rayflow.model.config import with_environment
+from rayflow.model.config import default_storage_url, with_environment
 from rayflow.model.errors import JobFailed
+from rayflow.model.results import JobResult
 from rayflow.state.storage import open_store
 
 if TYPE_CHECKING:
     from rayflow.api.outputs import Outputs
     from rayflow.api.plan_builder import PlanBuilder
     from rayflow.client.handle import JobHandle
-    from rayflow.client.result import JobResult
 
 
 def execute(env: PlanBuilder, sinks: Sequence[int], *, local: bool, address: str | None) -> JobResult:
     """Run the job of these sinks to its end. Raises JobFailed; Ctrl-C cancels the job."""
     graph = env._plan(sinks)
     env._taken(sinks)
+    return _run(env, graph, local=local, address=address)
+
+
+def submit(env: PlanBuilder, sinks: Sequence[int], *, address: str | None) -> JobHandle:
+    """Submit the job of these sinks and return at once."""
+    graph = env._plan(sinks)
+    env._taken(sinks)
+    return _submit(env, graph, address)
+
+
+def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
+    """Run what `stream` needs and return its rows."""
+    env, info = stream._env, stream._info
+    options = env._storage_options()
+    with _directory(env, options, local) as directory:
+        sink = collect_sink(directory, options)
+        sink.validate(info.physical_schema)
+        node = stream._add_node("collect", "sink", sink, info)
+        graph = env._plan([node.id])
+        env._taken([node.id])
+        _run(env, graph, local=local, address=address)
+        return read_collected(directory, info.upsert_key, schema=info.schema, options=options)
+
+
+def _run(env: PlanBuilder, graph: JobGraph, *, local: bool, address: str | None) -> JobResult:
     if local:
         return _run_here(env, graph)
     handle = _submit(env, graph, address)
@@ -41,13 +69,6 @@ def execute(env: PlanBuilder, sinks: Sequence[int], *, local: bool, address: str
         raise
 
 
-def submit(env: PlanBuilder, sinks: Sequence[int], *, address: str | None) -> JobHandle:
-    """Submit the job of these sinks and return at once."""
-    graph = env._plan(sinks)
-    env._taken(sinks)
-    return _submit(env, graph, address)
-
-
 def _submit(env: PlanBuilder, graph: JobGraph, address: str | None) -> JobHandle:
     from rayflow.client import submit as submit_job  # imports Ray
 
@@ -55,10 +76,30 @@ def _submit(env: PlanBuilder, graph: JobGraph, address: str | None) -> JobHandle
 
 
 def _run_here(env: PlanBuilder, graph: JobGraph) -> JobResult:
-    from rayflow.client.result import JobResult
     from rayflow.runtime.local import run_local
 
     result = run_local(graph, with_environment(env.config, os.environ))
     if result.failure is not None:
         raise JobFailed(*result.failure)
-    return JobResult(result.job_id, result.state)
+    return JobResult(
+        job_id=result.job_id, name=graph.name, state=result.state.value, description=result.describe
+    )
+
+
+@contextmanager
+def _directory(env: PlanBuilder, options: dict[str, str], local: bool) -> Iterator[str]:
+    """A directory for collected rows, removed at the end."""
+    if local:
+        path = tempfile.mkdtemp(prefix="rayflow-collect-")
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+        return
+    base = str(env.config.get("checkpoint.storage") or default_storage_url())
+    name = f"collect-{secrets.token_hex(8)}"
+    root, question, query = base.partition("?")
+    try:
+        yield f"{root.rstrip('/')}/{name}{question}{query}"
+    finally:
+        open_store(base, options).delete_prefix(name)

@@ -68,7 +68,13 @@ class KeyedStream:
             upsert_key=self._keys,
             partitioned_by=self._keys,
         )
-        make = partial(RunningAggregateOperator, self._keys, tuple(aggs.items()), schema)
+        make = partial(
+            RunningAggregateOperator,
+            self._keys,
+            tuple(aggs.items()),
+            schema,
+            time_column=stream._info.time_column,
+        )
         return stream._then(
             "aggregate",
             partial(make, False),
@@ -112,6 +118,8 @@ class WindowedStream:
             schema,
             self._time_column,
         )
+        with at_user_line():
+            payload()  # it checks more than types, such as a size against the unit of the event time
         return stream._then(
             "window",
             payload,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -11,8 +11,9 @@ import pyarrow as pa
 from rayflow.api.planning import at_user_line, plan_error, require_columns
 from rayflow.api.stage import Stage
 from rayflow.api.steps import Steps
-from rayflow.connectors.file_sink import file_sink
-from rayflow.connectors.print_sink import DiscardSink, PrintSink
+from rayflow.connectors.file_formats import FormatName
+from rayflow.connectors.file_sink import FileSink
+from rayflow.connectors.simple_sinks import DiscardSink, PrintSink
 from rayflow.operators.contracts import Sink
 
 Mode = Literal["append", "upsert"]
@@ -100,7 +101,7 @@ class Outputs(Steps):
 
     def _write(
         self,
-        format: str,
+        format: FormatName,
         path: str | PathLike[str],
         mode: Mode,
         if_exists: IfExists,
@@ -115,13 +116,13 @@ class Outputs(Steps):
         if partitions:
             require_columns(self._info, partitions, f"{what}(partition_by=)")
         with at_user_line():
-            sink = file_sink(
-                fspath(path),
+            sink = FileSink(
+                path,
                 format,
                 mode=mode,
                 if_exists=if_exists,
                 partition_by=partitions,
-                upsert_key=self._info.upsert_key if mode == "upsert" else None,
+                upsert_key=self._info.upsert_key or (),
                 options=self._env._storage_options(),
             )
         return self._add_sink(what, sink, rate_limit=rate_limit, detail=str(path))

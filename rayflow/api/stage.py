@@ -11,7 +11,7 @@ from rayflow.graph.uids import check_uid
 from rayflow.model.durations import parse_size
 
 if TYPE_CHECKING:
-    from rayflow.api.environment import StreamEnvironment
+    from rayflow.api.plan_builder import PlanBuilder
 
 S = TypeVar("S", bound="Stage")
 
@@ -20,7 +20,7 @@ class Stage:
     """The last operator that was added to a stream, or a sink. Its settings may be changed until the job
     is executed; each call returns the same object, for chaining."""
 
-    def __init__(self, env: StreamEnvironment, node: StreamNode) -> None:
+    def __init__(self, env: PlanBuilder, node: StreamNode) -> None:
         self._env = env
         self._node = node
 

@@ -52,7 +52,7 @@ from rayflow.operators.stateless import (
 )
 
 if TYPE_CHECKING:
-    from rayflow.api.environment import StreamEnvironment
+    from rayflow.api.plan_builder import PlanBuilder
 
 
 class DataStream(FunctionSteps, Outputs):
@@ -60,7 +60,7 @@ class DataStream(FunctionSteps, Outputs):
 
     def __init__(
         self,
-        env: StreamEnvironment,
+        env: PlanBuilder,
         node: StreamNode,
         info: StreamInfo,
         exchange: Exchange | None = None,

@@ -10,10 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayflow.batch.changelog import OP_COLUMN, OP_FIELD, is_changelog, visible
+from rayflow.batch.changelog import (
+    DELETE,
+    OP_COLUMN,
+    OP_FIELD,
+    UPDATE_AFTER,
+    is_changelog,
+    ops,
+    visible,
+    with_op,
+)
 from rayflow.batch.expressions import Expr
 from rayflow.operators.assign_watermarks import AssignWatermarksOperator
 from rayflow.operators.contracts import Operator, OperatorContext, Output
@@ -52,6 +62,9 @@ class ProjectOperator(Operator):
 class FilterOperator(Operator):
     """Keeps the rows for which `predicate` is true; null is not true.
 
+    Of an upsert stream, an update to a row that is not kept deletes it: consumers replace rows by key, and
+    would otherwise keep the row before. (Deleting a row that never came does nothing.)
+
     A function gets each row as a dict, or, with `scalar`, the value of the stream's one column.
     """
 
@@ -69,6 +82,8 @@ class FilterOperator(Operator):
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
         mask = self._mask(visible(batch))
+        if is_changelog(batch.schema):
+            batch, mask = _with_deletions(batch, mask)
         kept = batch.filter(mask)
         if kept.num_rows:
             self.out.emit(batch if kept.num_rows == batch.num_rows else kept)
@@ -163,6 +178,15 @@ class IdentityOperator(Operator):
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
         self.out.emit(batch)
+
+
+def _with_deletions(batch: pa.RecordBatch, mask: pa.Array) -> tuple[pa.RecordBatch, pa.Array]:
+    operations = ops(batch)
+    keep = mask.fill_null(False).to_numpy(zero_copy_only=False)
+    gone = (operations == UPDATE_AFTER) & ~keep
+    if not gone.any():
+        return batch, mask
+    return with_op(batch, np.where(gone, np.int8(DELETE), operations)), pa.array(keep | gone)
 
 
 def _call_per_row(function: UserFunction, rows: pa.RecordBatch, scalar: bool) -> list[Any]:

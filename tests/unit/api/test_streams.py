@@ -226,6 +226,11 @@ def test_windows_of_windows_must_nest(timed: Any) -> None:
     again.key_by("k").window(rf.Tumbling("90s")).aggregate(n=rf.count())
 
 
+def test_a_window_must_be_a_multiple_of_the_event_times_unit(timed: Any) -> None:
+    with pytest.raises(PlanError, match="no multiple of the unit"):
+        timed.key_by("k").window(rf.Tumbling("1us")).aggregate(n=rf.count())
+
+
 def test_a_window_column_cannot_be_a_key_of_windows(timed: Any) -> None:
     with pytest.raises(PlanError, match="rename it first"):
         windowed(windowed(timed), "window_start")
@@ -316,7 +321,9 @@ def test_old_rows_are_made_only_where_they_are_printed(rows: Any, env: Any) -> N
 
 def test_settings_reach_the_plan(rows: Any, env: Any) -> None:
     rows.name("in").uid("source-uid").with_resources(num_cpus=1, memory="1g")
-    rows.filter(col("n") > 1).with_parallelism(4).write_json("/tmp/x", rate_limit=5.0).uid("out").with_parallelism(4)
+    rows.filter(col("n") > 1).with_parallelism(4).write_json("/tmp/x", rate_limit=5.0).uid(
+        "out"
+    ).with_parallelism(4)
     source, rest = env.plan().vertices
     assert (source.id, source.name, source.resources.memory) == ("source-uid", "in", 1 << 30)
     assert (rest.parallelism, rest.operators[1].uid, rest.operators[1].rate_limit) == (4, "out", 5.0)
