@@ -63,7 +63,8 @@ class FilterOperator(Operator):
     """Keeps the rows for which `predicate` is true; null is not true.
 
     Of an upsert stream, an update to a row that is not kept deletes it: consumers replace rows by key, and
-    would otherwise keep the row before. (Deleting a row that never came does nothing.)
+    would otherwise keep the row before. Deletions pass, since they need not carry the row's values; deleting
+    a row that never came does nothing.
 
     A function gets each row as a dict, or, with `scalar`, the value of the stream's one column.
     """
@@ -183,7 +184,7 @@ class IdentityOperator(Operator):
 def _with_deletions(batch: pa.RecordBatch, mask: pa.Array) -> tuple[pa.RecordBatch, pa.Array]:
     operations = ops(batch)
     keep = mask.fill_null(False).to_numpy(zero_copy_only=False)
-    gone = (operations == UPDATE_AFTER) & ~keep
+    gone = (operations == UPDATE_AFTER) & ~keep | (operations == DELETE)
     if not gone.any():
         return batch, mask
     return with_op(batch, np.where(gone, np.int8(DELETE), operations)), pa.array(keep | gone)

@@ -38,7 +38,7 @@ def filtered(harness: Any, batch: pa.RecordBatch) -> list[tuple[int, str, int | 
         ((UPDATE_AFTER, "a", None), [(DELETE, "a", None)]),
         ((UPDATE_BEFORE, "a", 2), []),
         ((DELETE, "a", 1), [(DELETE, "a", 1)]),
-        ((DELETE, "a", 2), []),
+        ((DELETE, "a", 2), [(DELETE, "a", 2)]),
     ],
 )
 def test_an_update_to_a_row_that_is_not_kept_deletes_it(harness: Any, change: Any, becomes: Any) -> None:
