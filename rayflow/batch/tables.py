@@ -143,13 +143,19 @@ def render_sample(batch: pa.RecordBatch, rows: int = 3) -> str:
     """Return the first `rows` rows as one short line for an error message, without hidden columns."""
     shown = visible(batch.slice(0, rows))
     texts = [
-        "{" + ", ".join(f"{name}: {_short(value)}" for name, value in row.items()) + "}"
-        for row in shown.to_pylist()
+        "{"
+        + ", ".join(f"{name}: {_short(shown.column(i)[row])}" for i, name in enumerate(shown.schema.names))
+        + "}"
+        for row in range(shown.num_rows)
     ]
     more = f" … ({batch.num_rows} rows)" if batch.num_rows > rows else ""
     return ", ".join(texts) + more
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _short(value: pa.Scalar) -> str:
+    try:
+        text = repr(value.as_py())
+    except (OverflowError, ValueError):
+        # Arrow holds times that Python's datetime does not.
+        text = str(value.cast(pa.string()).as_py())
     return text if len(text) <= _SAMPLE_VALUE_CHARS else text[: _SAMPLE_VALUE_CHARS - 1] + "…"

@@ -65,12 +65,14 @@ class AggregateColumns:
             self._arrivals += batch.num_rows
         for _, expr, accumulator in self._aggregates:
             accumulator.reserve(slot_limit)
-            values = expr.input_values(batch)
+            values = _workable_values(expr.input_values(batch))
             keep = _kept_rows(expr, batch, values)
             if keep is None:
                 accumulator.update(slots, values, times)
                 continue
             rows = keep.to_numpy(zero_copy_only=False)
+            if not rows.any():
+                continue
             kept = None if values is None else values.filter(keep)
             accumulator.update(slots[rows], kept, times[rows])
 
@@ -109,6 +111,16 @@ class AggregateColumns:
         return FrozenAggregates([(name, acc.freeze()) for name, _, acc in self._aggregates])
 
 
+# Arrow neither filters nor takes from views.
+_WORKABLE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+
+
+def _workable_values(values: pa.Array | None) -> pa.Array | None:
+    if values is None or values.type not in _WORKABLE:
+        return values
+    return values.cast(_WORKABLE[values.type])
+
+
 def _kept_rows(expr: AggregateExpr, batch: pa.RecordBatch, values: pa.Array | None) -> pa.Array | None:
     """Return which rows count, None for all."""
     keep = expr.selected(batch)
@@ -125,6 +137,7 @@ def make_accumulator(name: str, expr: AggregateExpr, input_schema: pa.Schema) ->
     if expr.kind == "count":
         return Count(output)
     input_ = expr.input_type(input_schema)
+    input_ = _WORKABLE.get(input_, input_)
     maker = _MAKERS.get(expr.kind)
     if maker is None:
         raise PlanError(

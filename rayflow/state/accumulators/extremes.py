@@ -65,16 +65,13 @@ class PooledExtreme(Accumulator):
     _parts = ("_values",)
 
     def __init__(self, type_: pa.DataType, *, largest: bool) -> None:
-        self._type = type_
-        # Arrow compares no string views.
-        self._comparable = _COMPARABLE.get(type_, type_)
         self._function, self._beats = ("max", pc.greater) if largest else ("min", pc.less)
-        self._values = PooledValues(self._comparable)
+        self._values = PooledValues(type_)
 
     def update(self, slots: I64, values: pa.Array | None, times: I64) -> None:
         """See `Accumulator`."""
         assert values is not None
-        rows = pa.table({"slot": slots, "value": values.cast(self._comparable)})
+        rows = pa.table({"slot": slots, "value": values})
         best = pa.TableGroupBy(rows, "slot", use_threads=False).aggregate([("value", self._function)])
         best = best.combine_chunks()
         touched = best.column("slot").to_numpy()
@@ -96,7 +93,4 @@ class PooledExtreme(Accumulator):
 
     def results(self, slots: I64) -> pa.Array:
         """See `Accumulator`."""
-        return self._values.get(slots).cast(self._type)
-
-
-_COMPARABLE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+        return self._values.get(slots)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rayflow.model.errors import PlanError
+from rayflow.model.times import WATERMARK_MAX
+from rayflow.operators.assign_watermarks import AssignWatermarksOperator
+
+MS = 1_000_000
+
+
+def batch(*times_ms: int | None) -> pa.RecordBatch:
+    return pa.record_batch({"t": pa.array(times_ms, pa.timestamp("ms"))})
+
+
+def test_the_watermark_follows_the_rows_that_raised_it(harness: Any) -> None:
+    driven = harness(lambda: AssignWatermarksOperator("t", 10 * MS, None, None))
+    driven.feed(batch(100, 50)).feed(batch(60)).feed(batch(200))
+    assert [event[0] for event in driven.events] == ["rows", "watermark", "rows", "rows", "watermark"]
+    assert driven.watermarks == [89 * MS, 189 * MS]
+
+
+def test_watermarks_from_above_are_replaced_but_the_end_is_passed_on(harness: Any) -> None:
+    driven = harness(lambda: AssignWatermarksOperator("t", 0, None, None))
+    driven.watermark(5).feed(batch(1)).watermark(7).watermark(WATERMARK_MAX)
+    assert driven.watermarks == [0, WATERMARK_MAX]
+
+
+def test_nulls_and_far_future_times_are_counted_and_move_nothing(harness: Any) -> None:
+    driven = harness(lambda: AssignWatermarksOperator("t", 0, None, 100 * MS))
+    driven.feed(batch(1_000)).feed(batch(1_050, 10**9, None)).feed(batch(None))
+    assert driven.watermarks == [999 * MS, 1_049 * MS]
+    assert driven.metrics.snapshot() == {"far_future_rows": 1, "null_time_rows": 2}
+    assert len(driven.rows) == 5
+
+
+def test_a_subtask_without_rows_for_long_steps_aside(harness: Any) -> None:
+    driven = harness(lambda: AssignWatermarksOperator("t", 0, 1_000 * MS, None))
+    assert driven.operator.next_timer_ms() is None
+    driven.feed(batch(5))
+    now = 10_000
+    for _ in range(20):
+        driven.operator.on_timer(now)
+        now = driven.operator.next_timer_ms()
+    assert driven.events[-1] == ("idle",)
+    assert sum(event == ("idle",) for event in driven.events) == 1
+    driven.feed(batch(6))
+    assert driven.watermarks == [4 * MS, 5 * MS]
+
+
+def test_a_restored_operator_still_disbelieves_far_future_times(harness: Any) -> None:
+    def make() -> AssignWatermarksOperator:
+        return AssignWatermarksOperator("t", 0, None, 100 * MS)
+
+    parts = harness(make).feed(batch(1_000)).snapshot(1)
+    driven = harness(make, restored=parts, restored_from=1)
+    driven.feed(batch(10**9)).feed(batch(1_010))
+    assert driven.watermarks == [1_009 * MS]
+
+
+def test_a_column_that_is_no_timestamp_is_refused(harness: Any) -> None:
+    driven = harness(lambda: AssignWatermarksOperator("t", 0, None, None))
+    with pytest.raises(PlanError, match="column 't' is int64, expected a timestamp"):
+        driven.feed(pa.record_batch({"t": [1]}))
