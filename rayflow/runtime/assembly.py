@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pyarrow as pa
-from rayflow.operators.sink import SinkOperator
-from rayflow.protocol.rate import RateLimiter
 
 from rayflow.batch.partition import make_partitioner
 from rayflow.graph.execution import edge_output_channels, input_channels, output_channels
@@ -20,9 +18,11 @@ from rayflow.model.config import JobConfig
 from rayflow.model.ids import ChannelId
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Operator, OperatorContext
+from rayflow.operators.sink import SinkOperator
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.credit import frame_limit_bytes
 from rayflow.protocol.key_groups import KeyGroupRange, key_group_range
+from rayflow.protocol.rate import RateLimiter
 from rayflow.runtime.chain import Chain, ChainedOperator
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, Deploy, Frame

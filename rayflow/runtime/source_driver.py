@@ -26,17 +26,18 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rayflow.protocol.rate import RateLimiter
 
 from rayflow.graph.plan import OperatorSpec, TimeSpec
 from rayflow.model.errors import DataError, PlanError, RayflowError, UserFunctionError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Source, Split, SplitReader
+from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     CapMoved,
     GoIdle,
+    ReadingResumed,
     RowsRead,
     SplitFinished,
     SplitOpened,
@@ -46,6 +47,7 @@ from rayflow.protocol.watermarks import (
 from rayflow.runtime.messages import AssignSplits, SplitState
 
 _EMPTY_POLL_MS = 20
+_HELD_UP_MS = 5 * _EMPTY_POLL_MS
 _BATCHES_PER_SECOND = 20
 
 
@@ -80,6 +82,8 @@ class SourceDriver:
         self._cap = WATERMARK_MIN
         self._asked = False
         self._retry_at_ms = 0
+        self._looking = False
+        self._looked_at_ms = 0
         self._clock = _EventClock(spec, spec.time, watermark, metrics) if spec.time else None
         rate = spec.rate_limit
         self._limiter: RateLimiter | None = None
@@ -119,11 +123,13 @@ class SourceDriver:
 
     def poll(self, now_ms: int) -> pa.RecordBatch | None:
         """Return the next rows, None if there are none now (`wake_at_ms` says when to look again)."""
+        self._looking = False
         if now_ms < self._retry_at_ms:
             return None
         if self._limiter is not None and (wait := self._limiter.wait_ms(now_ms)) > 0:
             self._retry_at_ms = now_ms + wait
             return None
+        self._look(now_ms)
         while self._assigned and (self._endless_splits or not self._open):
             self._open_next()
         for _ in range(len(self._open)):
@@ -151,7 +157,8 @@ class SourceDriver:
         if self._clock is None:
             return None
         waiting = not self._open and not self._assigned and not self._no_more
-        return self._clock.take(now_ms, step_aside=waiting and self._cap == WATERMARK_MAX)
+        step_aside = waiting and self._cap == WATERMARK_MAX
+        return self._clock.take(now_ms if self._looking else None, step_aside=step_aside)
 
     @property
     def current_watermark(self) -> int | None:
@@ -190,6 +197,13 @@ class SourceDriver:
             cause = f"{type(error).__name__}: {error}"
             raise UserFunctionError(self._spec.name, cause, self._spec.location) from error
 
+    def _look(self, now_ms: int) -> None:
+        # Rows that nobody looked for (back-pressure, the rate limit) do not make a split idle.
+        if self._clock is not None and now_ms - self._looked_at_ms > _HELD_UP_MS:
+            self._clock.resumed(now_ms)
+        self._looked_at_ms = now_ms
+        self._looking = True
+
     def _open_next(self) -> None:
         state = self._assigned.popleft()
         split = Split.from_json(state.split)
@@ -197,7 +211,7 @@ class SourceDriver:
         with self._blamed():
             reader = self._source.open_split(split, position)
         self._open.append(_OpenSplit(split, reader, state.max_time))
-        self._move_cap()
+        # Opened before the cap moves: at no moment may neither of them hold the watermark back.
         if self._clock is not None:
             self._clock.opened(split.id, state.max_time)
         self._move_cap()
@@ -285,9 +299,14 @@ class _EventClock:
         """When time alone may make the source idle."""
         return None if self._machine is None else self._machine.next_deadline_ms()
 
-    def take(self, now_ms: int, *, step_aside: bool) -> int | GoIdle | None:
-        """Return what is new since the last call."""
+    def resumed(self, now_ms: int) -> None:
+        """Reading goes on after a time in which nobody looked for rows."""
         if self._machine is not None:
+            self._take(self._machine.handle(ReadingResumed(now_ms)))
+
+    def take(self, now_ms: int | None, *, step_aside: bool) -> int | GoIdle | None:
+        """Return what is new since the last call; `now_ms` None when nobody looked for rows."""
+        if self._machine is not None and now_ms is not None:
             self._take(self._machine.handle(Ticked(now_ms)))
         answer, self._answer = self._answer, None
         if answer is None and step_aside and not self._aside:

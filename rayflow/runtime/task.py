@@ -24,7 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
-from rayflow.protocol.rate import RateLimiter
 
 from rayflow.batch.tables import nbytes, slice_rows
 from rayflow.model.errors import ProtocolViolation
@@ -41,6 +40,7 @@ from rayflow.protocol.alignment import (
     UnblockChannels,
 )
 from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     ChannelEnded,
