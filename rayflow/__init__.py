@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from rayflow.batch.expressions import lit as lit
     from rayflow.batch.expressions import when as when
     from rayflow.cli.job_runner import run as run
+    from rayflow.client.finding import Client as Client
+    from rayflow.client.finding import connect as connect
+    from rayflow.client.handle import JobHandle as JobHandle
     from rayflow.model.errors import ConfigError as ConfigError
     from rayflow.model.errors import CorruptCheckpointError as CorruptCheckpointError
     from rayflow.model.errors import JobFailed as JobFailed
@@ -79,6 +82,8 @@ _MODULES = {
     "rayflow.batch.aggregates": ("count",),
     "rayflow.batch.expressions": ("Expr", "col", "lit", "when"),
     "rayflow.cli.job_runner": ("run",),
+    "rayflow.client.finding": ("Client", "connect"),
+    "rayflow.client.handle": ("JobHandle",),
     "rayflow.model.errors": (
         "ConfigError",
         "CorruptCheckpointError",

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from rayflow.connectors.collected import collect_sink, read_collected
 from rayflow.graph.plan import JobGraph
-from rayflow.model.config import default_storage_url, with_environment
+from rayflow.model.config import with_environment
 from rayflow.model.errors import JobFailed
 from rayflow.model.results import JobResult
 from rayflow.state.storage import open_store
@@ -45,7 +45,7 @@ def submit(env: PlanBuilder, sinks: Sequence[int], *, address: str | None) -> Jo
 
 
 def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
-    """Run what `stream` needs and return its rows."""
+    """Run what `stream` needs and return its rows. Raises JobFailed, also where someone ended the job early."""
     env, info = stream._env, stream._info
     options = env._storage_options()
     with _directory(env, options, local) as directory:
@@ -54,7 +54,11 @@ def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
         node = stream._add_node("collect", "sink", sink, info)
         graph = env._plan([node.id])
         env._taken([node.id])
-        _run(env, graph, local=local, address=address)
+        result = _run(env, graph, local=local, address=address)
+        if result.state != "FINISHED":
+            raise JobFailed(
+                result.job_id, f"it ended as {result.state} before all rows were collected", "collect"
+            )
         return read_collected(directory, info.upsert_key, schema=info.schema, options=options)
 
 
@@ -96,7 +100,9 @@ def _directory(env: PlanBuilder, options: dict[str, str], local: bool) -> Iterat
         finally:
             shutil.rmtree(path, ignore_errors=True)
         return
-    base = str(env.config.get("checkpoint.storage") or default_storage_url())
+    from rayflow.client.home import default_storage
+
+    base = str(env.config.get("checkpoint.storage") or default_storage())
     name = f"collect-{secrets.token_hex(8)}"
     root, question, query = base.partition("?")
     try:

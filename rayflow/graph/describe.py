@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
+from rayflow.batch.changelog import is_changelog, visible_schema
 from rayflow.graph.execution import channels
 from rayflow.graph.plan import JobEdge, JobGraph, JobVertex, OperatorSpec
 from rayflow.model.durations import format_duration_ns
@@ -82,6 +85,8 @@ def _step_lines(spec: OperatorSpec) -> list[str]:
     marks = {"source": "▷", "operator": "•", "sink": "▶"}
     title = spec.name if spec.uid == spec.name else f"{spec.name} [{spec.uid}]"
     lines = [f"{marks[spec.kind]} {title}{': ' + spec.detail if spec.detail else ''}"]
+    if spec.kind == "operator" and spec.schema is not None and is_changelog(spec.schema):
+        lines.append("    upserts: rows replace earlier ones of their key")
     if spec.time is not None:
         lines.append(f"    event time {spec.time.column}, delay {format_duration_ns(spec.time.delay)}")
     if spec.rate_limit is not None:
@@ -107,8 +112,13 @@ def _step_json(spec: OperatorSpec) -> dict[str, Any]:
         "location": spec.location,
         "rate_limit": spec.rate_limit,
         "time_column": spec.time.column if spec.time else None,
-        "schema": None if spec.schema is None else {field.name: str(field.type) for field in spec.schema},
+        "schema": _schema_json(spec.schema),
+        "upserts": spec.schema is not None and is_changelog(spec.schema),
     }
+
+
+def _schema_json(schema: pa.Schema | None) -> dict[str, str] | None:
+    return None if schema is None else {field.name: str(field.type) for field in visible_schema(schema)}
 
 
 def _edge_json(edge: JobEdge) -> dict[str, Any]:

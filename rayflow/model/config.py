@@ -173,13 +173,6 @@ def with_environment(mapping: Mapping[str, Any], environ: Mapping[str, str]) -> 
     return captured
 
 
-def default_storage_url() -> str:
-    """Return where checkpoints go without `checkpoint.storage`: a folder of the user's on this machine."""
-    import platformdirs
-
-    return (platformdirs.user_data_path("rayflow") / "checkpoints").as_uri()
-
-
 def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Return `mapping` with values of secret-looking keys, and credentials within URLs, replaced by `***`."""
     return {key: _redacted_value(key, value) for key, value in mapping.items()}

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from rayflow.batch.changelog import changelog_schema
 from rayflow.graph.describe import plan_json, plan_tree
 from rayflow.graph.plan import Resources, TimeSpec
 from rayflow.graph.warnings import config_warnings
@@ -54,13 +56,14 @@ def test_resources_are_shown(g: Any) -> None:
     assert "model-1  × 1  (2 CPU, 0.5 GPU, 1024 MiB each)" in plan_tree(g.plan(1))
 
 
-def test_schemas_are_listed(g: Any) -> None:
-    g.source()
-    g.nodes[0].spec = type(g.nodes[0].spec)(
-        uid="s", name="s", kind="source", payload=None, schema=pa.schema({"a": pa.int64()})
-    )
-    g.sink(0)
-    assert plan_json(g.plan())["operators"][0]["steps"][0]["schema"] == {"a": "int64"}
+def test_schemas_are_shown_without_the_hidden_column(g: Any) -> None:
+    counts = g.add("counts", g.source())
+    schema = changelog_schema(pa.schema({"a": pa.int64()}))
+    g.nodes[counts].spec = replace(g.nodes[counts].spec, schema=schema)
+    g.sink(counts)
+    step = plan_json(g.plan())["operators"][0]["steps"][1]
+    assert (step["schema"], step["upserts"]) == ({"a": "int64"}, True)
+    assert "upserts: rows replace earlier ones of their key" in plan_tree(g.plan())
 
 
 @pytest.mark.parametrize(
