@@ -176,7 +176,8 @@ class _Upload:
         return bool(self._writer.closed())
 
     def write(self, data: Any) -> int:
-        return int(self._writer.write(memoryview(data).cast("B")))
+        # A copy: pyarrow uses the buffer again, while the upload goes on behind our back.
+        return int(self._writer.write(bytes(data)))
 
     def flush(self) -> None:
         """Parts are sent when they are full; sending them earlier would make them too small for S3."""
