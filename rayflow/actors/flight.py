@@ -109,8 +109,10 @@ class FlightTransport:
     def close(self, timeout_s: float = 5.0) -> None:
         """Close all channels and stop serving. Gives up on peers that do not let go after `timeout_s`."""
         with self._lock:
-            streams = [*self._inputs.values(), *self._outputs.values()]
-        self.close_channels(max((s.attempt for s in streams), default=Attempt(0)))
+            attempts = [s.attempt for s in self._inputs.values()] + [
+                s.attempt for s in self._outputs.values()
+            ]
+        self.close_channels(max(attempts, default=Attempt(0)))
         for thread in self._closers:
             thread.join(timeout_s)
         # Flight's shutdown waits for the handlers, and a peer that is stopped keeps its handler busy.

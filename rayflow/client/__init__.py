@@ -1,1 +1,19 @@
-"""TODO(layer docstring)."""
+"""The way in: submit a job to a Ray cluster, find jobs again, look at them and end them.
+
+| module | has |
+|---|---|
+| `submitting` | `submit`: a job graph becomes a running job |
+| `finding` | `connect`, `Client`: jobs by id or name |
+| `handle` | `JobHandle`: one job, running or ended |
+| `ray_session` | which Ray cluster this process talks to; a local one of its own where there is none |
+| `local_cluster` | `rayflow cluster up`, `status`, `down` |
+| `home`, `registry` | what is kept in the user's data folder |
+
+Nothing here imports ray before it must talk to a cluster.
+"""
+
+from rayflow.client.finding import Client, connect
+from rayflow.client.handle import JobHandle
+from rayflow.client.submitting import submit
+
+__all__ = ["Client", "JobHandle", "connect", "submit"]

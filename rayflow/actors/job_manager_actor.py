@@ -1,0 +1,188 @@
+"""The Ray actor around a job master: detached, named, restarted by Ray as often as it dies.
+
+It is made with a `JobSpec` only and gets the job's graph with `start`; after a restart by Ray it reads the graph, with
+everything else that the dead one knew, from checkpoint storage. Its subtasks died with it, since it owned
+them. All calls return at once; the master runs on a thread of its own.
+
+After the job's end the actor writes what the subtasks said to `<job id>/logs/` on the storage, stays for
+`GRACE_S` so that whoever waits can read the outcome, and removes itself. From then on clients read the storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import ray
+
+from rayflow.actors.code_path import use_code_paths
+from rayflow.actors.lease import LEASE_FACTOR
+from rayflow.actors.output_capture import OutputBuffer, OutputLine, capture_output
+from rayflow.actors.output_log import OutputLog
+from rayflow.actors.ray_pool import RayWorkerPool
+from rayflow.actors.specs import JobSpec
+from rayflow.graph.plan import JobGraph
+from rayflow.model.config import JobConfig
+from rayflow.model.errors import StorageError
+from rayflow.protocol.lifecycle import JobState
+from rayflow.runtime.clock import SystemClock
+from rayflow.runtime.io_pool import ThreadIoPool
+from rayflow.runtime.job_master import FailureArgs, JobMaster
+from rayflow.runtime.messages import FromSubtask
+from rayflow.runtime.task_thread import TaskThread
+from rayflow.state.storage import open_store
+
+_log = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+_POLL_S = 0.2
+_RECOVERY_S = 300.0
+_CRASHED = 70
+_OUTPUT_LIMIT = 10_000
+
+
+class JobManagerActor:
+    """One job's manager. Calls never block and may be repeated."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
+        self._config = JobConfig.from_flat(spec.config)
+        self._output = OutputLog()
+        self._own_output = OutputBuffer("job manager")
+        capture_output(self._own_output)
+        use_code_paths(spec.code_paths)
+        self._context = ray.get_runtime_context()
+        self._self = self._context.current_actor
+        self._lock = threading.Lock()
+        self._master: JobMaster | None = None
+        if _is_restarted(self._context):
+            threading.Thread(target=self._recover, name="recovery", daemon=True).start()
+
+    def start(self, graph: bytes) -> None:
+        """Run the job with this pickled graph; harmless when it runs already."""
+        self._launch(pickle.loads(graph), graph)
+
+    def report(self, message: FromSubtask | None, lines: Sequence[OutputLine]) -> None:
+        """Take what a subtask says, to the master and to people."""
+        self._output.extend(lines)
+        if message is not None and self._master is not None:
+            self._master.on_message(message)
+
+    def status(self) -> tuple[str, FailureArgs | None]:
+        """Return the job's state, and if that is FAILED, why."""
+        if self._master is None:
+            return "CREATED", None
+        state = self._master.state
+        return state.value, self._master.failure if state is JobState.FAILED else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the job's description (API.md section 6)."""
+        return self._running().describe()
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Return the job's checkpoints, oldest first."""
+        return self._running().checkpoints()
+
+    def events(self, since: int = 0) -> list[dict[str, Any]]:
+        """Return the job's events numbered `since` and up."""
+        return self._running().events(since)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics of all subtasks."""
+        return self._running().metrics()
+
+    def output(self, since: int = 0) -> tuple[int, list[OutputLine]]:
+        """Return what subtasks said from line number `since` on, and the number to ask for next."""
+        self._output.extend(self._own_output.take())
+        return self._output.since(since, _OUTPUT_LIMIT)
+
+    def logs(self) -> dict[str, str]:
+        """Return the last lines of each process, by process."""
+        self._output.extend(self._own_output.take())
+        return self._output.by_subtask()
+
+    def cancel(self) -> None:
+        """End the job; nothing new is committed."""
+        self._running().cancel()
+
+    def _running(self) -> JobMaster:
+        if self._master is None:
+            raise RuntimeError(f"job {self._spec.job_id} is just being started; ask again")
+        return self._master
+
+    def _recover(self) -> None:
+        """Read the graph back. If it was never stored the job had not begun, and `start` may yet come."""
+        path = f"{self._spec.job_id}/graph.pkl"
+        given_up_s = time.monotonic() + _RECOVERY_S
+        while self._master is None:
+            if time.monotonic() > given_up_s:
+                ray.kill(self._self, no_restart=True)
+            try:
+                stored = open_store(str(self._config.checkpoint_storage), self._config.storage_options).read(
+                    path
+                )
+            except StorageError as e:
+                _log.warning("cannot read the job's graph, trying again: %s", e)
+                time.sleep(1)
+                continue
+            self._launch(pickle.loads(stored), stored)
+
+    def _launch(self, graph: JobGraph, pickled: bytes) -> None:
+        with self._lock:
+            if self._master is not None:
+                return
+            thread = TaskThread("job master", SystemClock(), self._on_crash)
+            lease_s = LEASE_FACTOR * self._config.heartbeat_timeout_ms / 1000
+            pool = RayWorkerPool(self._spec, pickled, lease_s, self._self)
+            master = JobMaster(
+                job_id=self._spec.job_id,
+                graph=graph,
+                config=self._spec.config,
+                workers=pool,
+                io=ThreadIoPool(),
+                open_store=open_store,
+                wake=thread.wake,
+                clock=SystemClock(),
+                restore_from=self._spec.restore_from,
+                allow_duplicates=self._spec.allow_duplicates,
+                node_id=self._context.get_node_id(),
+            )
+            pool.report_to(master)
+            self._master = master
+            thread.start(master)
+        threading.Thread(target=self._see_off, args=(master,), name="end", daemon=True).start()
+
+    def _see_off(self, master: JobMaster) -> None:
+        """Wait for the job's end, keep its logs, and remove this actor."""
+        while not master.closed:
+            time.sleep(_POLL_S)
+        try:
+            self._store_output()
+        except StorageError as e:
+            _log.warning("the job's logs cannot be stored: %s", e)
+        time.sleep(GRACE_S)
+        ray.kill(self._self, no_restart=True)
+
+    def _store_output(self) -> None:
+        self._output.extend(self._own_output.take())
+        store = open_store(str(self._config.checkpoint_storage), self._config.storage_options)
+        for subtask, text in self._output.by_subtask().items():
+            store.write(f"{self._spec.job_id}/logs/{quote(subtask, safe='[] ')}.log", text.encode())
+
+    def _on_crash(self, error: BaseException) -> None:
+        _log.error("the job master crashed: %s: %s", type(error).__name__, error)
+        os._exit(_CRASHED)
+
+
+def _is_restarted(context: Any) -> bool:
+    with warnings.catch_warnings():
+        # Ray's own property uses one that Ray deprecated.
+        warnings.simplefilter("ignore")
+        return bool(context.was_current_actor_reconstructed)

@@ -1,0 +1,48 @@
+"""An ended job, as its metadata on checkpoint storage tells it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+from urllib.parse import unquote
+
+from rayflow.client.registry import JobRecord
+from rayflow.model.config import JobConfig, with_environment
+from rayflow.state.storage import MissingObject, ObjectStore, open_store
+
+
+class StoredJob:
+    """Reads a job's directory afresh with each call; StorageError where that cannot be done."""
+
+    def __init__(self, record: JobRecord) -> None:
+        self._record = record
+
+    def document(self) -> dict[str, Any] | None:
+        """Return job.json; None if the job never got so far."""
+        try:
+            document: dict[str, Any] = json.loads(self._store.read(f"{self._record.job_id}/job.json"))
+        except MissingObject:
+            return None
+        return document
+
+    def events(self, since: int) -> list[dict[str, Any]]:
+        """Return the events numbered `since` and up, oldest first."""
+        try:
+            lines = self._store.read(f"{self._record.job_id}/events.jsonl").splitlines()
+        except MissingObject:
+            return []
+        return [event for event in map(json.loads, lines) if event["seq"] >= since]
+
+    def logs(self) -> dict[str, str]:
+        """Return what each process said, by process."""
+        folder = f"{self._record.job_id}/logs"
+        return {
+            unquote(path.rpartition("/")[2].removesuffix(".log")): self._store.read(path).decode()
+            for path in self._store.list(folder)
+        }
+
+    @property
+    def _store(self) -> ObjectStore:
+        options = with_environment(self._record.options, os.environ)
+        return open_store(self._record.storage, JobConfig.from_flat(options).storage_options)
