@@ -148,6 +148,7 @@ class ResultShape:
 
     def batches_of_table(self, table: pa.Table, given: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Return `table`, a function's result, as batches of the expected columns."""
+        table = _without_views(table)
         if self._schema is None:
             self._schema = table.schema.remove_metadata()
         fitted = self._fit(table, self._schema, given)
@@ -187,6 +188,16 @@ class ResultShape:
         else:
             what = f"results do not fit returns=: {what}"
         return self._function.error(what, given)
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    # Arrow neither filters nor takes from string views, so no later operator could.
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    for index, field in enumerate(table.schema):
+        if field.type in plain:
+            as_plain = field.with_type(plain[field.type])
+            table = table.set_column(index, as_plain, table.column(index).cast(as_plain.type))
+    return table
 
 
 def _names(schema: pa.Schema) -> str:

@@ -37,6 +37,9 @@ class KeyIndex:
     def __init__(self, schema: pa.Schema) -> None:
         self._codec = KeyCodec(schema)
         self._table: KeyTable = WordTable() if self._codec.is_words else ByteTable()
+        self._table.warm_up()
+        no_rows = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+        self._codec.decode(self._codec.encode(no_rows))
 
     def __len__(self) -> int:
         return len(self._table)

@@ -138,6 +138,14 @@ class KeyTable(ABC):
         self._free = grown(self._free, self.slot_limit)
         self._remove(np.ascontiguousarray(slots, np.int64))
 
+    def warm_up(self) -> None:
+        """Compile the loops, or load them from the cache, which takes up to some seconds once a process:
+        to be called while a subtask is set up, so that the first rows do not wait for it."""
+        nothing = np.zeros(0, np.int64)
+        self._insert(self.stored().gather(nothing), 0, nothing, nothing)
+        self._remove(nothing)
+        self._kernels.migrate(_NOTHING_TO_MOVE, 0, 0, self._table, self._meta)
+
     @abstractmethod
     def freeze(self) -> StoredWords | StoredBytes:
         """Return the stored keys as they are now, unaffected by later changes; for any thread."""

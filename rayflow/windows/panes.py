@@ -56,6 +56,7 @@ class PaneTable:
         self._keys = KeyIndex(key_schema)
         self._starts = WordTable()
         self._pairs = WordTable()
+        self._pairs.warm_up()
         self._panes_of_key = SlotArray(np.int64)
         self._open: list[int] = []
         # Slots of each open pane, by its start, in the pieces in which they came.

@@ -148,3 +148,9 @@ def test_a_raising_function_is_blamed_but_not_for_what_comes_after_it(harness: A
     driven.emit = emit
     with pytest.raises(Downstream):
         driven.feed(BATCH)
+
+
+def test_string_views_become_strings_which_later_operators_can_handle(harness: Any) -> None:
+    views = pa.table({"s": pa.array(["a"], pa.string_view())})
+    driven = harness(lambda: MapBatchesOperator(lambda b: views, "pyarrow", None, None)).feed(BATCH)
+    assert driven.batches[0].schema == pa.schema([("s", pa.string())])
