@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from rayflow.api.planning import plan_error
 from rayflow.connectors.collected import collect_sink, read_collected
 from rayflow.graph.plan import JobGraph
 from rayflow.model.config import with_environment
@@ -47,6 +48,7 @@ def submit(env: PlanBuilder, sinks: Sequence[int], *, address: str | None) -> Jo
 def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
     """Run what `stream` needs and return its rows. Raises JobFailed, also where someone ended the job early."""
     env, info = stream._env, stream._info
+    _require_bounded(env, stream._node.id)
     options = env._storage_options()
     with _directory(env, options, local) as directory:
         sink = collect_sink(directory, options)
@@ -60,6 +62,16 @@ def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
                 result.job_id, f"it ended as {result.state} before all rows were collected", "collect"
             )
         return read_collected(directory, info.upsert_key, schema=info.schema, options=options)
+
+
+def _require_bounded(env: PlanBuilder, node: int) -> None:
+    for needed in sorted(env._upstream([node])):
+        spec = env._nodes[needed].spec
+        if spec.kind == "source" and not spec.payload.bounded:
+            raise plan_error(
+                f"execute_and_collect: source {spec.name!r} ({spec.location}) never ends, so its rows cannot be "
+                "collected; give it an end (rows=, no watch=), or write the stream to a sink"
+            )
 
 
 def _run(env: PlanBuilder, graph: JobGraph, *, local: bool, address: str | None) -> JobResult:

@@ -133,6 +133,13 @@ def test_an_empty_stream_collects_an_empty_table_of_its_columns() -> None:
     assert stream.execute_and_collect(local=True).schema == stream.schema
 
 
+def test_an_unbounded_stream_cannot_be_collected() -> None:
+    env = rf.StreamEnvironment()
+    stream = env.generate(lambda start, count: pa.record_batch({"n": list(range(start, start + count))}))
+    with pytest.raises(rf.PlanError, match="never ends"):
+        stream.filter(col("n") > 1).execute_and_collect(local=True)
+
+
 def test_a_stream_may_be_executed_again() -> None:
     env = rf.StreamEnvironment()
     stream = env.from_rows([{"n": 1}])
