@@ -160,6 +160,75 @@ def test_a_function_that_raises_fails_the_job_with_its_line() -> None:
     assert "test_execution.py" in str(error.value.location)
 
 
+# ---------------------------------------------------------------------------- sources and sinks of one's own
+
+
+class Countdown(rf.Source):
+    """From `start` down to 1, in two splits."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema({"n": pa.int64()})
+
+    def splits(self) -> list[rf.Split]:
+        middle = self._start // 2
+        ranges = {"high": (self._start, middle), "low": (middle, 0)}
+        return [rf.Split(id=name, payload={"from": a, "to": b}) for name, (a, b) in ranges.items()]
+
+    def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
+        return CountdownReader(split.payload["from"] if position is None else position, split.payload["to"])
+
+
+class CountdownReader(rf.SplitReader):
+    def __init__(self, at: int, end: int) -> None:
+        self._at, self._end = at, end
+
+    def read(self, max_rows: int) -> pa.RecordBatch | None:
+        if self._at == self._end:
+            return None
+        first, self._at = self._at, max(self._end, self._at - max_rows)
+        return pa.record_batch({"n": pa.array(range(first, self._at, -1), pa.int64())})
+
+    def position(self) -> int:
+        return self._at
+
+
+class Folder(rf.Sink):
+    """A file per transaction, which gets its name when the checkpoint is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self, ctx: rf.SinkContext) -> None:
+        self._index, self._rows = ctx.subtask_index, []
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._rows += batch["n"].to_pylist()
+
+    def prepare(self, checkpoint_id: int) -> str:
+        name = f"{self._index}-{checkpoint_id}"
+        (self._path / f"{name}.pending").write_text(" ".join(map(str, self._rows)))
+        self._rows = []
+        return name
+
+    def commit(self, permit: rf.CommitPermit) -> None:
+        pending = self._path / f"{permit.pending}.pending"
+        if pending.exists():
+            pending.rename(self._path / f"{permit.pending}.txt")
+
+
+def test_sources_and_sinks_of_ones_own_take_part(tmp_path: Path) -> None:
+    env = rf.StreamEnvironment(parallelism=2, config={"batch.rows": 3})
+    env.from_source(Countdown(10)).filter(col("n") != 5).sink_to(Folder(tmp_path))
+    env.execute(local=True)
+    rows = [int(n) for file in tmp_path.glob("*.txt") for n in file.read_text().split()]
+    assert sorted(rows) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert not list(tmp_path.glob("*.pending"))
+
+
 # --------------------------------------------------------------------------------------------- on Ray
 
 
