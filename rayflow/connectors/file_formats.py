@@ -30,6 +30,9 @@ class RowWriter(ABC):
     def close(self) -> None:
         """Write what ends a file."""
 
+    def abandon(self) -> None:
+        """Never write again, not even when garbage is collected: the stream will be gone."""
+
 
 class FileFormat(ABC):
     """One format. `suffix` ends the names of committed files, and of nothing else."""
@@ -59,7 +62,7 @@ class ParquetFormat(FileFormat):
 
     def writer(self, stream: Any, schema: pa.Schema) -> RowWriter:
         """One row group per write."""
-        return _ArrowWriter(pq.ParquetWriter(stream, schema))
+        return _ParquetWriter(pq.ParquetWriter(stream, schema))
 
     def read(self, data: bytes, schema: pa.Schema) -> pa.Table:
         """Read with the file's schema."""
@@ -162,6 +165,12 @@ class _ArrowWriter(RowWriter):
 
     def close(self) -> None:
         self._writer.close()
+
+
+class _ParquetWriter(_ArrowWriter):
+    def abandon(self) -> None:
+        # Else pyarrow's finalizer writes the footer, and complains on stderr that the stream is closed.
+        self._writer.is_open = False
 
 
 class _LinesWriter(RowWriter):

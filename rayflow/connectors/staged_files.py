@@ -108,6 +108,7 @@ class StagedFile:
     def abandon(self) -> None:
         """Drop the file without finishing it."""
         self._rows = []
+        self._writer.abandon()
         self._target.abandon(self._stream)
 
     def _guard(self, act: Callable[[], Any]) -> Any:
