@@ -142,6 +142,7 @@ class FileSink(Sink):
     def start_job(self, ctx: SinkContext) -> None:
         """Check or empty the target, and prove that it can be written."""
         target = self._target(ctx)
+        self._prove_writable(target, ctx)
         existing = [path for path in target.list("") if not path.startswith(f"{STAGING}/")]
         if existing and self.if_exists == "error":
             more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
@@ -151,7 +152,6 @@ class FileSink(Sink):
             )
         if existing and self.if_exists == "append" and self.mode == "upsert":
             check_base(target.url, existing, self.format.suffix, ctx.max_parallelism)
-        self._prove_writable(target, ctx)
         if self.if_exists == "overwrite":
             for path in existing:
                 if path.endswith(SUFFIXES):
@@ -166,7 +166,7 @@ class FileSink(Sink):
         if ctx.succeeded or ctx.completed_checkpoint is None:
             target.delete_prefix(_job_directory(ctx.job_id))
         else:
-            self._remove_garbage(target, _job_directory(ctx.job_id), ctx.completed_checkpoint)
+            self._remove_garbage(target, ctx.job_id, ctx.attempt, ctx.completed_checkpoint)
         target.remove_empty(STAGING)
 
     def restored(self, ctx: SinkContext) -> None:
@@ -177,14 +177,16 @@ class FileSink(Sink):
         for attempt in sorted(attempts):
             if attempt.isdigit() and int(attempt) < ctx.attempt:
                 target.delete_prefix(f"{job}/{attempt}")
+        for number in range(1, ctx.attempt):
+            target.remove_empty(f"{job}/{number}")
 
-    def _remove_garbage(self, target: Target, job: str, completed_checkpoint: int) -> None:
-        staged = target.list(job)
-        for path in staged:
+    def _remove_garbage(self, target: Target, job_id: str, attempts: int, completed_checkpoint: int) -> None:
+        job = _job_directory(job_id)
+        for path in target.list(job):
             if not may_be_pending(path, completed_checkpoint):
                 target.delete(path)
-        for directory in sorted({path.rpartition("/")[0] for path in staged}):
-            target.remove_empty(directory)
+        for number in range(1, attempts + 1):
+            target.remove_empty(f"{job}/{number}")
         target.remove_empty(job)
 
     def _prove_writable(self, target: Target, ctx: SinkContext) -> None:
@@ -192,6 +194,8 @@ class FileSink(Sink):
         try:
             target.write(probe, b"")
             target.delete(probe)
+            target.remove_empty(_job_directory(ctx.job_id))
+            target.remove_empty(STAGING)
         except StorageError as error:
             raise PlanError(f"output {target.url} cannot be written: {error}") from None
 

@@ -49,7 +49,9 @@ def decode_lines(data: bytes, schema: pa.Schema) -> pa.Table:
     # Arrow's reader knows no dates, but casts them from text.
     as_read = pa.schema([f.with_type(pa.string()) if pa.types.is_date(f.type) else f for f in schema])
     options = pa_json.ParseOptions(explicit_schema=as_read, unexpected_field_behavior="ignore")
-    read = pa_json.ReadOptions(block_size=max(len(data), 1 << 16))  # so that no row can be cut
+    read = pa_json.ReadOptions(
+        use_threads=False, block_size=max(len(data), 1 << 16)
+    )  # so that no row can be cut
     return pa_json.read_json(pa.BufferReader(data), read, options).select(schema.names).cast(schema)
 
 

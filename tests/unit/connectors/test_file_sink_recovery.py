@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rayflow.batch.changelog import DELETE, INSERT, UPDATE_AFTER, UPDATE_BEFORE, with_op
@@ -300,11 +300,27 @@ def play(job: PlayedJob, plan: list[tuple[Any, ...]]) -> None:
     job.finish()
 
 
+# The first commits while the second is staged: the third must build upon the second, not upon the committed file.
+TWO_IN_FLIGHT: list[tuple[Any, ...]] = [
+    ("write", [0], INSERT),
+    ("prepare",),
+    ("write", [0], UPDATE_AFTER),
+    ("prepare",),
+    ("complete", 0),
+    ("deliver", 0),
+    ("write", [1, 2, 3, 4, 5], INSERT),
+    ("prepare",),
+    ("complete", 1),
+    ("deliver", 0),
+]
+
+
 @pytest.mark.parametrize(
     ("mode", "format", "cache_bytes"),
     [("append", "arrow", 0), ("upsert", "arrow", 0), ("upsert", "json", upsert_files.CACHE_BYTES)],
 )
 @given(plan=st.lists(steps, min_size=10, max_size=50))
+@example(plan=TWO_IN_FLIGHT)
 @settings(max_examples=60, deadline=None)
 def test_every_order_of_failures_commits_each_row_once(
     mode: str, format: str, cache_bytes: int, plan: list[tuple[Any, ...]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayflow.model.errors import ConfigError, CorruptCheckpointError
@@ -53,6 +53,7 @@ def test_a_table_comes_back_with_its_types() -> None:
 DATA = encode_table(TABLE)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
 def test_any_changed_byte_is_found(at: int, flip: int) -> None:
     changed = bytearray(DATA)

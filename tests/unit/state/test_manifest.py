@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayflow.model.errors import CorruptCheckpointError, StorageError
@@ -78,6 +78,7 @@ state_files = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     manifest=st.builds(
         Manifest,
@@ -97,6 +98,7 @@ def test_json_and_back_is_the_same_manifest(manifest: Manifest) -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, len(MANIFEST.to_json()) - 1))
 def test_a_torn_manifest_is_corrupt_wherever_it_is_torn(length: int) -> None:
     with pytest.raises(CorruptCheckpointError, match=r"^here/manifest\.json"):
