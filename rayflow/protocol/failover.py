@@ -7,12 +7,16 @@ after a delay, as long as the budget lasts: at most `max_attempts` restarts with
 somewhere: a checkpoint completed since the restart, or it ran for `max_delay_ms`. There is no jitter: one
 job restarts here, not a thousand clients.
 
+A fault that a restart only repeats, such as a user's function that raises for a certain row, need not use up the
+budget: the same `fault` `SAME_FAULTS` times in a row, with no checkpoint completed in between, is given up.
+
 Invariants:
 
 1. Within any `window_ms` there are at most `max_attempts` restarts.
 2. A delay lies between `delay_ms` and `max_delay_ms` (or is `delay_ms`, should that be larger).
 3. A failure that is not retryable, and the strategy `none`, give up at once.
 4. After giving up nothing restarts.
+5. A fault is met at most `SAME_FAULTS` times in a row without progress in between.
 """
 
 from __future__ import annotations
@@ -26,14 +30,19 @@ from rayflow.protocol.unhandled import unhandled
 
 RestartStrategy = Literal["exponential", "fixed", "none"]
 
+SAME_FAULTS = 3
+"""How often the same fault must be met in a row for a restart to be seen as useless."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """An attempt failed, running or not yet. `retryable` False: a restart cannot help."""
+    """An attempt failed, running or not yet. `retryable` False: a restart cannot help. `fault` identifies what
+    will happen again if it lies in the job or its data; None for what may pass by itself."""
 
     cause: str
     retryable: bool
     now_ms: int
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,8 @@ class RestartPolicy:
         # When the restarts of the window were to happen: at most `max_attempts` of them.
         self._restarts: deque[int] = deque()
         self._next_delay_ms = delay_ms
+        self._fault: str | None = None
+        self._same_faults = 0
         self._given_up = False
 
     def handle(self, event: FailoverEvent) -> tuple[FailoverCommand, ...]:
@@ -90,6 +101,7 @@ class RestartPolicy:
                 return (self._on_failed(event),)
             case ProgressMade():
                 self._next_delay_ms = self._delay_ms
+                self._fault = None
                 return ()
             case _:
                 unhandled(event)
@@ -99,6 +111,10 @@ class RestartPolicy:
             return self._give_up(event.cause, "a restart cannot help")
         if self._strategy == "none":
             return self._give_up(event.cause, "restart.strategy is 'none'")
+        self._same_faults = self._same_faults + 1 if event.fault == self._fault else 1
+        self._fault = event.fault
+        if event.fault is not None and self._same_faults >= SAME_FAULTS:
+            return self._give_up(event.cause, f"{SAME_FAULTS} times the same without a checkpoint in between")
         at_ms = event.now_ms + self._delay(event.now_ms)
         while self._restarts and self._restarts[0] <= at_ms - self._window_ms:
             self._restarts.popleft()

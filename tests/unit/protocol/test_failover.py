@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from rayflow.protocol.failover import AttemptFailed, GiveUp, ProgressMade, RestartAt, RestartPolicy
 
 
-def failed(now_ms, retryable=True):
-    return AttemptFailed("boom", retryable, now_ms)
+def failed(now_ms, retryable=True, fault=None):
+    return AttemptFailed("boom", retryable, now_ms, fault)
 
 
 def exponential(**changes):
@@ -47,6 +47,29 @@ def test_budget_of_a_window_is_not_refilled_by_progress():
     assert isinstance(give_up, GiveUp)
     assert give_up.cause == "boom"
     assert "2 restarts within 10000 ms" in give_up.reason
+
+
+def test_the_same_fault_three_times_in_a_row_is_given_up():
+    policy = exponential()
+    for fault in ("map: a", "map: b", "map: a", "map: a"):
+        assert isinstance(policy.handle(failed(0, fault=fault))[0], RestartAt)
+    (give_up,) = policy.handle(failed(0, fault="map: a"))
+    assert isinstance(give_up, GiveUp)
+    assert "3 times the same" in give_up.reason
+
+
+def test_progress_or_another_failure_in_between_lets_a_fault_recur():
+    policy = exponential()
+    for between in (ProgressMade(), failed(0)):
+        for _ in range(2):
+            assert isinstance(policy.handle(failed(0, fault="map: a"))[0], RestartAt)
+        policy.handle(between)
+    assert isinstance(policy.handle(failed(0, fault="map: a"))[0], RestartAt)
+
+
+def test_what_may_pass_is_not_counted_as_a_fault():
+    policy = exponential()
+    assert all(isinstance(policy.handle(failed(0))[0], RestartAt) for _ in range(10))
 
 
 def test_old_restarts_leave_the_window():
