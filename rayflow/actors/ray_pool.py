@@ -1,8 +1,9 @@
 """`WorkerPool` of Ray actors: one `SubtaskActor` per subtask, owned by the job manager, so that they end with it.
 
-Calls are fired and forgotten by the caller; their references go to a reaper thread, which learns from them
-when an actor has died. A call that failed since its actor was unreachable says nothing (it may come back,
-and the heartbeats will tell); `ActorDiedError` is final. Nothing here waits without a bound.
+Everything that talks to Ray's control store, which may be slow or away, happens on one thread: it starts actors,
+and it looks at the references of all calls, which are otherwise fired and forgotten, to learn when an actor has died.
+A call that failed since its actor was unreachable says nothing (it may come back, and the heartbeats will tell);
+`ActorDiedError` is final. Nothing here waits without a bound.
 
 Invariant W1: for each worker at most one of `kill` and `on_worker_lost` takes effect, and that once.
 """
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayflow.actors.placement import Placement
 from rayflow.actors.specs import JobSpec, SubtaskSpec
 from rayflow.actors.subtask_actor import SubtaskActor
 from rayflow.graph.plan import Resources
@@ -36,8 +41,13 @@ _GET_TIMEOUT_S = 5.0
 
 @dataclass(slots=True, eq=False)
 class _Worker:
+    """`actor` is None until the pool's thread has started it, and messages wait; `node` where Ray was told
+    to put it, if it was told."""
+
     subtask: SubtaskId
-    actor: Any
+    resources: Resources
+    actor: Any = None
+    node: str | None = None
     gone: bool = False
 
 
@@ -57,62 +67,47 @@ class RayWorkerPool:
         self._lease_s = lease_s
         self._graph: Any = graph if len(graph) < _INLINE_BYTES else ray.put(graph)
         self._manager = manager
+        self._placement = Placement()
         self._lock = threading.Lock()
         self._workers: dict[SubtaskId, _Worker] = {}
-        self._new_calls: SimpleQueue[tuple[Any, _Call] | None] = SimpleQueue()
+        self._calls: dict[Any, _Call] = {}
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def report_to(self, events: WorkerEvents) -> None:
         """Tell `events` what happens to workers; to be called once, before all else."""
         self._events = events
-        threading.Thread(target=self._reap_all, name="reaper", daemon=True).start()
+        threading.Thread(target=self._run, name="worker pool", daemon=True).start()
 
     def ensure(self, subtask: SubtaskId, resources: Resources) -> None:
-        """Start an actor for `subtask` unless there is one; spread over the nodes."""
-        if subtask in self._workers:
-            return
-        spec = SubtaskSpec(
-            job_id=self._spec.job_id,
-            subtask=subtask,
-            code_paths=self._spec.code_paths,
-            token=self._spec.token,
-            lease_s=self._lease_s,
-        )
-        options = {
-            "num_cpus": resources.num_cpus,
-            "num_gpus": resources.num_gpus,
-            "memory": resources.memory,
-            "scheduling_strategy": "SPREAD",
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        actor = ray.remote(SubtaskActor).options(**options).remote(spec, self._manager)
-        worker = self._workers[subtask] = _Worker(subtask, actor)
-        self._new_calls.put((actor.locate.remote(), _Call(worker, locates=True)))
+        """Start an actor for `subtask` unless there is one."""
+        if subtask not in self._workers:
+            worker = self._workers[subtask] = _Worker(subtask, resources)
+            self._work.put(lambda: self._start(worker))
 
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
-        """Send without waiting; dropped when there is no worker."""
+        """Send without waiting; dropped when there is no worker that was told ready."""
         worker = self._workers.get(subtask)
-        if worker is None:
+        if worker is None or worker.actor is None:
             return
         if isinstance(message, Deploy):
             # The graph is pickled once for all subtasks and attempts, not once per message.
             bare: Any = replace(message, graph=None)  # type: ignore[arg-type]
-            call = worker.actor.control.remote(bare, self._graph)
+            ref = worker.actor.control.remote(bare, self._graph)
         else:
-            call = worker.actor.control.remote(message)
-        self._new_calls.put((call, _Call(worker, locates=False)))
+            ref = worker.actor.control.remote(message)
+        self._work.put(lambda: self._watch(ref, _Call(worker, locates=False)))
 
     def kill(self, subtask: SubtaskId) -> None:
         """End the actor of `subtask` for good, if there is one."""
         worker = self._workers.get(subtask)
         if worker is not None and self._take(worker):
-            ray.kill(worker.actor, no_restart=True)
+            self._work.put(lambda: self._end(worker, lost=False))
 
     def shutdown(self) -> None:
-        """End all actors, and the reaper."""
+        """End all actors, and the pool's thread."""
         for subtask in list(self._workers):
             self.kill(subtask)
-        self._new_calls.put(None)
+        self._work.put(None)
 
     def _take(self, worker: _Worker) -> bool:
         """Forget the worker; whether this call is the one that ends it (W1)."""
@@ -123,23 +118,61 @@ class RayWorkerPool:
             del self._workers[worker.subtask]
             return True
 
-    def _reap_all(self) -> None:
-        calls: dict[Any, _Call] = {}
-        while True:
-            try:
-                # Without calls under way there is nothing to wait for but the next one.
-                item = self._new_calls.get(block=not calls, timeout=None)
-                while item is not None:
-                    calls[item[0]] = item[1]
-                    item = self._new_calls.get_nowait()
-                return
-            except Empty:
-                pass
+    # ------------------------------------------------------------------------------- the pool's thread
+
+    def _run(self) -> None:
+        while self._do_work():
             ready, _ = ray.wait(
-                list(calls), num_returns=len(calls), timeout=_REAP_INTERVAL_S, fetch_local=False
+                list(self._calls), num_returns=len(self._calls), timeout=_REAP_INTERVAL_S, fetch_local=False
             )
             for ref in ready:
-                self._reap(ref, calls.pop(ref))
+                self._reap(ref, self._calls.pop(ref))
+
+    def _do_work(self) -> bool:
+        """Do what the master asked for; wait for it only while no call is under way. False: shut down."""
+        try:
+            while (work := self._work.get(block=not self._calls)) is not None:
+                work()
+            return False
+        except Empty:
+            return True
+
+    def _watch(self, ref: Any, call: _Call) -> None:
+        self._calls[ref] = call
+
+    def _start(self, worker: _Worker) -> None:
+        if worker.gone:
+            return
+        spec = SubtaskSpec(
+            job_id=self._spec.job_id,
+            subtask=worker.subtask,
+            code_paths=self._spec.code_paths,
+            token=self._spec.token,
+            lease_s=self._lease_s,
+        )
+        wanted = worker.resources
+        options = {
+            "num_cpus": wanted.num_cpus,
+            "num_gpus": wanted.num_gpus,
+            "memory": wanted.memory,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        try:
+            strategy = self._strategy(worker)
+            actor = ray.remote(SubtaskActor).options(**options, scheduling_strategy=strategy)
+            worker.actor = actor.remote(spec, self._manager)
+            self._watch(worker.actor.locate.remote(), _Call(worker, locates=True))
+        except Exception as e:
+            self._lose(worker, f"its process could not be started: {_first_line(e)}")
+
+    def _strategy(self, worker: _Worker) -> Any:
+        wanted = worker.resources
+        nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        if wanted.num_cpus or wanted.num_gpus or wanted.memory or not nodes:
+            return "SPREAD"
+        worker.node = self._placement.choose(nodes, time.monotonic())
+        return NodeAffinitySchedulingStrategy(worker.node, soft=True)
 
     def _reap(self, ref: Any, call: _Call) -> None:
         worker = call.worker
@@ -159,8 +192,14 @@ class RayWorkerPool:
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         if self._take(worker):
-            ray.kill(worker.actor, no_restart=True)
+            self._end(worker, lost=True)
             self._events.on_worker_lost(worker.subtask, reason)
+
+    def _end(self, worker: _Worker, *, lost: bool) -> None:
+        if worker.node is not None:
+            self._placement.remove(worker.node, time.monotonic(), lost=lost)
+        if worker.actor is not None:
+            ray.kill(worker.actor, no_restart=True)
 
 
 def _first_line(error: BaseException) -> str:

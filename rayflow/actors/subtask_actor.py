@@ -61,7 +61,6 @@ class SubtaskActor:
         self._transport = FlightTransport(
             job_id=spec.job_id,
             token=spec.token,
-            node=self._node_id,
             host=ray.util.get_node_ip_address(),
         )
         name = str(spec.subtask)

@@ -25,7 +25,7 @@ from rayflow.client.processes import end, is_alive, session_members, started_at
 from rayflow.model.errors import ConfigError, TransientError
 
 START_TIMEOUT_S = 90.0
-END_GRACE_S = 5.0
+END_GRACE_S = 1.0
 NODE_CPUS = 2
 NODE_OBJECT_STORE_BYTES = 100 << 20
 _ATTEMPTS = 2

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _POLL_S = 0.05
+_KILL_S = 5.0
+"""The kernel ends a killed process when it gets to it: bounds the wait for that."""
 
 
 def started_at(pid: int) -> int | None:
@@ -41,12 +43,12 @@ def session_members(session: int) -> list[tuple[int, int]]:
 
 
 def end(processes: Sequence[tuple[int, int]], grace_s: float) -> None:
-    """Ask these processes to end, wait `grace_s` for it, and kill those that have not."""
-    _signal(processes, signal.SIGTERM)
-    deadline_s = time.monotonic() + grace_s
-    while any(is_alive(*p) for p in processes) and time.monotonic() < deadline_s:
-        time.sleep(_POLL_S)
-    _signal(processes, signal.SIGKILL)
+    """Ask these processes to end, wait `grace_s` for it, kill those that have not, and see them gone."""
+    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_S)):
+        _signal(processes, number)
+        deadline_s = time.monotonic() + wait_s
+        while any(is_alive(*p) for p in processes) and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
 
 
 def _signal(processes: Sequence[tuple[int, int]], number: signal.Signals) -> None:

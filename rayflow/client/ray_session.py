@@ -9,6 +9,7 @@ job manager (complete, and without prefixes), so that is off.
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import os
 import secrets
@@ -86,20 +87,26 @@ def _start(ray: Any) -> RaySession:
         raise TransientError(f"a local Ray could not be started: {reason}") from e
     session = RaySession(ray.get_runtime_context().gcs_address, outlives_us=False)
     _ours.append(session)
-    atexit.register(_stop, ray, folder)
+    atexit.register(_stop, folder)
     return session
+
+
+def close_session() -> None:
+    """End the local Ray that this process started, if it did; else disconnect."""
+    import ray
+
+    ray.shutdown()
+    _ours.clear()
 
 
 def _authenticate(environment: dict[str, str]) -> None:
     """Have Ray, in this process and those it starts, use a token. Ray has read its environment when it was imported."""
-    from ray._raylet import AuthenticationTokenLoader, Config
-
     os.environ.update(environment)
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _stop(ray: Any, folder: str) -> None:
-    _ours.clear()
-    ray.shutdown()
+def _stop(folder: str) -> None:
+    close_session()
     shutil.rmtree(folder, ignore_errors=True)

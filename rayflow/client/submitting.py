@@ -44,9 +44,8 @@ def submit(
     flat.setdefault("checkpoint.storage", default_storage())
     settings = JobConfig.from_flat(flat)
     pickled = _pickled(graph)
-    session = open_session(address)
-    assert session is not None, "a session was to be started"
-    if detach and not session.outlives_us:
+    session = open_session(address, may_start=not detach)
+    if session is None or (detach and not session.outlives_us):
         raise ConfigError(
             "--detach needs a Ray cluster that outlives this command, and there is none: "
             "start one with `rayflow cluster up`, or name one with --address"
