@@ -57,7 +57,8 @@ class FunctionSteps(Steps):
         num_gpus: float | None = None,
         concurrency: int | None = None,
     ) -> DataStream:
-        """Replace each batch by what `fn(batch)` returns, in `batch_format` (numpy: a dict of arrays).
+        """Replace each batch by what `fn(batch)` returns, in `batch_format` (numpy: a dict of arrays, in which
+        null numbers are NaN and stay that).
 
         A class is made once per subtask and called per batch. Batches have at most `batch_size` rows, and
         exactly so many but for the last before a barrier. `concurrency` is the number of subtasks.

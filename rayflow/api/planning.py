@@ -7,6 +7,7 @@ Everything here happens before any data flows. `StreamInfo` is what each call in
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -126,10 +127,10 @@ def refuse_upsert(info: StreamInfo, what: str) -> None:
 def output_schema(fields: Iterable[pa.Field], what: str) -> pa.Schema:
     """Return a schema of `fields`. Raises PlanError for a name that occurs twice or is rayflow's own."""
     schema = pa.schema(list(fields))
-    for name in schema.names:
+    for name, times in Counter(schema.names).items():
         if name in RESERVED_COLUMNS:
             raise plan_error(f"{what}: the column name {name!r} is reserved; choose another")
-        if schema.names.count(name) > 1:
+        if times > 1:
             raise plan_error(f"{what}: two columns are named {name!r}; give one of them .alias(name)")
     return schema
 

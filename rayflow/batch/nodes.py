@@ -30,9 +30,10 @@ class ExpressionError(ValueError):
 
 def find_field(schema: pa.Schema, name: str) -> pa.Field:
     """Return the column `name` of `schema`; the hidden column is not found. PlanError names the nearest."""
+    index = schema.get_field_index(name)  # per batch and column: no loop over the names of a wide table
+    if index >= 0 and name != OP_COLUMN:
+        return schema.field(index)
     known = [known for known in schema.names if known != OP_COLUMN]
-    if known.count(name) == 1:
-        return schema.field(name)
     if name in known:
         raise PlanError(f"column {name!r} is ambiguous: {known.count(name)} columns have that name")
     raise PlanError(
