@@ -55,7 +55,7 @@ class LineRange:
     def _rest_of_line(self) -> bytes:
         """Read on to the end of the line (or file); the file's offset may end up anywhere."""
         rest = b""
-        while piece := self._file.read(_PIECE_BYTES):
+        while piece := bytes(self._file.read(_PIECE_BYTES)):
             end = piece.find(b"\n")
             if end >= 0:
                 return rest + piece[: end + 1]

@@ -48,7 +48,7 @@ def input_ports(deploy: Deploy) -> dict[ChannelId, int]:
 class Assembly:
     """Makes the parts of a task.
 
-    `send` and `grant` lead to the transport, `emit` and `emit_watermark` to the task that will own the parts.
+    `send` and `grant` lead to the transport, `emit…` to the task that will own the parts.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Assembly:
         grant: Callable[[ChannelId, CreditFrame], None],
         emit: Callable[[str | None, pa.RecordBatch], None],
         emit_watermark: Callable[[int], None],
+        emit_idle: Callable[[], None],
     ) -> None:
         self._deploy = deploy
         self._config = config
@@ -68,6 +69,7 @@ class Assembly:
         self._grant = grant
         self._emit = emit
         self._emit_watermark = emit_watermark
+        self._emit_idle = emit_idle
         self._metrics = MetricGroup()
 
     def build(self) -> TaskParts:
@@ -85,7 +87,7 @@ class Assembly:
             gate = InputGate(ports, self._config.network_bytes // 2, self._config.batch_rows, self._grant)
         sink_metrics = chained[-1].context.metrics if chained else self._metrics
         return TaskParts(
-            chain=Chain(chained, self._emit, self._emit_watermark),
+            chain=Chain(chained, self._emit, self._emit_watermark, self._emit_idle),
             gate=gate,
             source=source,
             edges=[self._edge(e, channels) for e in self._deploy.graph.outputs(self._vertex.id)],

@@ -34,15 +34,20 @@ class Chain:
     """Runs the operators of one task in order. Task thread only.
 
     `emit(tag, batch)` takes what leaves the tail (tag None) or a side output; `emit_watermark` the
-    watermark that has passed all operators.
+    watermark that has passed all operators; `emit_idle` the word of one that event time stands still.
     """
 
     def __init__(
-        self, operators: Sequence[ChainedOperator], emit: Emit, emit_watermark: EmitWatermark
+        self,
+        operators: Sequence[ChainedOperator],
+        emit: Emit,
+        emit_watermark: EmitWatermark,
+        emit_idle: Callable[[], None],
     ) -> None:
         self._operators = tuple(operators)
         self._emit = emit
         self._emit_watermark = emit_watermark
+        self._emit_idle = emit_idle
         self._rows_in = [op.context.metrics.counter("rows_in") for op in self._operators]
         self._links = [_Link(self, index) for index in range(len(self._operators))]
         self._timed = [
@@ -165,6 +170,9 @@ class _Link:
 
     def emit_watermark(self, watermark: int) -> None:
         self._chain.advance(watermark, self._index + 1)
+
+    def emit_idle(self) -> None:
+        self._chain._emit_idle()
 
 
 class _Blame:

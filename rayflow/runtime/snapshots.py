@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.key_groups import KeyGroupRange
-from rayflow.runtime.messages import RestoreInfo, StateFile
+from rayflow.runtime.messages import RestoreInfo
 from rayflow.state.files import encode_table, read_part, sha256_hex
+from rayflow.state.manifest import StateFile
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.storage import ObjectStore
 

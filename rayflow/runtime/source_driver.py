@@ -44,7 +44,8 @@ from rayflow.protocol.watermarks import (
     SplitWatermarks,
     Ticked,
 )
-from rayflow.runtime.messages import AssignSplits, SplitState
+from rayflow.runtime.messages import AssignSplits
+from rayflow.state.manifest import SplitState
 
 _EMPTY_POLL_MS = 20
 _HELD_UP_MS = 5 * _EMPTY_POLL_MS

@@ -315,6 +315,9 @@ class SubtaskEngine:
         def emit_watermark(watermark: int) -> None:
             task.emit_watermark(watermark)
 
+        def emit_idle() -> None:
+            task.emit_idle()
+
         parts = Assembly(
             deploy,
             self._config,
@@ -322,6 +325,7 @@ class SubtaskEngine:
             grant=lambda channel, credit: transport.send_credit(attempt, channel, credit),
             emit=emit,
             emit_watermark=emit_watermark,
+            emit_idle=emit_idle,
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task

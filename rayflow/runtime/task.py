@@ -61,11 +61,11 @@ from rayflow.runtime.messages import (
     Frame,
     IdleFrame,
     OpenFrame,
-    SplitState,
     WatermarkFrame,
 )
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
 from rayflow.runtime.source_driver import SourceDriver
+from rayflow.state.manifest import SplitState
 from rayflow.state.parts import RestoredPart, StatePart
 
 
@@ -245,7 +245,7 @@ class Task:
             self._admit(batch, 0)
         news = source.watermark(self._now_ms)
         if isinstance(news, GoIdle):
-            self._broadcast(IdleFrame())
+            self.emit_idle()
         elif news is not None:
             self._advance_watermark(news)
         if source.ended and not self._held:
@@ -307,7 +307,7 @@ class Task:
                 case AdvanceWatermark(watermark):
                     self._advance_watermark(watermark)
                 case GoIdle():
-                    self._broadcast(IdleFrame())
+                    self.emit_idle()
 
     def _advance_watermark(self, watermark: int) -> None:
         self.watermark = watermark
@@ -333,6 +333,10 @@ class Task:
         """A watermark has passed the chain."""
         for edge in self._parts.edges:
             edge.emit_watermark(watermark, self._now_ms)
+
+    def emit_idle(self) -> None:
+        """The chain has nothing to say about event time for now."""
+        self._broadcast(IdleFrame())
 
     def _broadcast(self, frame: Frame) -> None:
         for edge in self._parts.edges:
