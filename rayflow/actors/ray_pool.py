@@ -172,7 +172,9 @@ class RayWorkerPool:
         if wanted.num_cpus or wanted.num_gpus or wanted.memory or not nodes:
             return "SPREAD"
         worker.node = self._placement.choose(nodes, time.monotonic())
-        return NodeAffinitySchedulingStrategy(worker.node, soft=True)
+        # Soft affinity would leave actors without resources wherever Ray likes. If the node is just dying the
+        # actor dies too, is reported lost, and the next one goes elsewhere.
+        return NodeAffinitySchedulingStrategy(worker.node, soft=False)
 
     def _reap(self, ref: Any, call: _Call) -> None:
         worker = call.worker
