@@ -54,16 +54,16 @@ class Opening:
         return True
 
     def reset(self) -> None:
-        """The attempt is over: the next one needs a claim of its own."""
+        """The attempt is over, or the claim's failure is dealt with: the next attempt needs a claim of its own."""
         self.beginning = self.error = None
 
     def advance(self) -> None:
         """Claim, unless that is done or under way, or must wait."""
         ctx = self._ctx
-        if self._under_way or self.beginning is not None or ctx.background.critical:
+        begun = self.beginning is not None or self.error is not None
+        if self._under_way or begun or ctx.background.critical:
             return
         self._under_way = True
-        self.error = None
         request = Request(
             first_attempt=Attempt(max(ctx.attempt, self._last_attempt) + 1),
             at=iso_utc(ctx.now_ms),
