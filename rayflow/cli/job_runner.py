@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -117,13 +118,21 @@ def _run_here(graph: JobGraph, config: Mapping[str, Any], options: RunOptions) -
     """Run the job inside this process; return the state it ended in."""
     from rayflow.runtime.local import run_local
 
+    # What the engine logs is for the log files of a cluster's processes; here the progress tells it.
+    logging.getLogger("rayflow").addHandler(logging.NullHandler())
     meter = ProgressMeter()
     with open_view(sys.stdout, f"{graph.name} (local)") as view:
 
         def show(description: Mapping[str, Any]) -> None:
             view.show(meter.observe(description, time.monotonic()))
 
-        result = run_local(graph, dict(config), on_progress=show, restore_from=options.restore_from)
+        result = run_local(
+            graph,
+            dict(config),
+            restore_from=options.restore_from,
+            allow_duplicates=options.allow_duplicates,
+            on_progress=show,
+        )
         show(result.describe)
     if result.failure is not None:
         raise JobFailed(*result.failure)

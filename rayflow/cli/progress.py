@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 ENDED_STATES = frozenset({"FINISHED", "CANCELLED", "FAILED", "STOPPED"})
 PLAIN_INTERVAL_S = 1.0
+RATE_SPAN_S = 4.0
 BACKPRESSURE_SHOWN = 0.1
 """Ratio from which back-pressure is worth a word (BACKGROUND D2: up to 0.10 is ok)."""
 
@@ -50,58 +52,80 @@ class Progress:
 
 
 class ProgressMeter:
-    """Turns descriptions of a job into progress. Times are seconds of any steady clock."""
+    """Turns descriptions of a job into progress. Times are seconds of any steady clock.
+
+    Counters in descriptions move about once a second, whenever a subtask was asked last; so rates are taken over the
+    last `RATE_SPAN_S`, or since the attempt began where that is shorter.
+    """
 
     def __init__(self) -> None:
         self._started_s: float | None = None
-        self._seen_s = 0.0
         self._attempt = 0
-        self._rows: dict[str, tuple[int, int]] = {}
+        self._samples: deque[_Sample] = deque()
 
     def observe(self, description: Mapping[str, Any], now_s: float) -> Progress:
-        """Return the job's progress; rates are those since the last call."""
+        """Return the job's progress."""
         if self._started_s is None:
-            self._started_s = self._seen_s = now_s
+            self._started_s = now_s
         attempt = int(description["attempt"])
         if attempt != self._attempt:
             # A new attempt counts from 0 again.
-            self._attempt, self._rows = attempt, {}
-        span_s = now_s - self._seen_s
-        operators = tuple(
-            self._operator(operator, description["subtasks"], span_s) for operator in description["operators"]
-        )
-        self._rows = {o.uid: (o.rows_in, o.rows_out) for o in operators}
-        self._seen_s = now_s
+            self._attempt = attempt
+            self._samples.clear()
+        sample = _sample(description, now_s)
+        self._samples.append(sample)
+        while self._samples[0].at_s < now_s - RATE_SPAN_S:
+            self._samples.popleft()
         checkpoints = description["checkpoints"]
         return Progress(
             elapsed_s=now_s - self._started_s,
             state=description["state"],
             attempt=attempt,
             restarts=tuple(_restart_text(restart) for restart in description["restarts"]),
-            operators=operators,
+            operators=tuple(
+                _operator_progress(operator, description["subtasks"], sample, self._samples[0])
+                for operator in description["operators"]
+            ),
             checkpoints_completed=checkpoints["completed"],
             checkpoints_failed=checkpoints["failed"],
             latest_checkpoint=checkpoints["latest"],
         )
 
-    def _operator(
-        self, operator: Mapping[str, Any], subtasks: list[Mapping[str, Any]], span_s: float
-    ) -> OperatorProgress:
-        own = [s for s in subtasks if s["operator"] == operator["uid"]]
-        rows_in = sum(s["rows_in"] or 0 for s in own)
-        rows_out = sum(s["rows_out"] or 0 for s in own)
-        in_before, out_before = self._rows.get(operator["uid"], (0, 0))
-        return OperatorProgress(
-            uid=operator["uid"],
-            name=operator["name"],
-            parallelism=operator["parallelism"],
-            rows_in=rows_in,
-            rows_out=rows_out,
-            rows_in_per_s=max(rows_in - in_before, 0) / span_s if span_s > 0 else 0.0,
-            rows_out_per_s=max(rows_out - out_before, 0) / span_s if span_s > 0 else 0.0,
-            busy=max((s["busy"] or 0.0 for s in own), default=0.0),
-            backpressured=max((s["backpressured"] or 0.0 for s in own), default=0.0),
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Rows in and out by operator, at a time."""
+
+    at_s: float
+    rows: dict[str, tuple[int, int]]
+
+
+def _sample(description: Mapping[str, Any], now_s: float) -> _Sample:
+    rows = {operator["uid"]: (0, 0) for operator in description["operators"]}
+    for subtask in description["subtasks"]:
+        rows_in, rows_out = rows[subtask["operator"]]
+        rows[subtask["operator"]] = (rows_in + subtask["rows_in"], rows_out + subtask["rows_out"])
+    return _Sample(now_s, rows)
+
+
+def _operator_progress(
+    operator: Mapping[str, Any], subtasks: list[Mapping[str, Any]], now: _Sample, before: _Sample
+) -> OperatorProgress:
+    uid = operator["uid"]
+    own = [s for s in subtasks if s["operator"] == uid]
+    span_s = now.at_s - before.at_s
+    (rows_in, rows_out), (in_before, out_before) = now.rows[uid], before.rows[uid]
+    return OperatorProgress(
+        uid=uid,
+        name=operator["name"],
+        parallelism=operator["parallelism"],
+        rows_in=rows_in,
+        rows_out=rows_out,
+        rows_in_per_s=max(rows_in - in_before, 0) / span_s if span_s > 0 else 0.0,
+        rows_out_per_s=max(rows_out - out_before, 0) / span_s if span_s > 0 else 0.0,
+        busy=max((s["busy"] for s in own), default=0.0),
+        backpressured=max((s["backpressured"] for s in own), default=0.0),
+    )
 
 
 def progress_line(progress: Progress) -> str:

@@ -39,6 +39,13 @@ def test_rates_are_rows_of_all_subtasks_since_the_last_look():
     assert (operator.rows_in, operator.rows_in_per_s, operator.rows_out_per_s) == (2000, 1000.0, 500.0)
 
 
+def test_rates_are_taken_over_the_last_seconds_since_counters_move_in_steps():
+    meter = ProgressMeter()
+    for tick in range(51):  # every 0.2 s; the counters move once a second, by 1000 for each of 2 subtasks
+        progress = meter.observe(description(tick // 5 * 1000), tick * 0.2)
+        assert tick < 20 or 1400 < progress.operators[0].rows_in_per_s < 2600
+
+
 def test_first_look_has_no_rate():
     (operator,) = ProgressMeter().observe(description(1000), 10.0).operators
     assert operator.rows_in_per_s == 0
@@ -47,7 +54,8 @@ def test_first_look_has_no_rate():
 def test_a_new_attempt_counts_from_zero_and_no_rate_is_negative():
     meter = ProgressMeter()
     meter.observe(description(1000), 1.0)
-    (operator,) = meter.observe(description(100, attempt=2), 2.0).operators
+    meter.observe(description(0, attempt=2), 2.0)
+    (operator,) = meter.observe(description(100, attempt=2), 3.0).operators
     assert operator.rows_in_per_s == 200
 
 
