@@ -11,13 +11,16 @@ it ends after that; fenced by then, since neither its reports nor its frames lea
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import cloudpickle
 
 from rayflow.graph.plan import JobGraph, Resources
 from rayflow.model.ids import JobId, SubtaskId, new_job_id
@@ -26,7 +29,7 @@ from rayflow.runtime.clock import SystemClock
 from rayflow.runtime.io_pool import ThreadIoPool
 from rayflow.runtime.job_master import FailureArgs, JobMaster
 from rayflow.runtime.local_transport import LocalNetwork, LocalTransport
-from rayflow.runtime.messages import FromSubtask, ToSubtask
+from rayflow.runtime.messages import Deploy, FromSubtask, ToSubtask
 from rayflow.runtime.ports import Clock, IoPool, WorkerEvents
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.runtime.task_thread import TaskThread
@@ -129,6 +132,7 @@ class LocalJob:
             return self.result()
         finally:
             self.cluster.shutdown()
+            self.cluster.join(_THREAD_END_S)
             self._io.close()
 
     def result(self) -> LocalResult:
@@ -164,13 +168,15 @@ class LocalJob:
 
 
 class LocalCluster:
-    """`WorkerPool` of threads of this process."""
+    """`WorkerPool` of threads of this process, for one job."""
 
     def __init__(self, clock: Clock, io: IoPool) -> None:
         self._clock = clock
         self._io = io
         self._network = LocalNetwork()
         self._workers: dict[SubtaskId, LocalWorker] = {}
+        self._pickled: bytes | None = None
+        self._ended: list[LocalWorker] = []
         self._lock = threading.Lock()
         self._events: WorkerEvents | None = None
 
@@ -191,43 +197,57 @@ class LocalCluster:
         events.on_worker_ready(subtask, worker.address, NODE_ID, os.getpid())
 
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
-        """Put the message into the worker's mailbox."""
+        """Put the message into the worker's mailbox. A graph goes as a copy, by way of pickle as on Ray: sinks and
+        functions keep what they are doing in themselves, and no two subtasks or attempts may share them."""
         worker = self._workers.get(subtask)
-        if worker is not None:
-            worker.post(message)
+        if worker is None:
+            return
+        if isinstance(message, Deploy):
+            if self._pickled is None:
+                self._pickled = cloudpickle.dumps(message.graph)
+            message = replace(message, graph=pickle.loads(self._pickled))
+        worker.post(message)
 
     def kill(self, subtask: SubtaskId) -> None:
         """End the worker for good, without telling."""
         worker = self._take(subtask)
         if worker is not None:
-            worker.die("its worker was killed", wait_s=0)
+            worker.die("its worker was killed")
 
     def crash(self, subtask: SubtaskId) -> bool:
         """Make the worker die as if its process had been killed; False if there is none."""
         worker = self._take(subtask)
         if worker is None:
             return False
-        worker.die("its process died", wait_s=0)
+        worker.die("its process died")
         self._told().on_worker_lost(subtask, "its worker was crashed on purpose")
         return True
 
     def shutdown(self) -> None:
-        """End all workers, and wait a moment for their threads."""
-        with self._lock:
-            workers = list(self._workers.values())
-            self._workers.clear()
-        for worker in workers:
-            worker.die("the job ended", wait_s=_THREAD_END_S)
+        """End all workers, without waiting for their threads."""
+        for subtask in list(self._workers):
+            self.kill(subtask)
+
+    def join(self, timeout_s: float) -> None:
+        """Give the threads of ended workers so long in all to end, and close what they leave. A thread that is in
+        a user's function is left alone: it is a daemon, and nothing listens to it any more."""
+        deadline_s = time.monotonic() + timeout_s
+        for worker in self._ended:
+            worker.join(max(0.0, deadline_s - time.monotonic()))
+        self._ended.clear()
 
     def _crashed(self, worker: LocalWorker, error: BaseException) -> None:
         """The worker's thread ended with an error (called on that thread)."""
         if self._take(worker.subtask) is worker:
-            worker.die("its thread crashed", wait_s=0)
+            worker.die("its thread crashed")
             self._told().on_worker_lost(worker.subtask, f"{type(error).__name__}: {error}")
 
     def _take(self, subtask: SubtaskId) -> LocalWorker | None:
         with self._lock:
-            return self._workers.pop(subtask, None)
+            worker = self._workers.pop(subtask, None)
+            if worker is not None:
+                self._ended.append(worker)
+            return worker
 
     def _told(self) -> WorkerEvents:
         assert self._events is not None, "report_to must be called first"
@@ -281,11 +301,15 @@ class LocalWorker:
         if events is not None:
             events.on_message(message)
 
-    def die(self, reason: str, wait_s: float) -> None:
+    def die(self, reason: str) -> None:
         """Be gone for everyone else at once; the thread ends when it next can."""
         self._events = None
         self._endpoint.fail(reason)
-        if self._thread.stop(wait_s):
+        self._thread.stop(0)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread of a dead worker, and close its engine if it ended."""
+        if self._thread.stop(timeout_s):
             self._engine.close()
 
     def _statistics(self) -> dict[str, Any]:

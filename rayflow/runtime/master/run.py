@@ -227,7 +227,17 @@ class JobRun:
         if self.phase is not Phase.CLOSING:
             self._check_heartbeats()
             self._discovery.tick()
-        match self.phase:
+        phase = None
+        while phase is not self.phase:
+            phase = self.phase
+            self._pass_through(phase)
+        if self._closing is not None:
+            self._closing.advance()
+        else:
+            self._records.tick()
+
+    def _pass_through(self, phase: Phase) -> None:
+        match phase:
             case Phase.BEGINNING:
                 self._while_beginning()
             case Phase.DEPLOYING:
@@ -237,10 +247,6 @@ class JobRun:
             case Phase.FINISHING | Phase.ENDING:
                 if not self.board.open or self._overdue():
                     self._close()
-        if self._closing is not None:
-            self._closing.advance()
-        else:
-            self._records.tick()
 
     def next_deadline_ms(self) -> int | None:
         """When `advance` next has something to do by itself."""
