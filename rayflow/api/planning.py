@@ -125,8 +125,15 @@ def refuse_upsert(info: StreamInfo, what: str) -> None:
 
 
 def output_schema(fields: Iterable[pa.Field], what: str) -> pa.Schema:
-    """Return a schema of `fields`. Raises PlanError for a name that occurs twice or is rayflow's own."""
+    """Return a schema of `fields`. Raises PlanError for a name that occurs twice or is rayflow's own, and for
+    types whose rows Arrow can neither filter nor take."""
     schema = pa.schema(list(fields))
+    for field in schema:
+        if pa.types.is_string_view(field.type) or pa.types.is_binary_view(field.type):
+            plain = str(field.type).removesuffix("_view")
+            raise plan_error(
+                f"{what}: column {field.name!r} is {field.type}, whose rows Arrow cannot select; cast it to {plain}"
+            )
     for name, times in Counter(schema.names).items():
         if name in RESERVED_COLUMNS:
             raise plan_error(f"{what}: the column name {name!r} is reserved; choose another")

@@ -70,17 +70,17 @@ class ParquetFormat(FileFormat):
 
 
 class ArrowFormat(FileFormat):
-    """Arrow IPC files, uncompressed: what collecting uses."""
+    """Arrow IPC, uncompressed: what collecting uses. In its streaming form, whose dictionaries may change."""
 
     suffix = ".arrow"
 
     def writer(self, stream: Any, schema: pa.Schema) -> RowWriter:
         """One record batch per write."""
-        return _ArrowWriter(pa.ipc.new_file(stream, schema))
+        return _ArrowWriter(pa.ipc.new_stream(stream, schema))
 
     def read(self, data: bytes, schema: pa.Schema) -> pa.Table:
         """Read with the file's schema."""
-        return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+        return pa.ipc.open_stream(pa.BufferReader(data)).read_all()
 
 
 class CsvFormat(FileFormat):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,7 +69,7 @@ def test_it_equals_duckdb_and_committed_rows_only_grow(
 
 def only_grows(seen: list[Counter[Any]], expected: Counter[Any]) -> None:
     assert any(0 < rows.total() < expected.total() for rows in seen), "nothing was visible while the job ran"
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert before <= after
     for rows in seen:
         assert rows <= expected
