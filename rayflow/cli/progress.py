@@ -130,6 +130,9 @@ def _operator_progress(
 
 def progress_line(progress: Progress) -> str:
     """Return the progress as one line of plain text."""
+    head = f"{progress.elapsed_s:6.1f}s {_state_text(progress)} | "
+    if progress.state == "CREATED":
+        return f"{head}starting {sum(o.parallelism for o in progress.operators)} subtasks"
     parts = [
         f"{operator.uid} in {operator.rows_in:,} ({operator.rows_in_per_s:,.0f}/s) "
         f"out {operator.rows_out:,} ({operator.rows_out_per_s:,.0f}/s)"
@@ -139,7 +142,7 @@ def progress_line(progress: Progress) -> str:
     pressed = max(progress.operators, key=lambda o: o.backpressured, default=None)
     if pressed is not None and pressed.backpressured > BACKPRESSURE_SHOWN:
         parts.append(f"back-pressure {pressed.backpressured:.0%} at {pressed.uid}")
-    return f"{progress.elapsed_s:6.1f}s {_state_text(progress)} | " + " | ".join(parts)
+    return head + " | ".join(parts)
 
 
 def progress_table(progress: Progress, title: str) -> Table:
