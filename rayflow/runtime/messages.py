@@ -245,8 +245,9 @@ class InputsEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed:
-    """The attempt failed in this subtask. `retryable` is False where a restart cannot help;
-    `corrupt_checkpoint` says that the checkpoint to restore is what could not be used."""
+    """The attempt failed in this subtask. `retryable` is False where a restart cannot help; `fault` identifies
+    what is likely to happen again (see `protocol.failover`); `corrupt_checkpoint` says that the checkpoint to
+    restore is what could not be used."""
 
     subtask: SubtaskId
     attempt: Attempt
@@ -254,6 +255,7 @@ class TaskFailed:
     operator: str | None = None
     location: str | None = None
     retryable: bool = True
+    fault: str | None = None
     corrupt_checkpoint: bool = False
 
 

@@ -39,6 +39,7 @@ from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
 from rayflow.runtime.assembly import Assembly, own_key_groups
+from rayflow.runtime.faults import fault_of
 from rayflow.runtime.messages import (
     AssignSplits,
     Cancel,
@@ -424,6 +425,7 @@ class SubtaskEngine:
                 operator=user.operator if user else None,
                 location=user.location if user else getattr(error, "location", None),
                 retryable=not isinstance(error, _NOT_RETRYABLE),
+                fault=fault_of(error),
                 corrupt_checkpoint=isinstance(error, CorruptCheckpointError),
             )
         )
