@@ -1,7 +1,8 @@
-"""Fixtures every test folder may use."""
+"""What every test folder may use, and what keeps tests to themselves: no user's data, cluster or credentials."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import subprocess
@@ -12,6 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure: examples have no deadline. A failing one prints how to reproduce it.
+settings.register_profile("rayflow", deadline=None, print_blob=True)
+settings.load_profile("rayflow")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hermetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A data folder for this run; no cluster, credentials or settings of whoever runs the tests."""
+    foreign = ("RAY_ADDRESS", "RAYFLOW_DEBUG", *(name for name in os.environ if name.startswith("AWS_")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYFLOW_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name in foreign:
+            patch.delenv(name, raising=False)
+        yield
 
 
 @dataclass(frozen=True)
