@@ -1,9 +1,9 @@
-"""The data plane: a `Transport` of Arrow Flight `DoExchange` streams, one long-lived stream per channel.
+"""The data plane: a `Transport` of Arrow Flight `DoExchange` streams, long-lived ones for each channel.
 
-Theory of operation. Every subtask process runs a Flight server. The producer of a channel opens the stream; its
-descriptor names job, attempt and channel and carries the job's token. Frames go one way, credits the other
-(`frame_codec`). Each channel has a connection and threads of its own, so that a stalled channel never
-holds up another.
+Theory of operation. Every subtask process runs a Flight server. The producer of a channel opens two streams, one
+for its frames and one that brings credits back (`flight_output` says why); their descriptors name job, attempt and
+channel and carry the job's token (`frame_codec`). Each channel has a connection and threads of its own, so that
+a stalled channel never holds up another.
 
 Invariants
  F1  A stream is served only with the job's token, for an attempt and channel that `listen` announced, once.
@@ -125,10 +125,11 @@ class FlightTransport:
         self._closers.append(closer)
         closer.start()
 
-    def accept(self, command: bytes) -> InputStream:
-        """The stream that a peer asks for (F1); a Flight error, sent to the peer, when it may not have it."""
+    def accept(self, command: bytes) -> tuple[InputStream, bool]:
+        """The channel that a peer asks for (F1), and whether for its credits; a Flight error, which the peer
+        gets, when it may not have it."""
         try:
-            opening = Opening.decode(command)
+            opening, credits = Opening.decode(command)
         except ProtocolViolation as e:
             raise fl.FlightUnauthenticatedError(str(e)) from e
         if not hmac.compare_digest(opening.token.encode(), self._token.encode()):
@@ -141,7 +142,7 @@ class FlightTransport:
             raise fl.FlightUnauthorizedError(
                 f"channel {opening.channel} {here} here; the producer is at attempt {opening.attempt}"
             )
-        return stream
+        return stream, credits
 
 
 class _Server(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow is untyped
@@ -153,5 +154,9 @@ class _Server(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow is untyped
         super().__init__(location)
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """One call per channel, on a thread of its own, for as long as the channel lives."""
-        self._transport.accept(descriptor.command).serve(reader, writer)
+        """Two calls per channel, on threads of their own, for as long as the channel lives."""
+        stream, credits = self._transport.accept(descriptor.command)
+        if credits:
+            stream.serve_credits(writer, context.is_cancelled)
+        else:
+            stream.serve_frames(reader)

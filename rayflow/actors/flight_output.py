@@ -1,22 +1,27 @@
-"""The producing end of a channel: one Flight stream, a thread that writes and one that reads credits.
+"""The producing end of a channel: one Flight stream for frames, one for credits, a thread for each.
 
 `send` only puts the frame into a queue that the writing thread sleeps on, so that nothing that happens on
-this stream (a peer that is slow, stopped or gone) can hold up the caller or another channel. The queue is
+this channel (a peer that is slow, stopped or gone) can hold up the caller or another channel. The queue is
 bounded by the caller: data frames are sent against credit, and between two of them there are only as many
-control frames as there are barriers and watermarks. The reading thread sees a dead peer within
+control frames as there are barriers and watermarks. The credits' thread sees a dead peer within
 milliseconds, since the kernel closes the dead process's socket.
+
+Why two streams, when Flight's go both ways: where a stream ends, Arrow's client closes its writing half from
+the thread that reads; if another thread is just writing, gRPC aborts the process (`TOO_MANY_OPERATIONS`). So
+on this end each stream is used by one thread only; on both, after `done_writing`, reading is safe.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 import pyarrow.flight as fl
 
 from rayflow.actors import frame_codec
-from rayflow.actors.frame_codec import BYE_MESSAGE, DataHeader, Opening
+from rayflow.actors.frame_codec import BYE_MESSAGE, HELLO_MESSAGE, DataHeader, Opening
 from rayflow.runtime.messages import CreditFrame, DataFrame, Frame
 from rayflow.runtime.ports import FrameReceiver
 
@@ -37,34 +42,37 @@ class OutputStream:
         self._schema: Any = None
         self._header: DataHeader | None = None
         self._client: Any = None
+        self._asking: Any = None
         self._writer: Any = None
-        self._reader: Any = None
+        self._end: Any = None
+        self._credits: Any = None
         name = f"out {opening.channel}"
         self._writing = threading.Thread(target=self._write_all, name=f"{name} write", daemon=True)
         self._reading = threading.Thread(target=self._read_all, name=f"{name} read", daemon=True)
         self._writing.start()
 
     def send(self, frame: Frame) -> None:
-        """Queue a frame; dropped when the stream is closed or broken. Never blocks."""
+        """Queue a frame; dropped when the channel is closed or broken. Never blocks."""
         if not self._closed:
             self._queue.put(frame)
 
     def close(self) -> None:
-        """End the stream: drop what is queued and say goodbye. Returns at once; see `join`."""
+        """End the channel: drop what is queued and say goodbye. Returns at once; see `join`."""
         self._take_closing()
         self._queue.put(None)
 
     def join(self, timeout_s: float) -> None:
-        """After `close`: wait until the goodbye is written, else cancel the stream after `timeout_s`.
+        """After `close`: wait until the peer has the goodbye, else cancel the streams after `timeout_s`.
 
         A write to a stopped peer may outlive that (gRPC does not always wake it) until the peer's end.
         """
         self._writing.join(timeout_s)
-        if self._writing.is_alive() and self._reader is not None:
-            self._reader.cancel()
+        for stream in (self._end, self._credits):
+            if stream is not None:
+                stream.cancel()
 
     def _take_closing(self) -> bool:
-        """Whether this call is the one that closes the stream."""
+        """Whether this call is the one that closes the channel."""
         with self._lock:
             first, self._closed = not self._closed, True
             return first
@@ -74,6 +82,8 @@ class OutputStream:
             self._queue.put(None)
             self._receiver.on_channel_broken(self.attempt, self._opening.channel, reason_of(error))
 
+    # ------------------------------------------------------------------------------- frames
+
     def _write_all(self) -> None:
         try:
             self._open()
@@ -81,14 +91,26 @@ class OutputStream:
                 self._write(frame)
             self._writer.write_metadata(BYE_MESSAGE)
             self._writer.done_writing()
+            # Waits for the consumer: to drop the stream now would cancel what is under way.
+            self._end.read_chunk()
+        except StopIteration:
+            pass
         except Exception as e:
             self._fail(e)
+        finally:
+            _close(self._writer)
 
     def _open(self) -> None:
         self._client = fl.connect(self._location, generic_options=_OWN_CONNECTION)
-        descriptor = fl.FlightDescriptor.for_command(self._opening.encode())
-        self._writer, self._reader = self._client.do_exchange(descriptor)
+        self._asking, self._credits = self._client.do_exchange(self._descriptor(credits=True))
+        # The descriptor travels with the first message.
+        self._asking.write_metadata(HELLO_MESSAGE)
+        self._asking.done_writing()
         self._reading.start()
+        self._writer, self._end = self._client.do_exchange(self._descriptor(credits=False))
+
+    def _descriptor(self, *, credits: bool) -> Any:
+        return fl.FlightDescriptor.for_command(self._opening.encode(credits=credits))
 
     def _write(self, frame: Frame) -> None:
         if not isinstance(frame, DataFrame):
@@ -103,23 +125,31 @@ class OutputStream:
         else:
             self._writer.write_metadata(frame_codec.encode_foreign(frame))
 
+    # ------------------------------------------------------------------------------- credits
+
     def _read_all(self) -> None:
         try:
             while True:
-                frame = frame_codec.decode(self._reader.read_chunk().app_metadata.to_pybytes(), None)
+                frame = frame_codec.decode(self._credits.read_chunk().app_metadata.to_pybytes(), None)
                 if not isinstance(frame, CreditFrame):
                     # The consumer said goodbye: it was told to drop this attempt before we were.
                     self.close()
-                    break
+                    return
                 if not self._closed:
                     self._receiver.on_credit(self.attempt, self._opening.channel, frame)
         except StopIteration:
-            self._fail("the consumer ended the stream")
+            self._fail("the consumer ended the channel")
         except Exception as e:
             self._fail(e)
         finally:
-            # Frees the consumer's thread and this one's, should either still wait on the stream.
-            self._reader.cancel()
+            _close(self._asking)
+
+
+def _close(writer: Any) -> None:
+    """Close a stream whose end is known; left to itself Arrow would complain about it on stderr."""
+    if writer is not None:
+        with suppress(Exception):
+            writer.close()
 
 
 def reason_of(error: BaseException | str) -> str:

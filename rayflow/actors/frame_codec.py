@@ -34,7 +34,7 @@ from rayflow.runtime.messages import (
     WatermarkFrame,
 )
 
-DATA, WATERMARK, IDLE, BARRIER, END, CREDIT, BYE, FOREIGN, OPEN = range(9)
+DATA, WATERMARK, IDLE, BARRIER, END, CREDIT, BYE, FOREIGN, OPEN, HELLO = range(10)
 
 _DATA = struct.Struct("<BQQI")
 _NUMBER = struct.Struct("<Bq")
@@ -42,36 +42,43 @@ _CREDIT = struct.Struct("<BQQ")
 _WORD_BYTES = 8
 _WATERMARK_BYTES = 16
 
+HELLO_MESSAGE = bytes([HELLO])
+"""The only message of a producer on a stream for credits."""
+
 BYE_MESSAGE = bytes([BYE])
 """Ends a channel on purpose, in either direction: what follows is no failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What the first message of a stream says: who asks for which channel. `token` proves the right to."""
+    """What the first message of a stream says: who asks for which channel. `token` proves the right to.
+
+    A channel has two streams: of frames, and of `credits`.
+    """
 
     job_id: JobId
     attempt: Attempt
     channel: ChannelId
     token: str
 
-    def encode(self) -> bytes:
+    def encode(self, *, credits: bool) -> bytes:
         """As the command of a Flight descriptor."""
         c = self.channel
         ends = [c.edge, c.producer.vertex, c.producer.index, c.consumer.vertex, c.consumer.index]
-        return json.dumps([self.job_id, self.attempt, self.token, ends]).encode()
+        return json.dumps([self.job_id, self.attempt, self.token, ends, credits]).encode()
 
     @classmethod
-    def decode(cls, command: bytes) -> Opening:
-        """Inverse of `encode`; ProtocolViolation when `command` is no opening."""
+    def decode(cls, command: bytes) -> tuple[Opening, bool]:
+        """Inverse of `encode`: the opening, and whether it is for credits. ProtocolViolation for anything else."""
         try:
-            job_id, attempt, token, (edge, producer, p_index, consumer, c_index) = json.loads(command)
+            job_id, attempt, token, ends, credits = json.loads(command)
+            edge, producer, p_index, consumer, c_index = ends
             channel = ChannelId(
                 EdgeId(int(edge)),
                 SubtaskId(VertexId(str(producer)), int(p_index)),
                 SubtaskId(VertexId(str(consumer)), int(c_index)),
             )
-            return cls(JobId(str(job_id)), Attempt(int(attempt)), channel, str(token))
+            return cls(JobId(str(job_id)), Attempt(int(attempt)), channel, str(token)), bool(credits)
         except (ValueError, TypeError) as e:
             raise ProtocolViolation("a stream was opened with a descriptor that is not rayflow's") from e
 
