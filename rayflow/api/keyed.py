@@ -7,6 +7,7 @@ is final and comes once, when the watermark passes the window's end.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,15 @@ class KeyedStream:
     def __init__(self, stream: DataStream, keys: list[str]) -> None:
         self._stream = stream
         self._keys = tuple(keys)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever a `DataStream` offers, on rows that lie by key: `.key_by("k").map_batches(fn)`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        stream = self._stream
+        info = replace(stream._info, partitioned_by=self._keys)
+        by_key = type(stream)(stream._env, stream._node, info, Exchange("hash", self._keys))
+        return getattr(by_key, name)
 
     def window(self, spec: Tumbling) -> WindowedStream:
         """Group each key's rows into windows of event time; the stream needs a watermark."""
