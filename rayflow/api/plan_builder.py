@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from rayflow.api.planning import StreamInfo, plan_error, user_line
+from rayflow.api.side_outputs import SideOutputs
 from rayflow.graph.chaining import MAX_PARALLELISM_LIMIT, plan_job
 from rayflow.graph.plan import JobGraph, NodeKind, OperatorSpec, StreamEdge, StreamNode
 from rayflow.graph.warnings import config_warnings
@@ -48,6 +49,7 @@ class PlanBuilder:
         self._wants_old_rows: set[int] = set()
         self._planned: set[int] = set()
         self._changelog_makers: dict[int, Callable[[bool], Any]] = {}
+        self._side_outputs: dict[int, SideOutputs] = {}
 
     def plan(self) -> JobGraph:
         """Return the job graph of all sinks that were added since the last execution. Raises PlanError."""
@@ -56,7 +58,11 @@ class PlanBuilder:
     def _plan(self, sinks: Sequence[int]) -> JobGraph:
         needed = self._upstream(sinks)
         retracted = self._upstream(s for s in sinks if s in self._wants_old_rows)
-        nodes = [self._final(self._nodes[i], i in retracted) for i in sorted(needed)]
+        read = {(e.source, e.tag) for i in needed for e in self._nodes[i].inputs if e.tag is not None}
+        nodes = [
+            self._final(self._nodes[i], i in retracted, [tag for node, tag in sorted(read) if node == i])
+            for i in sorted(needed)
+        ]
         return plan_job(
             nodes,
             name=self.name,
@@ -65,11 +71,14 @@ class PlanBuilder:
             warnings=[*config_warnings(self.config), *self._unread_warnings(needed)],
         )
 
-    def _final(self, node: StreamNode, needs_old_rows: bool) -> StreamNode:
+    def _final(self, node: StreamNode, needs_old_rows: bool, tags: Sequence[str]) -> StreamNode:
         """Return the node as it is deployed: what depends on its consumers, or on settings, is filled in."""
         spec, make = node.spec, self._changelog_makers.get(node.id)
         if make is not None:
             spec = replace(spec, payload=make(needs_old_rows))
+        if tags:
+            schemas = self._side_outputs[node.id].schemas()
+            spec = replace(spec, side_outputs={tag: schemas[tag] for tag in tags})
         if spec.kind == "source" and spec.rate_limit is None:
             spec = replace(spec, rate_limit=JobConfig.from_flat(self.config).source_rate_limit)
         return replace(node, spec=spec)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rayflow.api.planning import StreamInfo, plan_error
+from rayflow.api.side_outputs import SideOutputs
 from rayflow.api.stage import Stage
 from rayflow.graph.plan import Exchange, NodeKind, StreamEdge, StreamNode
 
@@ -17,10 +18,12 @@ _SAME: Any = object()
 
 
 class Steps(Stage):
-    """A stage that others can be added behind. `_exchange` is what the user asked for by name."""
+    """A stage that others can be added behind. `_exchange` is what the user asked for by name, `_tag` the side
+    output that the stream is."""
 
     _info: StreamInfo
     _exchange: Exchange | None
+    _tag: str | None
 
     def _then(
         self,
@@ -32,9 +35,11 @@ class Steps(Stage):
         edges: Sequence[StreamEdge] | None = None,
         partitioned_by: tuple[str, ...] | None = _SAME,
         changelog: Callable[[bool], Any] | None = None,
+        side_outputs: SideOutputs | None = None,
     ) -> DataStream:
         """Return the stream behind a new operator. `changelog(emit_before)` makes the payload of one
-        whose output depends on whether someone behind it needs old rows (-U)."""
+        whose output depends on whether someone behind it needs old rows (-U). `side_outputs` are what
+        `side_output` can read of it."""
         from rayflow.api.streams import DataStream
 
         lies_by = info.partitioned_by if partitioned_by is _SAME else partitioned_by
@@ -42,6 +47,8 @@ class Steps(Stage):
         node = self._add_node(name, "operator", payload, info, detail=detail, edges=edges)
         if changelog is not None:
             self._env._changelog_makers[node.id] = changelog
+        if side_outputs is not None:
+            self._env._side_outputs[node.id] = side_outputs
         return DataStream(self._env, node, info)
 
     def _add_node(
@@ -70,12 +77,17 @@ class Steps(Stage):
         key = self._info.upsert_key
         if exchange is None:
             exchange = self._exchange or (Exchange("hash", key) if key else Exchange("forward"))
-        return StreamEdge(source=self._node.id, exchange=exchange)
+        return StreamEdge(source=self._node.id, exchange=exchange, tag=self._tag)
 
     def _settable(self, call: str) -> StreamNode:
         if self._exchange is not None:
             raise plan_error(
                 f".{call}() names an operator, but .{self._exchange.kind}() is only a way to the next one; "
                 f"call .{call}() before it, or behind the next operator"
+            )
+        if self._tag is not None:
+            raise plan_error(
+                f".{call}() names an operator, but .side_output({self._tag!r}) is only what one puts aside; call "
+                f".{call}() before it, or behind the next operator"
             )
         return self._node

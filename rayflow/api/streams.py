@@ -38,6 +38,7 @@ from rayflow.api.projection import (
     result_type,
     selected_columns,
 )
+from rayflow.api.side_outputs import read_side_output
 from rayflow.api.specs import Watermark
 from rayflow.batch.expressions import Expr, col
 from rayflow.batch.hashing import check_key_type
@@ -64,10 +65,12 @@ class DataStream(FunctionSteps, Outputs):
         node: StreamNode,
         info: StreamInfo,
         exchange: Exchange | None = None,
+        tag: str | None = None,
     ) -> None:
         super().__init__(env, node)
         self._info = info
         self._exchange = exchange
+        self._tag = tag
 
     @property
     def schema(self) -> pa.Schema | None:
@@ -181,6 +184,15 @@ class DataStream(FunctionSteps, Outputs):
                 check_key_type(key, schema.field(key).type)
         return KeyedStream(self, keys)
 
+    def side_output(self, tag: str, returns: Any = None) -> DataStream:
+        """Read what the operator puts aside under `tag`: a window's late rows (`allowed_lateness(d, late_to=tag)`),
+        or what a function gives to `ctx.output(tag, row)`.
+
+        Late rows have the columns of the window's input. A function's have those of `returns` (an Arrow schema
+        or type hints); without it they are not known, and naming one later is a plan error.
+        """
+        return read_side_output(self, tag, returns)
+
     def rebalance(self) -> DataStream:
         """Deal rows out evenly to all subtasks of the next operator."""
         return self._exchanged("rebalance")
@@ -203,7 +215,7 @@ class DataStream(FunctionSteps, Outputs):
     def _exchanged(self, kind: Any) -> DataStream:
         refuse_upsert(self._info, kind)
         info = replace(self._info, partitioned_by=None)
-        return DataStream(self._env, self._node, info, Exchange(kind))
+        return DataStream(self._env, self._node, info, Exchange(kind), self._tag)
 
     def _check_union(self, other: Any) -> None:
         if not isinstance(other, DataStream):

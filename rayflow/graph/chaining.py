@@ -9,7 +9,8 @@ Theory of operation. Four passes over the nodes, inputs before consumers:
    parallelism 1 too: it decouples producer and consumer.
 3. Chains: two nodes share a task, and records pass by function call, when the edge between them is `forward`
    and not a side output, it is the only one the upstream node has and the only one the downstream node has,
-   both may be chained, and both ask for the same resources.
+   both may be chained, and both ask for the same resources. So an operator whose side output is read beside its
+   rows is the last of its chain, and a side output always leaves the tail.
 4. The graph: a vertex per chain, named by the uid of its head; an edge per edge between chains.
 
 Rows that lie by hash stay so through nodes that say which of their columns hold the keys
@@ -21,6 +22,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from rayflow.graph.plan import (
     Exchange,
@@ -214,7 +217,11 @@ def _edges(
             exchange=link.exchange,
             port=link.edge.port,
             tag=link.edge.tag,
-            schema=by_id[link.edge.source].spec.schema if link.edge.tag is None else None,
+            schema=_schema(by_id[link.edge.source].spec, link.edge.tag),
         )
         for index, link in enumerate(between)
     )
+
+
+def _schema(spec: OperatorSpec, tag: str | None) -> pa.Schema | None:
+    return spec.schema if tag is None else spec.side_outputs.get(tag)

@@ -11,7 +11,7 @@ not know each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class OperatorSpec:
     `payload` is, by `kind`: a `Source` object; an `OperatorFactory`; a `Sink` object. `location` is the
     user's line as text. `rate_limit` is rows per second over all subtasks (sources and sinks).
     `schema` is the output schema, None where unknown. `detail` says in a few words what it does, for people.
+    `side_outputs` are the tags that somebody reads, with the schema of the rows, None where only running tells.
     """
 
     uid: str
@@ -69,6 +70,7 @@ class OperatorSpec:
     rate_limit: float | None = None
     time: TimeSpec | None = None
     detail: str = ""
+    side_outputs: Mapping[str, pa.Schema | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,7 +38,8 @@ class Output(Protocol):
         """Pass on rows. Empty batches are dropped. Order is kept."""
 
     def emit_side(self, tag: str, batch: pa.RecordBatch) -> None:
-        """Pass rows to the side output `tag`; dropped (and counted) when nobody consumes it."""
+        """Pass rows to the side output `tag`; dropped, and counted in `unread_side_rows`, when nobody
+        reads it."""
 
     def emit_watermark(self, watermark: int) -> None:
         """Announce a watermark (nanoseconds) that this operator makes itself."""
@@ -70,6 +71,8 @@ class OperatorContext:
     restored_permit: CommitPermit | None = None
     """Leave to commit what was pending in the restored checkpoint; None for a fresh start."""
     batch_rows: int = 65_536
+    side_outputs: Mapping[str, pa.Schema | None] = field(default_factory=dict)
+    """Tags of the side outputs that somebody reads, with their columns where the plan knows them."""
     options: dict[str, Any] = field(default_factory=dict)
     """The job's flat configuration (`storage` credentials included), for connectors."""
 

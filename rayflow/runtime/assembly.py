@@ -118,6 +118,7 @@ class Assembly:
             if restore is None
             else CommitPermit(deploy.job_id, deploy.attempt, restore.checkpoint_id),
             batch_rows=self._config.batch_rows,
+            side_outputs=dict(spec.side_outputs),
             options=dict(self._config.storage_options),
         )
         operator: Operator = SinkOperator(spec.payload) if spec.kind == "sink" else spec.payload()

@@ -148,9 +148,15 @@ class Chain:
         else:
             self._emit(None, batch)
 
-    def _side_emitted(self, tag: str, batch: pa.RecordBatch) -> None:
-        if batch.num_rows:
+    def _side_emitted(self, index: int, tag: str, batch: pa.RecordBatch) -> None:
+        if batch.num_rows == 0:
+            return
+        context = self._operators[index].context
+        if tag in context.side_outputs:
+            # The planner makes an operator whose side output is read the last of its chain.
             self._emit(tag, batch)
+        else:
+            context.metrics.counter("unread_side_rows").inc(batch.num_rows)
 
 
 class _Link:
@@ -166,7 +172,7 @@ class _Link:
         self._chain._emitted(self._index, batch)
 
     def emit_side(self, tag: str, batch: pa.RecordBatch) -> None:
-        self._chain._side_emitted(tag, batch)
+        self._chain._side_emitted(self._index, tag, batch)
 
     def emit_watermark(self, watermark: int) -> None:
         self._chain.advance(watermark, self._index + 1)

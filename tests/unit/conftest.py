@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Harness:
         attempt: int = 1,
         restored: Sequence[RestoredPart] = (),
         restored_from: int | None = None,
+        side_outputs: Mapping[str, pa.Schema | None] | None = None,
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.metrics = MetricGroup()
@@ -56,6 +57,7 @@ class Harness:
             restored_from=restored_from,
             restored_permit=permit,
             batch_rows=batch_rows,
+            side_outputs=side_outputs or {},
         )
         self.operator.open(self.context, self, restored)
 
@@ -77,9 +79,9 @@ class Harness:
 
     # ---------------------------------------------------------------------- what tests call
 
-    def feed(self, batch: pa.RecordBatch) -> Harness:
+    def feed(self, batch: pa.RecordBatch, port: int = 0) -> Harness:
         if batch.num_rows:
-            self.operator.process(batch, 0)
+            self.operator.process(batch, port)
         return self
 
     def watermark(self, watermark: int) -> Harness:

@@ -56,14 +56,6 @@ def test_two_operators_with_the_same_tag_do_not_mix(lab: Any) -> None:
     assert odd["n"].to_pylist() == list(range(101, 120, 2))
 
 
-def test_rows_that_nobody_reads_are_counted(lab: Any) -> None:
-    env, rows = numbers()
-    split_odd(rows).discard()
-    result = lab.finish(env)
-    operators = [op for task in result.metrics["subtasks"] for op in task["operators"].values()]
-    assert sum(op.get("unread_side_rows", 0) for op in operators) == 10
-
-
 def test_mistakes_are_plan_errors() -> None:
     _, rows = numbers()
     with pytest.raises(rf.PlanError, match="puts nothing aside"):
