@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayflow.batch.modulo import modulo, remainder
 from rayflow.model.errors import PlanError
 
 Datum = Any
@@ -189,11 +190,11 @@ def floor_divide(left: Datum, right: Datum) -> Datum:
     if pa.types.is_integer(left.type) and pa.types.is_integer(right.type):
         quotient = pc.divide_checked(left, right)
         # Division truncates; modulo floors and remainder truncates: they differ exactly where it rounded up.
-        rounded_up = pc.not_equal(pc.modulo(left, right), pc.remainder(left, right))
+        rounded_up = pc.not_equal(modulo(left, right), remainder(left, right))
         return pc.subtract(quotient, rounded_up.cast(quotient.type))
     if pa.types.is_floating(left.type) or pa.types.is_floating(right.type):
         # Not floor(left / right): that quotient may round up to the next integer (1.0 // 0.1 is 9).
-        return pc.round(pc.divide(pc.subtract(left, pc.modulo(left, right)), right))
+        return pc.round(pc.divide(pc.subtract(left, modulo(left, right)), right))
     return pc.floor(pc.divide(left, right))
 
 
@@ -203,7 +204,7 @@ OPERATORS: dict[str, Callable[[Datum, Datum], Datum]] = {
     "*": pc.multiply_checked,
     "/": true_divide,
     "//": floor_divide,
-    "%": pc.modulo,
+    "%": modulo,
     "**": pc.power_checked,
     "==": pc.equal,
     "!=": pc.not_equal,
