@@ -80,7 +80,11 @@ class InputGate:
                 if not isinstance(verdict, Accept):
                     return
             self._send_grants(self._credit.handle(FrameReceived(channel, frame.nbytes, frame.backlog)))
-        elif isinstance(frame, WatermarkFrame) and queue.frames and isinstance(queue.frames[-1], WatermarkFrame):
+        elif (
+            isinstance(frame, WatermarkFrame)
+            and queue.frames
+            and isinstance(queue.frames[-1], WatermarkFrame)
+        ):
             # Watermarks cost no credit; keeping only the newest bounds what a stalled task gathers.
             queue.frames[-1] = frame
             return

@@ -31,8 +31,9 @@ from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.events import EventLog, iso_utc
 from rayflow.runtime.master.fleet import Fleet
 from rayflow.runtime.master.job import Job
+from rayflow.runtime.master.phases import Phase
 from rayflow.runtime.master.reports import describe, job_document, metrics
-from rayflow.runtime.master.run import JobRun, Phase
+from rayflow.runtime.master.run import JobRun
 from rayflow.runtime.master.storage import JobStorage, OpenStore, StoredJob
 from rayflow.runtime.messages import FromSubtask
 from rayflow.runtime.ports import Clock, IoPool, WorkerPool
@@ -178,8 +179,7 @@ class JobMaster:
         with self._lock:
             if self._over is not None:
                 return list(self._over.job["checkpoints"])
-            run = self._run
-            return run.checkpoints.reports() if run is not None and run.checkpoints is not None else []
+            return [] if self._run is None else self._run.checkpoints.reports()
 
     def events(self, since: int = 0) -> list[dict[str, Any]]:
         """Return the events whose `seq` is `since` or more, oldest first."""

@@ -36,8 +36,10 @@ from rayflow.protocol.coordinator import (
     Ticked,
     TriggerSources,
 )
+from rayflow.runtime.master.beginning import Beginning
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.events import iso_utc
+from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.sources import SourceSplits
 from rayflow.runtime.messages import (
     CheckpointAborted,
@@ -103,13 +105,11 @@ class Checkpoints:
         ctx: Context,
         sources: Mapping[str, SourceSplits],
         *,
-        highest: CheckpointId,
         earlier_reports: Iterable[dict[str, Any]],
         fail_attempt: Callable[[str], None],
         superseded: Callable[[], None],
         progressed: Callable[[], None],
     ) -> None:
-        config = ctx.job.config
         self._ctx = ctx
         self._sources = sources
         self._fail_attempt = fail_attempt
@@ -122,30 +122,24 @@ class Checkpoints:
         self.completed = 0
         self.failed = 0
         self.final_completed: CheckpointId | None = None
-        self._coordinator = CheckpointCoordinator(
-            CoordinatorConfig(
-                interval_ms=config.checkpoint_interval_ms,
-                timeout_ms=config.checkpoint_timeout_ms,
-                min_pause_ms=config.checkpoint_min_pause_ms,
-                max_concurrent=config.checkpoint_max_concurrent,
-                retained=config.checkpoint_retained,
-                failures_tolerated=config.checkpoint_failures_tolerated,
-            ),
-            next_checkpoint_id=highest + 1,
-            job_id=ctx.job.job_id,
-        )
+        self._coordinator: CheckpointCoordinator | None = None
 
     # ------------------------------------------------------------------------------- the attempt
 
-    def begin_attempt(self, restored: CheckpointId | None, own: tuple[CheckpointId, ...]) -> None:
-        """All subtasks run. `restored` is the checkpoint they began from, `own` the job's complete ones."""
+    def begin_attempt(self, beginning: Beginning) -> None:
+        """All subtasks run."""
+        ctx, restore = self._ctx, beginning.restore
         self._running = True
         self.final_completed = None
-        for checkpoint_id in own:
-            if restored is None or checkpoint_id <= restored:
+        if self._coordinator is None:
+            self._coordinator = _coordinator(ctx.job, beginning.highest)
+        own = restore is not None and restore.foreign_job is None
+        for checkpoint_id in beginning.complete:
+            if restore is None or not own or checkpoint_id <= restore.checkpoint_id:
                 self._handle(Restored(checkpoint_id))
-        subtasks = frozenset(self._ctx.job.subtasks)
-        self._handle(AttemptStarted(self._ctx.attempt, subtasks, self._ctx.now_ms))
+        for checkpoint_id in beginning.incomplete:
+            self._delete(checkpoint_id)
+        self._handle(AttemptStarted(ctx.attempt, frozenset(ctx.job.subtasks), ctx.now_ms))
 
     def end_attempt(self) -> None:
         """The attempt failed, was cancelled, or is finished."""
@@ -165,7 +159,9 @@ class Checkpoints:
     @property
     def next_deadline_ms(self) -> int | None:
         """When `tick` has something to do."""
-        return self._coordinator.next_deadline_ms() if self._running else None
+        if self._coordinator is None or not self._running:
+            return None
+        return self._coordinator.next_deadline_ms()
 
     def acked(self, ack: CheckpointAcked) -> None:
         """A subtask's snapshot is durable."""
@@ -183,11 +179,6 @@ class Checkpoints:
             )
         )
 
-    def sweep(self, incomplete: Iterable[CheckpointId]) -> None:
-        """Delete what earlier attempts left unfinished. No checkpoint is under way."""
-        for checkpoint_id in incomplete:
-            self._delete(checkpoint_id)
-
     # ------------------------------------------------------------------------------- reports
 
     def reports(self) -> list[dict[str, Any]]:
@@ -197,7 +188,7 @@ class Checkpoints:
     @property
     def latest(self) -> CheckpointId | None:
         """The newest complete checkpoint."""
-        return max(self._coordinator.completed, default=None)
+        return None if self._coordinator is None else max(self._coordinator.completed, default=None)
 
     def _report_json(self, report: Report) -> dict[str, Any]:
         document = report.to_json(self._ctx.now_ms)
@@ -217,7 +208,8 @@ class Checkpoints:
     # ------------------------------------------------------------------------------- commands
 
     def _handle(self, event: Event) -> None:
-        for command in self._coordinator.handle(event):
+        # Without a coordinator no attempt has run: there is nothing that an event could be about.
+        for command in () if self._coordinator is None else self._coordinator.handle(event):
             self._obey(command)
 
     def _obey(self, command: Command) -> None:
@@ -350,6 +342,22 @@ class Checkpoints:
             if self._reports[oldest].status == "pending":
                 return
             del self._reports[oldest]
+
+
+def _coordinator(job: Job, highest: CheckpointId) -> CheckpointCoordinator:
+    config = job.config
+    return CheckpointCoordinator(
+        CoordinatorConfig(
+            interval_ms=config.checkpoint_interval_ms,
+            timeout_ms=config.checkpoint_timeout_ms,
+            min_pause_ms=config.checkpoint_min_pause_ms,
+            max_concurrent=config.checkpoint_max_concurrent,
+            retained=config.checkpoint_retained,
+            failures_tolerated=config.checkpoint_failures_tolerated,
+        ),
+        next_checkpoint_id=highest + 1,
+        job_id=job.job_id,
+    )
 
 
 def _watermarks(acks: Iterable[CheckpointAcked]) -> dict[str, int]:

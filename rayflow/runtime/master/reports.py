@@ -30,7 +30,7 @@ def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) ->
         "attempt": ctx.attempt,
         "failure": _failure(run),
         "restored_from": None if restore is None else restore.path,
-        "restarts": [] if run is None else [dict(restart) for restart in run.restarts],
+        "restarts": [] if run is None else run.restarts.records(),
         "operators": [
             {key: value for key, value in operator_json(graph, vertex).items() if key in _SHOWN}
             for vertex in graph.vertices
@@ -81,7 +81,7 @@ def job_document(
         "storage": redact({"url": job.config.checkpoint_storage})["url"],
         "config": redact(job.flat),
         "sinks_started": run.opening.sinks_started,
-        "checkpoints": [] if run.checkpoints is None else run.checkpoints.reports(),
+        "checkpoints": run.checkpoints.reports(),
         "describe": description,
     }
 
@@ -130,9 +130,9 @@ def _iso_of_nanoseconds(watermark: int) -> str:
 
 
 def _checkpoint_counts(run: JobRun | None) -> dict[str, Any]:
-    checkpoints = run.checkpoints if run is not None else None
-    if checkpoints is None:
+    if run is None:
         return {"completed": 0, "failed": 0, "latest": None}
+    checkpoints = run.checkpoints
     return {
         "completed": checkpoints.completed,
         "failed": checkpoints.failed,

@@ -28,19 +28,11 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 from rayflow.model.errors import JobFailed, RayflowError, TransientError
 from rayflow.model.ids import SubtaskId
-from rayflow.protocol.failover import (
-    AttemptFailed,
-    GiveUp,
-    ProgressMade,
-    RestartAt,
-    RestartPolicy,
-    RestartStrategy,
-)
+from rayflow.protocol.failover import GiveUp, RestartAt
 from rayflow.protocol.lifecycle import (
     JOB_TRANSITIONS,
     AttemptAbandoned,
@@ -57,45 +49,24 @@ from rayflow.runtime.master.board import Board
 from rayflow.runtime.master.checkpoints import Checkpoints
 from rayflow.runtime.master.closing import Closing
 from rayflow.runtime.master.context import Context
-from rayflow.runtime.master.discovery import Discovery
-from rayflow.runtime.master.events import iso_utc
+from rayflow.runtime.master.deployment import Deployment
 from rayflow.runtime.master.opening import Opening
+from rayflow.runtime.master.phases import Phase
 from rayflow.runtime.master.records import Records
-from rayflow.runtime.master.sources import Assignments, SourceSplits
+from rayflow.runtime.master.restarts import Restarts
+from rayflow.runtime.master.running import Running
 from rayflow.runtime.messages import (
     Cancel,
-    CheckpointAcked,
-    CheckpointDeclined,
-    Committed,
     Deployed,
     Finish,
     FromSubtask,
     HeartbeatAnswered,
-    InputsEnded,
-    PeerLost,
-    SplitsRequested,
-    Start,
     Stopped,
     TaskFailed,
 )
 
 STOP_LIMIT_MS = 10_000
 """How long subtasks may take to close after Cancel or Finish, and storage work to settle at the end."""
-
-PEER_LOST_GRACE_MS = 200
-"""A broken stream is a symptom: so long the death or failure behind it may take to be reported itself."""
-
-
-class Phase(Enum):
-    """Where the master is in the job's life; see the module's picture."""
-
-    BEGINNING = "beginning"
-    DEPLOYING = "deploying"
-    RUNNING = "running"
-    FINISHING = "finishing"
-    ENDING = "ending"
-    CLOSING = "closing"
-    CLOSED = "closed"
 
 
 class JobRun:
@@ -113,25 +84,11 @@ class JobRun:
     ) -> None:
         self._ctx = ctx
         self._recovered = bool(past)
-        self._past_reports = past.get("checkpoints", [])
         self._document = document
         self._records = Records(ctx, document)
-        config = ctx.job.config
-        self._policy = RestartPolicy(
-            cast(RestartStrategy, config.restart_strategy),
-            config.restart_max_attempts,
-            config.restart_window_ms,
-            config.restart_delay_ms,
-        )
-        self._cause = "the job manager was restarted" if past else None
-        self._restart_at_ms = ctx.now_ms
         self._deadline_ms: int | None = None
-        self._peer_lost: PeerLost | None = None
-        self._survivors: list[SubtaskId] = []
         self._closing: Closing | None = None
         self._lifecycle = JobLifecycle()
-        self._sources = {v.operators[0].uid: SourceSplits(v) for v in ctx.job.sources}
-        self._discovery = Discovery(ctx, self._sources, self._deliver, self._discovery_failed)
         self.opening = Opening(
             ctx,
             last_attempt=past.get("attempt", 0),
@@ -142,9 +99,22 @@ class JobRun:
         self.phase = Phase.BEGINNING
         self.ending: JobEvent | None = None
         self.failure: JobFailed | None = None
-        self.checkpoints: Checkpoints | None = None
         self.board = Board(ctx.job.subtasks)
-        self.restarts: list[dict[str, Any]] = list(past.get("describe", {}).get("restarts", []))
+        self.restarts = Restarts(
+            ctx,
+            past.get("describe", {}).get("restarts", ()),
+            "the job manager was restarted" if past else None,
+        )
+        self._deployment = Deployment(ctx, self.board, self.opening)
+        self._running = Running(
+            ctx,
+            self.board,
+            earlier_reports=past.get("checkpoints", ()),
+            fail_attempt=self._fail_attempt,
+            give_up=self.give_up,
+            superseded=self._superseded,
+            progressed=self._progressed,
+        )
         self.stale_messages = 0
 
     @property
@@ -156,6 +126,11 @@ class JobRun:
     def coming_state(self) -> JobState:
         """The state the job will show once it is closed; `state` until its end is decided."""
         return self.state if self.ending is None else JOB_TRANSITIONS[self.state, type(self.ending)]
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The job's checkpoints, for reports."""
+        return self._running.checkpoints
 
     # ------------------------------------------------------------------------------- what happened
 
@@ -191,17 +166,17 @@ class JobRun:
             if self.phase is Phase.DEPLOYING:
                 self.board.restored(message.subtask)
         elif self.phase is Phase.RUNNING:
-            self._progress(message, self._coordinated)
+            self._running.message(message)
 
     def cancel(self) -> None:
         """The user wants the job to end. Too late once its last checkpoint is committed everywhere."""
-        if self.phase in (Phase.BEGINNING, Phase.DEPLOYING, Phase.RUNNING):
+        if self.phase.going_on:
             self._ctx.note("job_cancel_requested", "cancellation was requested")
             self._end(JobCancelled())
 
     def give_up(self, cause: str, operator: str | None = None, location: str | None = None) -> None:
         """The job has failed for good."""
-        if self.phase in (Phase.BEGINNING, Phase.DEPLOYING, Phase.RUNNING):
+        if self.phase.going_on:
             self.failure = JobFailed(self._ctx.job.job_id, cause, operator, location)
             self._ctx.note("job_gave_up", f"the job fails: {cause}", operator=operator, location=location)
             self._end(JobGivenUp())
@@ -210,7 +185,7 @@ class JobRun:
         """Stop at once, whatever the phase, for a bug of ours: neither sinks nor subtasks are asked."""
         self.failure = JobFailed(self._ctx.job.job_id, cause)
         self._ctx.note("job_gave_up", f"the job fails: {cause}")
-        self._discovery.stop()
+        self._running.stop()
         self._ctx.fleet.shutdown()
         self.ending = None
         if not self._lifecycle.ended:
@@ -226,7 +201,7 @@ class JobRun:
             return
         if self.phase is not Phase.CLOSING:
             self._check_heartbeats()
-            self._discovery.tick()
+            self._running.discover()
         phase = None
         while phase is not self.phase:
             phase = self.phase
@@ -243,22 +218,23 @@ class JobRun:
             case Phase.DEPLOYING:
                 self._while_deploying()
             case Phase.RUNNING:
-                self._while_running(self._coordinated)
+                self._running.advance()
+                if self._running.finished and self.phase is Phase.RUNNING:
+                    self._finish()
             case Phase.FINISHING | Phase.ENDING:
                 if not self.board.open or self._overdue():
                     self._close()
 
     def next_deadline_ms(self) -> int | None:
         """When `advance` next has something to do by itself."""
-        times = [self._deadline_ms, self._discovery.next_deadline_ms]
         if self._closing is not None:
-            times = [self._closing.deadline_ms]
-        else:
-            times += [self._ctx.fleet.next_beat_ms, self._records.next_deadline_ms]
-        if self.phase is Phase.BEGINNING and self._restart_at_ms > self._ctx.now_ms:
-            times.append(self._restart_at_ms)
-        if self.checkpoints is not None:
-            times.append(self.checkpoints.next_deadline_ms)
+            return self._closing.deadline_ms
+        times = [self._deadline_ms, *self._running.deadlines_ms]
+        times += [self._ctx.fleet.next_beat_ms, self._records.next_deadline_ms]
+        if self.phase in (Phase.BEGINNING, Phase.DEPLOYING):
+            times.append(self._deployment.deadline_ms)
+        if self.phase is Phase.BEGINNING and self.restarts.at_ms > self._ctx.now_ms:
+            times.append(self.restarts.at_ms)
         return min((time for time in times if time is not None), default=None)
 
     def _check_heartbeats(self) -> None:
@@ -274,15 +250,18 @@ class JobRun:
     # ------------------------------------------------------------------------------- beginning
 
     def _while_beginning(self) -> None:
-        ctx, opening = self._ctx, self.opening
-        if ctx.now_ms < self._restart_at_ms:
+        opening = self.opening
+        if self._ctx.now_ms < self.restarts.at_ms:
             return
-        ctx.fleet.ensure()
+        complete = self._deployment.may_begin()
         opening.advance()
         if opening.error is not None:
             self._not_begun(opening.error)
-        elif opening.beginning is not None and not ctx.fleet.missing:
-            self._deploy()
+        elif opening.beginning is not None and complete:
+            self.phase = Phase.DEPLOYING
+            self.restarts.deployed(None if opening.restore is None else opening.restore.path)
+            self._deployment.begin()
+            self._records.save_job()
 
     def _not_begun(self, error: BaseException) -> None:
         self.opening.reset()
@@ -294,131 +273,25 @@ class JobRun:
             passing = isinstance(error, TransientError) and (self._recovered or self._ctx.attempt > 0)
             self._fail_attempt(cause, retryable=passing)
 
-    def _deploy(self) -> None:
-        ctx = self._ctx
-        self._note_restart()
-        self.phase = Phase.DEPLOYING
-        self.board.begin()
-        self._survivors = ctx.fleet.take_survivors()
-        timeout_ms = ctx.job.config.restart_reset_timeout_ms
-        self._deadline_ms = ctx.now_ms + timeout_ms if self._survivors else None
-        for deploy in self.opening.deploys():
-            ctx.fleet.send(deploy.subtask, deploy)
-        self._records.save_job()
-
-    def _note_restart(self) -> None:
-        if self._cause is None:
-            return
-        restore = self.opening.restore
-        self.restarts.append(
-            {
-                "attempt": self._ctx.attempt,
-                "at": iso_utc(self._ctx.now_ms),
-                "cause": self._cause,
-                "restored_from": None if restore is None else restore.path,
-            }
-        )
-        self._cause = None
-
     # ------------------------------------------------------------------------------- deploying
 
     def _while_deploying(self) -> None:
         if not self.board.restoring:
             self._start()
-        elif self._overdue():
-            self._deadline_ms = None
-            fleet, attempt = self._ctx.fleet, self._ctx.attempt
-            late = [s for s in self.board.restoring if s in self._survivors]
-            self._replace([s for s in late if fleet.is_silent(s, attempt)])
-
-    def _replace(self, silent: list[SubtaskId]) -> None:
-        """Kill survivors that ignore their reset, and begin again. Bounded: who replaces them is no survivor."""
-        if not silent:
-            return
-        ctx = self._ctx
-        timeout_ms = ctx.job.config.restart_reset_timeout_ms
-        cause = f"{', '.join(map(str, silent))} did not answer the reset in {timeout_ms} ms and was replaced"
-        for subtask in silent:
-            ctx.fleet.end(subtask)
-            self.board.lost(subtask)
-            ctx.note("subtask_killed", cause, operator=subtask.vertex, index=subtask.index)
-        self._leave_attempt(cause, ctx.now_ms)
+        elif (cause := self._deployment.end_silent()) is not None:
+            # Bounded: those who replace them are no survivors.
+            self._leave_attempt(cause, self._ctx.now_ms)
 
     def _start(self) -> None:
-        ctx, opening = self._ctx, self.opening
-        beginning, restore = opening.beginning, opening.restore
-        assert beginning is not None, "deployed without a beginning"
-        if self.checkpoints is None:
-            self.checkpoints = Checkpoints(
-                ctx,
-                self._sources,
-                highest=beginning.highest,
-                earlier_reports=self._past_reports,
-                fail_attempt=self._fail_attempt,
-                superseded=self._superseded,
-                progressed=self._progressed,
-            )
+        assert self.opening.beginning is not None, "deployed without a beginning"
         self.phase = Phase.RUNNING
-        self._deadline_ms = self._peer_lost = None
         self.board.started()
         self._lifecycle.handle(AttemptRunning())
-        ctx.note("attempt_running", f"attempt {ctx.attempt} runs", attempt=ctx.attempt)
-        ctx.fleet.broadcast(Start(ctx.attempt))
-        own = restore.checkpoint_id if restore is not None and restore.foreign_job is None else None
-        self.checkpoints.sweep(beginning.incomplete)
-        self.checkpoints.begin_attempt(own, beginning.complete)
-        for uid, source in self._sources.items():
-            self._deliver(source.begin(ctx.attempt, () if restore is None else restore.splits(uid)))
+        self._running.begin(self.opening.beginning)
         self._records.save_job()
 
-    # ------------------------------------------------------------------------------- running
-
-    @property
-    def _coordinated(self) -> Checkpoints:
-        assert self.checkpoints is not None, "an attempt runs without a coordinator"
-        return self.checkpoints
-
-    def _progress(self, message: FromSubtask, checkpoints: Checkpoints) -> None:
-        match message:
-            case SplitsRequested():
-                self._deliver(self._sources[message.uid].requested(message.subtask))
-            case CheckpointAcked():
-                checkpoints.acked(message)
-            case CheckpointDeclined():
-                checkpoints.declined(message)
-            case InputsEnded():
-                self.board.inputs_ended(message.subtask)
-                if not self.board.reading:
-                    checkpoints.request_final()
-            case Committed():
-                if message.checkpoint_id == checkpoints.final_completed:
-                    self.board.committed(message.subtask)
-            case PeerLost():
-                self._suspect(message)
-
-    def _suspect(self, message: PeerLost) -> None:
-        # A broken stream is a symptom. Whoever is behind it will be noticed in a moment, by its own words or
-        # by the pool, which finds out when it sends; that makes the better cause.
-        if self._peer_lost is None:
-            self._peer_lost = message
-            self._deadline_ms = self._ctx.now_ms + PEER_LOST_GRACE_MS
-            self._ctx.fleet.probe(self._ctx.attempt)
-
-    def _while_running(self, checkpoints: Checkpoints) -> None:
-        if self._peer_lost is not None and self._overdue():
-            self._fail_attempt(f"the stream {self._peer_lost.channel} broke: {self._peer_lost.reason}")
-            return
-        checkpoints.tick()
-        if checkpoints.final_completed is not None and not self.board.committing:
-            self._finish(checkpoints)
-
-    def _deliver(self, assignments: Assignments) -> None:
-        if self.phase is Phase.RUNNING:
-            for subtask, message in assignments:
-                self._ctx.fleet.send(subtask, message)
-
     def _progressed(self) -> None:
-        self._policy.handle(ProgressMade())
+        self.restarts.progressed()
         self._records.save_job()
 
     # ------------------------------------------------------------------------------- failing
@@ -438,7 +311,9 @@ class JobRun:
             retryable = message.retryable
             if message.corrupt_checkpoint:
                 retryable = self.opening.note_damage(message.cause)
-            self._fail_attempt(message.cause, message.operator, message.location, retryable=retryable)
+            self._fail_attempt(
+                message.cause, message.operator, message.location, retryable=retryable, fault=message.fault
+            )
         elif self.phase is Phase.BEGINNING and not message.retryable and not message.corrupt_checkpoint:
             # The attempt had already failed, of a consequence of this.
             self.give_up(message.cause, message.operator, message.location)
@@ -449,28 +324,24 @@ class JobRun:
         operator: str | None = None,
         location: str | None = None,
         retryable: bool = True,
+        fault: str | None = None,
     ) -> None:
-        ctx = self._ctx
-        if self.phase not in (Phase.BEGINNING, Phase.DEPLOYING, Phase.RUNNING):
+        if not self.phase.going_on:
             return
-        ctx.note("attempt_failed", f"attempt {ctx.attempt} failed: {cause}", attempt=ctx.attempt, cause=cause)
-        for command in self._policy.handle(AttemptFailed(cause, retryable, ctx.now_ms)):
-            match command:
-                case GiveUp():
-                    self.give_up(command.cause, operator, location)
-                case RestartAt():
-                    self._leave_attempt(cause, command.at_ms)
+        match self.restarts.decide(cause, retryable, fault):
+            case GiveUp():
+                self.give_up(cause, operator, location)
+            case RestartAt(at_ms):
+                self._leave_attempt(cause, at_ms)
 
     def _leave_attempt(self, cause: str, restart_at_ms: int) -> None:
         ctx = self._ctx
-        self._cause = cause
-        self._restart_at_ms = restart_at_ms
-        self._deadline_ms = None
+        self.restarts.plan(cause, restart_at_ms)
+        self._deployment.leave()
         if self.phase is not Phase.BEGINNING:
             self.phase = Phase.BEGINNING
             self.opening.reset()
-            if self.checkpoints is not None:
-                self.checkpoints.end_attempt()
+            self._running.end()
             # Survivors stop at once, instead of working for nothing until they are reset.
             ctx.fleet.broadcast(Cancel(ctx.attempt), self.board.open)
             # A new process takes seconds to come up: it is asked for before the delay, not after.
@@ -478,34 +349,28 @@ class JobRun:
         self._lifecycle.handle(AttemptAbandoned())
         self._records.save_job()
 
-    def _discovery_failed(self, cause: str, source: SourceSplits) -> None:
-        self.give_up(cause, source.spec.name, source.spec.location)
-
     def _superseded(self) -> None:
         # Storage and workers are the other master's now: touch nothing.
         self._ctx.note("job_manager_superseded", "another job manager has taken over; this one stops")
-        self._discovery.stop()
+        self._running.stop()
         self.phase = Phase.CLOSED
 
     # ------------------------------------------------------------------------------- the end
 
-    def _finish(self, checkpoints: Checkpoints) -> None:
-        self.ending = JobCompleted()
-        self.phase = Phase.FINISHING
-        self._stop_within_limit(checkpoints)
+    def _finish(self) -> None:
+        self._stop(JobCompleted(), Phase.FINISHING)
         self._ctx.fleet.broadcast(Finish(self._ctx.attempt))
 
     def _end(self, event: JobEvent) -> None:
-        self.ending = event
-        self.phase = Phase.ENDING
-        self._stop_within_limit(self.checkpoints)
+        self._stop(event, Phase.ENDING)
         self._ctx.fleet.broadcast(Cancel(self._ctx.attempt), self.board.open)
 
-    def _stop_within_limit(self, checkpoints: Checkpoints | None) -> None:
+    def _stop(self, event: JobEvent, phase: Phase) -> None:
+        self.ending = event
+        self.phase = phase
         self._deadline_ms = self._ctx.now_ms + STOP_LIMIT_MS
-        self._discovery.stop()
-        if checkpoints is not None:
-            checkpoints.end_attempt()
+        self._running.end()
+        self._running.stop()
 
     def _close(self) -> None:
         ctx = self._ctx

@@ -33,7 +33,9 @@ def rows(*values: int) -> pa.RecordBatch:
 class Wire:
     """One producer edge (broadcast over the given channels) and one gate."""
 
-    def __init__(self, *, budget_bytes: int = 1 << 20, batch_rows: int = 100, limit_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self, *, budget_bytes: int = 1 << 20, batch_rows: int = 100, limit_bytes: int = 1 << 20
+    ) -> None:
         self.forth: deque[tuple[ChannelId, Frame]] = deque()
         self.back: deque[tuple[ChannelId, CreditFrame]] = deque()
         self.gate = InputGate({A: 0}, budget_bytes, batch_rows, lambda c, f: self.back.append((c, f)))

@@ -23,7 +23,12 @@ def test_what_lies_in_code_or_data_is_met_again(cause: BaseException) -> None:
 
 @pytest.mark.parametrize(
     "cause",
-    [ConnectionResetError("reset"), TimeoutError(), OSError(errno.ENOSPC, "full"), OSError("AWS Error UNKNOWN")],
+    [
+        ConnectionResetError("reset"),
+        TimeoutError(),
+        OSError(errno.ENOSPC, "full"),
+        OSError("AWS Error UNKNOWN"),
+    ],
 )
 def test_what_lies_outside_may_pass(cause: BaseException) -> None:
     assert fault_of(failed(cause)) is None

@@ -1,0 +1,73 @@
+"""After a failure: whether another attempt follows and when, and the list of restarts for `describe`.
+
+The decision is `protocol.failover`'s. The record of a restart is made when the new attempt is deployed, for only
+then is it known what it restored; until then the cause of the last failure waits here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from rayflow.protocol.failover import (
+    AttemptFailed,
+    GiveUp,
+    ProgressMade,
+    RestartAt,
+    RestartPolicy,
+    RestartStrategy,
+)
+from rayflow.runtime.master.context import Context
+from rayflow.runtime.master.events import iso_utc
+
+
+class Restarts:
+    """The restarts of one job. `earlier` are those under a dead master, `cause` is why this one begins."""
+
+    def __init__(self, ctx: Context, earlier: Sequence[dict[str, Any]], cause: str | None) -> None:
+        config = ctx.job.config
+        self._ctx = ctx
+        self._cause = cause
+        self._records = list(earlier)
+        self._policy = RestartPolicy(
+            cast(RestartStrategy, config.restart_strategy),
+            config.restart_max_attempts,
+            config.restart_window_ms,
+            config.restart_delay_ms,
+        )
+        self.at_ms = ctx.now_ms
+
+    def decide(self, cause: str, retryable: bool, fault: str | None) -> RestartAt | GiveUp:
+        """The attempt failed: return what follows. `fault`: see `TaskFailed`."""
+        ctx = self._ctx
+        ctx.note("attempt_failed", f"attempt {ctx.attempt} failed: {cause}", attempt=ctx.attempt, cause=cause)
+        (decision,) = self._policy.handle(AttemptFailed(cause, retryable, ctx.now_ms, fault))
+        if isinstance(decision, GiveUp):
+            ctx.note("no_restart", f"no further attempt: {decision.reason}")
+        return decision
+
+    def plan(self, cause: str, at_ms: int) -> None:
+        """Another attempt follows at `at_ms`."""
+        self._cause = cause
+        self.at_ms = at_ms
+
+    def progressed(self) -> None:
+        """A checkpoint completed."""
+        self._policy.handle(ProgressMade())
+
+    def deployed(self, restored_from: str | None) -> None:
+        """The attempt that follows is deployed, from that checkpoint."""
+        if self._cause is not None:
+            self._records.append(
+                {
+                    "attempt": self._ctx.attempt,
+                    "at": iso_utc(self._ctx.now_ms),
+                    "cause": self._cause,
+                    "restored_from": restored_from,
+                }
+            )
+            self._cause = None
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return every restart, oldest first."""
+        return [dict(record) for record in self._records]
