@@ -142,7 +142,9 @@ def _run_here(graph: JobGraph, config: Mapping[str, Any], options: RunOptions) -
 def _submit(graph: JobGraph, config: Mapping[str, Any], options: RunOptions) -> JobHandle:
     from rayflow.client import submit
 
-    click.echo(f"submitting job {graph.name} to Ray (a local one is started where there is no cluster) …", err=True)
+    click.echo(
+        f"submitting job {graph.name} to Ray (a local one is started where there is no cluster) …", err=True
+    )
     return submit(
         graph,
         dict(config),

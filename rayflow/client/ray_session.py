@@ -21,6 +21,8 @@ from typing import Any
 from rayflow.client.local_cluster import recorded_cluster
 from rayflow.model.errors import TransientError
 
+_log = logging.getLogger(__name__)
+
 LOCAL_OBJECT_STORE_BYTES = 200 << 20
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -59,6 +61,7 @@ def open_session(address: str | None = None, *, may_start: bool = True) -> RaySe
 
 
 def _connect(ray: Any, address: str) -> RaySession:
+    _quiet()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as e:
@@ -68,6 +71,7 @@ def _connect(ray: Any, address: str) -> RaySession:
 
 
 def _start(ray: Any) -> RaySession:
+    _quiet()
     # Ray puts sockets below this folder, whose paths must stay short.
     folder = tempfile.mkdtemp(prefix="rayflow-", dir="/tmp")
     if "RAY_AUTH_MODE" not in os.environ:
@@ -105,6 +109,12 @@ def _authenticate(environment: dict[str, str]) -> None:
     raylet: Any = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _quiet() -> None:
+    """Keep Ray from printing into this process's stdout what it thinks of dead workers; rayflow reports them."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    worker.print_to_stdstream = lambda data, ignore_prefix: _log.debug("ray: %s", data.get("lines"))
 
 
 def _stop(folder: str) -> None:

@@ -26,7 +26,9 @@ def test_rows_of_a_key_meet_in_one_subtask() -> None:
             return {"k": row["k"], "subtask": self.index}
 
     rows = env.from_rows([{"k": i % 7, "v": i} for i in range(200)])
-    table = rows.key_by("k").map(Mark, returns={"k": "int64", "subtask": "int64"}).execute_and_collect(local=True)
+    table = (
+        rows.key_by("k").map(Mark, returns={"k": "int64", "subtask": "int64"}).execute_and_collect(local=True)
+    )
     seen = {(r["k"], r["subtask"]) for r in table.to_pylist()}
     assert table.num_rows == 200
     assert len(seen) == 7
