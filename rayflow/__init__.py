@@ -42,10 +42,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayflow.api.environment import StreamEnvironment as StreamEnvironment
     from rayflow.api.keyed import KeyedStream as KeyedStream
-    from rayflow.api.keyed import WindowedStream as WindowedStream
     from rayflow.api.specs import Tumbling as Tumbling
     from rayflow.api.specs import Watermark as Watermark
     from rayflow.api.streams import DataStream as DataStream
+    from rayflow.api.windowed import WindowedStream as WindowedStream
     from rayflow.batch.aggregates import count as count
     from rayflow.batch.expressions import Expr as Expr
     from rayflow.batch.expressions import col as col
@@ -76,9 +76,10 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "rayflow.api.environment": ("StreamEnvironment",),
-    "rayflow.api.keyed": ("KeyedStream", "WindowedStream"),
+    "rayflow.api.keyed": ("KeyedStream",),
     "rayflow.api.specs": ("Tumbling", "Watermark"),
     "rayflow.api.streams": ("DataStream",),
+    "rayflow.api.windowed": ("WindowedStream",),
     "rayflow.batch.aggregates": ("count",),
     "rayflow.batch.expressions": ("Expr", "col", "lit", "when"),
     "rayflow.cli.job_runner": ("run",),

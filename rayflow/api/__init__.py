@@ -8,7 +8,7 @@
 | `streams` | `DataStream`: relational steps, exchanges, grouping |
 | `functions` | its steps that run users' Python functions |
 | `outputs` | its sinks |
-| `keyed` | `KeyedStream` and `WindowedStream` |
+| `keyed`, `windowed` | `KeyedStream`, `WindowedStream` |
 | `projection` | columns in, columns out: what select, rename and drop share |
 | `returns` | the columns of Python functions, from `returns=` or type hints |
 | `specs` | `Watermark`, `Tumbling` |
