@@ -42,9 +42,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayflow.api.environment import StreamEnvironment as StreamEnvironment
     from rayflow.api.keyed import KeyedStream as KeyedStream
-    from rayflow.api.specs import Tumbling as Tumbling
     from rayflow.api.specs import Watermark as Watermark
     from rayflow.api.streams import DataStream as DataStream
+    from rayflow.api.window_specs import CountWindow as CountWindow
+    from rayflow.api.window_specs import GlobalWindow as GlobalWindow
+    from rayflow.api.window_specs import OnCount as OnCount
+    from rayflow.api.window_specs import OnProcessingTime as OnProcessingTime
+    from rayflow.api.window_specs import OnWatermark as OnWatermark
+    from rayflow.api.window_specs import Session as Session
+    from rayflow.api.window_specs import Sliding as Sliding
+    from rayflow.api.window_specs import Tumbling as Tumbling
     from rayflow.api.windowed import WindowedStream as WindowedStream
     from rayflow.batch.aggregates import count as count
     from rayflow.batch.expressions import Expr as Expr
@@ -77,8 +84,18 @@ __version__ = "0.1.0"
 _MODULES = {
     "rayflow.api.environment": ("StreamEnvironment",),
     "rayflow.api.keyed": ("KeyedStream",),
-    "rayflow.api.specs": ("Tumbling", "Watermark"),
+    "rayflow.api.specs": ("Watermark",),
     "rayflow.api.streams": ("DataStream",),
+    "rayflow.api.window_specs": (
+        "CountWindow",
+        "GlobalWindow",
+        "OnCount",
+        "OnProcessingTime",
+        "OnWatermark",
+        "Session",
+        "Sliding",
+        "Tumbling",
+    ),
     "rayflow.api.windowed": ("WindowedStream",),
     "rayflow.batch.aggregates": ("count",),
     "rayflow.batch.expressions": ("Expr", "col", "lit", "when"),

@@ -11,7 +11,8 @@
 | `keyed`, `windowed` | `KeyedStream`, `WindowedStream` |
 | `projection` | columns in, columns out: what select, rename and drop share |
 | `returns` | the columns of Python functions, from `returns=` or type hints |
-| `specs` | `Watermark`, `Tumbling` |
+| `specs` | `Watermark` |
+| `window_specs`, `window_plan`, `time_windows` | windows and triggers; a windowed stream's plan; tumbling and sliding |
 | `planning` | what is known of a stream, and errors at the user's line |
 | `execution` | running a plan, here or on Ray, and collecting rows |
 """

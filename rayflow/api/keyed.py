@@ -10,19 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
-from rayflow.api.planning import (
-    StreamInfo,
-    event_time_unit,
-    output_schema,
-    plan_error,
-    require_columns,
-)
-from rayflow.api.specs import Tumbling
-from rayflow.api.windowed import WindowedStream, check_nested
+from rayflow.api.planning import StreamInfo, output_schema, require_columns
+from rayflow.api.window_plan import opened
+from rayflow.api.window_specs import WindowSpec
+from rayflow.api.windowed import WindowedStream
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.graph.plan import Exchange
 from rayflow.operators.aggregate import RunningAggregateOperator
-from rayflow.windows.tumbling import WINDOW_END, WINDOW_START
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
@@ -44,22 +38,10 @@ class KeyedStream:
         by_key = type(stream)(stream._env, stream._node, info, Exchange("hash", self._keys))
         return getattr(by_key, name)
 
-    def window(self, spec: Tumbling) -> WindowedStream:
-        """Group each key's rows into windows of event time; the stream needs a watermark."""
-        if not isinstance(spec, Tumbling):
-            raise plan_error(f"window: expected a window such as rf.Tumbling('1h'); got {spec!r}")
-        time = self._stream._info.time_column
-        if time is None:
-            raise plan_error(
-                f"window: {spec} windows need event time, but the stream has no watermark; read it with "
-                "watermark=rf.Watermark(column, delay=…), or call .assign_watermarks(…) before .key_by()"
-            )
-        event_time_unit(self._stream._info, time, "window")
-        check_nested(self._stream._info.window_ns, spec)
-        for name in (WINDOW_START, WINDOW_END):
-            if name in self._keys:
-                raise plan_error(f"window: key column {name!r} has the name of a result; rename it first")
-        return WindowedStream(self._stream, self._keys, spec, time)
+    def window(self, spec: WindowSpec) -> WindowedStream:
+        """Group each key's rows into windows: `rf.Tumbling`, `rf.Sliding` or `rf.Session` by event time (the
+        stream needs a watermark) or by processing time, `rf.CountWindow`, `rf.GlobalWindow`."""
+        return WindowedStream(opened(self._stream, self._keys, spec))
 
     def aggregate(self, **aggs: AggregateExpr) -> DataStream:
         """Keep one row per key: the key columns, then `name=aggregate`. An upsert stream by key."""

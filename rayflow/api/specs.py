@@ -1,4 +1,7 @@
-"""Specifications that users hand to streams: watermarks and windows. Checked when they are made."""
+"""Specifications that users hand to streams: watermarks. Checked when they are made.
+
+Windows and triggers are in `window_specs`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from datetime import timedelta
 
 from rayflow.api.planning import duration_ns, plan_error
 from rayflow.graph.plan import TimeSpec
-from rayflow.model.durations import format_duration_ns
 
 Duration = str | timedelta
 
@@ -42,31 +44,6 @@ class Watermark:
             max_ahead=_optional_ns("max_ahead", self.max_ahead),
             max_drift=_optional_ns("max_drift", self.max_drift),
         )
-
-
-@dataclass(frozen=True)
-class Tumbling:
-    """Windows of one `size`, side by side, aligned to the UTC epoch plus `offset`, in event time."""
-
-    size: Duration
-    offset: Duration = "0s"
-
-    def __post_init__(self) -> None:
-        _ = self.size_ns, self.offset_ns
-
-    @property
-    def size_ns(self) -> int:
-        """Length of a window, in nanoseconds."""
-        return duration_ns("rf.Tumbling(size)", self.size, positive=True)
-
-    @property
-    def offset_ns(self) -> int:
-        """How far window starts are shifted, in nanoseconds; less than a size."""
-        return duration_ns("rf.Tumbling(offset=)", self.offset) % self.size_ns
-
-    def __str__(self) -> str:
-        offset = f" offset {format_duration_ns(self.offset_ns)}" if self.offset_ns else ""
-        return f"tumbling {format_duration_ns(self.size_ns)}{offset}"
 
 
 def _optional_ns(name: str, value: Duration | None) -> int | None:

@@ -1,21 +1,29 @@
-"""`WindowedStream`: aggregates per key and window.
+"""`WindowedStream`: rows by key and window, and what can be made of them.
 
-A window's result is final and comes once, when the watermark passes the window's end.
+What a kind of windows can do is in the tables at the end: each entry takes the `WindowPlan` and makes the stream
+of results. By default a window's result is final and comes once; with `allowed_lateness`, or a trigger that fires
+early, results are updated, and the output is an upsert stream by key, `window_start` and `window_end`.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from rayflow.api.aggregations import checked_aggregates, shown_aggregates
-from rayflow.api.planning import StreamInfo, at_user_line, output_schema, plan_error, require_columns
-from rayflow.api.specs import Tumbling
+from rayflow.api.planning import duration_ns, plan_error
+from rayflow.api.time_windows import aggregate_time_windows
+from rayflow.api.window_plan import WindowPlan
+from rayflow.api.window_specs import (
+    Duration,
+    OnCount,
+    OnProcessingTime,
+    OnWatermark,
+    Sliding,
+    Trigger,
+    Tumbling,
+)
 from rayflow.batch.aggregates import AggregateExpr
-from rayflow.graph.plan import Exchange
-from rayflow.windows.tumbling import WINDOW_END, WINDOW_START, TumblingWindowOperator
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
@@ -24,55 +32,51 @@ if TYPE_CHECKING:
 class WindowedStream:
     """Rows grouped by key and window. Made by `KeyedStream.window`."""
 
-    def __init__(self, stream: DataStream, keys: tuple[str, ...], spec: Tumbling, time_column: str) -> None:
-        self._stream = stream
-        self._keys = keys
-        self._spec = spec
-        self._time_column = time_column
+    def __init__(self, plan: WindowPlan) -> None:
+        self._plan = plan
+
+    def allowed_lateness(self, lateness: Duration, late_to: str | None = None) -> WindowedStream:
+        """Keep windows for `lateness` of event time after the watermark has reached their end: a row that comes
+        so late gives an updated result, and the output is an upsert stream by key and window (not for `"0s"`).
+
+        Rows later than that are dropped and counted (`late_rows`). With `late_to` they go, with the columns of
+        the window's input, to the side output of that name; so do rows without a time and those beyond
+        `max_ahead` of the watermark. Read it with `.side_output(late_to)` behind the window's results.
+        """
+        if self._plan.time_column is None:
+            raise plan_error(f"allowed_lateness: {self._plan.spec} windows know no late rows")
+        if late_to is not None and (not isinstance(late_to, str) or not late_to):
+            raise plan_error(f"allowed_lateness(late_to=): expected a tag, which is a text; got {late_to!r}")
+        lateness_ns = duration_ns("allowed_lateness", lateness)
+        return WindowedStream(replace(self._plan, lateness_ns=lateness_ns, late_to=late_to))
+
+    def trigger(self, trigger: Trigger) -> WindowedStream:
+        """Say when results are shown. `rf.OnWatermark()`, the default: once, at the end of the window. The others
+        show early results too, so the output is an upsert stream by key and window: `rf.OnCount(n)` whenever n
+        more rows of a key came into a window, `rf.OnProcessingTime(d)` every d, where something changed."""
+        if not isinstance(trigger, OnWatermark | OnCount | OnProcessingTime):
+            raise plan_error(f"trigger: expected a trigger such as rf.OnCount(100); got {trigger!r}")
+        return WindowedStream(replace(self._plan, trigger=trigger))
 
     def aggregate(self, **aggs: AggregateExpr) -> DataStream:
-        """Make one row per key and window that has rows: the key columns, `window_start`, `window_end`
-        (of the type of the event-time column), then `name=aggregate`. The result's event time is `window_start`,
-        so that coarser windows of a multiple of the size may follow."""
-        stream, spec = self._stream, self._spec
-        schema = require_columns(stream._info, (*self._keys, self._time_column), "aggregate")
-        results = checked_aggregates(stream._info, aggs)
-        bounds = [pa.field(name, schema.field(self._time_column).type) for name in (WINDOW_START, WINDOW_END)]
-        fields = [*(schema.field(key) for key in self._keys), *bounds, *results]
-        info = StreamInfo(
-            schema=output_schema(fields, "aggregate"),
-            time_column=WINDOW_START,
-            partitioned_by=self._keys,
-            window_ns=(spec.size_ns, spec.offset_ns),
-        )
-        payload = partial(
-            TumblingWindowOperator,
-            self._keys,
-            spec.size_ns,
-            spec.offset_ns,
-            tuple(aggs.items()),
-            schema,
-            self._time_column,
-        )
-        with at_user_line():
-            payload()  # it checks more than types, such as a size against the unit of the event time
-        return stream._then(
-            "window",
-            payload,
-            info,
-            detail=f"{spec} on {self._time_column} by {', '.join(self._keys)}: {shown_aggregates(aggs)}",
-            edges=[stream._edge(Exchange("hash", self._keys))],
-        )
+        """Make one row per key and window that has rows: the key columns, `window_start`, `window_end` (of the
+        type of the event-time column), then `name=aggregate`. The event time of a time window's result is its
+        `window_start`, so that coarser windows of a multiple of the slide may follow."""
+        make = _AGGREGATE.get(type(self._plan.spec))
+        if make is None:
+            raise plan_error(f"aggregate: not possible over {self._plan.spec} windows yet")
+        return make(self._plan, aggs)
+
+    def process(self, fn: Any, returns: Any = None) -> DataStream:
+        """Give all rows of a key and window to `fn` at once, when the window ends."""
+        make = _PROCESS.get(type(self._plan.spec))
+        if make is None:
+            raise plan_error(f"process: not possible over {self._plan.spec} windows yet")
+        return make(self._plan, fn, returns)
 
 
-def check_nested(inner_ns: tuple[int, int] | None, outer: Tumbling) -> None:
-    """Windows over windows' results: each inner window must lie within one outer window."""
-    if inner_ns is None:
-        return
-    size_ns, offset_ns = inner_ns
-    if outer.size_ns % size_ns or (outer.offset_ns - offset_ns) % size_ns:
-        inner = Tumbling(f"{size_ns}ns", f"{offset_ns}ns")
-        raise plan_error(
-            f"window: {outer} windows cannot group the results of {inner} windows, which would not lie within "
-            "one; use a multiple of the size, or choose an event time with .assign_watermarks(…)"
-        )
+_AGGREGATE: dict[type, Callable[[WindowPlan, dict[str, AggregateExpr]], DataStream]] = {
+    Tumbling: aggregate_time_windows,
+    Sliding: aggregate_time_windows,
+}
+_PROCESS: dict[type, Callable[[WindowPlan, Any, Any], DataStream]] = {}

@@ -1,4 +1,5 @@
-"""Operators over windows of event time.
+"""Operators over windows.
 
-`panes` keeps state by key and stretch of time, and finds what a watermark closes; `tumbling` aggregates on it.
+`bounds` has what all kinds of windows share; `panes` keeps state by key and stretch of time, and finds what a
+watermark closes; `tumbling` aggregates on it.
 """

@@ -25,18 +25,16 @@ import pyarrow as pa
 
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.batch.changelog import visible
-from rayflow.model.errors import PlanError
-from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MIN
+from rayflow.model.times import WATERMARK_MIN
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import user_error
 from rayflow.operators.keyed_parts import keyed_table, restored_batches
 from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregates
 from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+from rayflow.windows.bounds import WINDOW_END, WINDOW_START, in_units, reached, unit_ns
 from rayflow.windows.panes import FrozenPanes, PaneTable
 
 I64 = npt.NDArray[np.int64]
-
-WINDOW_START, WINDOW_END = "window_start", "window_end"
 
 _WINDOWS, _WATERMARK = "windows", "watermark"
 _INT64 = np.iinfo(np.int64)
@@ -62,13 +60,13 @@ class TumblingWindowOperator(Operator):
         self._keys = list(keys)
         self._time_column = time_column
         self._time_type = input_schema.field(time_column).type
-        self._unit_ns = _unit_ns(time_column, self._time_type)
-        self._size = _in_units(size_ns, self._unit_ns, "size", time_column)
-        self._offset = _in_units(offset_ns, self._unit_ns, "offset", time_column)
+        self._unit_ns = unit_ns(time_column, self._time_type)
+        self._size = in_units(size_ns, self._unit_ns, "size", time_column)
+        self._offset = in_units(offset_ns, self._unit_ns, "offset", time_column)
         key_schema = pa.schema([input_schema.field(key) for key in keys])
         self._panes = PaneTable(key_schema)
         self._columns = AggregateColumns(aggregates, input_schema)
-        bounds = [pa.field(name, self._time_type) for name in (WINDOW_START, WINDOW_END)]
+        bounds = [pa.field(name, self._time_type) for name in (WINDOW_START, WINDOW_END) if name not in keys]
         self._key_schema = key_schema
         self._schema = pa.schema([*key_schema, *bounds, *self._columns.fields])
         self._watermark = WATERMARK_MIN
@@ -104,7 +102,7 @@ class TumblingWindowOperator(Operator):
         if len(ticks) == 0:
             return
         starts = self._window_starts(ticks, rows)
-        late = starts + (self._size - 1) <= self._reached()
+        late = starts + (self._size - 1) <= reached(self._watermark, self._unit_ns)
         if late.any():
             self._late.inc(int(np.count_nonzero(late)))
             timely = ~late
@@ -126,18 +124,14 @@ class TumblingWindowOperator(Operator):
         starts: I64 = (ticks - self._offset) // self._size * self._size + self._offset
         return starts
 
-    def _reached(self) -> int:
-        """Return the last instant, in units of the column, that the watermark has reached."""
-        return max(_INT64.min, min(_INT64.max, self._watermark // self._unit_ns))
-
     # ------------------------------------------------------------------------------- results
 
     def on_watermark(self, watermark: int) -> int | None:
         """Emit the windows that are complete."""
         self._watermark = max(self._watermark, watermark)
-        reached = self._reached()
+        now = reached(self._watermark, self._unit_ns)
         due: list[tuple[int, I64]] = []
-        while (start := self._panes.first_start()) is not None and start + self._size - 1 <= reached:
+        while (start := self._panes.first_start()) is not None and start + self._size - 1 <= now:
             due.append(self._panes.pop_first())
         if due:
             self._fire(due)
@@ -159,7 +153,11 @@ class TumblingWindowOperator(Operator):
             results = self._columns.results(slots)
         except OverflowError as error:
             raise user_error(self.ctx, str(error), keys) from error
-        bounds = [pa.array(starts).cast(self._time_type), pa.array(starts + self._size).cast(self._time_type)]
+        bounds = [
+            pa.array(bound).cast(self._time_type)
+            for name, bound in ((WINDOW_START, starts), (WINDOW_END, starts + self._size))
+            if name not in self._keys
+        ]
         return pa.RecordBatch.from_arrays([*keys.columns, *bounds, *results], schema=self._schema)
 
     # --------------------------------------------------------------------------------- state
@@ -189,18 +187,3 @@ def _watermarks(groups: Any, watermark: int) -> pa.Table:
     # A decimal, since WATERMARK_MAX is beyond 64 bits.
     values = pa.array([Decimal(watermark)] * len(groups), pa.decimal128(38, 0))
     return pa.table({"watermark": values, KEY_GROUP_COLUMN: pa.array(groups, pa.int32())})
-
-
-def _unit_ns(column: str, type_: pa.DataType) -> int:
-    if not pa.types.is_timestamp(type_):
-        raise PlanError(f"window: event-time column {column!r} is {type_}, expected a timestamp; cast it")
-    return NANOS_PER_UNIT[type_.unit]
-
-
-def _in_units(duration_ns: int, unit_ns: int, what: str, column: str) -> int:
-    if duration_ns % unit_ns:
-        raise PlanError(
-            f"window: {what} of {duration_ns} ns is no multiple of the unit ({unit_ns} ns) of event-time "
-            f"column {column!r}; choose a longer one, or cast the column to a finer unit"
-        )
-    return duration_ns // unit_ns

@@ -231,9 +231,17 @@ def test_a_window_must_be_a_multiple_of_the_event_times_unit(timed: Any) -> None
         timed.key_by("k").window(rf.Tumbling("1us")).aggregate(n=rf.count())
 
 
-def test_a_window_column_cannot_be_a_key_of_windows(timed: Any) -> None:
+def test_a_window_column_cannot_be_a_key_of_other_windows(timed: Any) -> None:
+    minutes = windowed(timed)
     with pytest.raises(PlanError, match="rename it first"):
-        windowed(windowed(timed), "window_start")
+        windowed(minutes, "window_end")
+    with pytest.raises(PlanError, match="rename it first"):
+        minutes.key_by("window_start").window(rf.Tumbling("2m"))
+
+
+def test_results_of_a_window_are_grouped_by_its_start(timed: Any) -> None:
+    total = windowed(windowed(timed), "window_start")
+    assert list(fields(total)) == ["window_start", "window_end", "n"]
 
 
 # --------------------------------------------------------------------------------------------- upserts

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rayflow.api.specs import Tumbling
+from rayflow.api.window_specs import Tumbling
 from rayflow.model.errors import PlanError
 from rayflow.model.location import SourceLocation, caller_location
 
