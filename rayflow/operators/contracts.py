@@ -63,6 +63,8 @@ class OperatorContext:
     max_parallelism: int
     key_groups: KeyGroupRange
     metrics: MetricGroup
+    now_ms: Callable[[], int]
+    """The processing time (ms since the epoch), as of the engine's step: it stands still within a call."""
     location: str | None = None
     restored_from: int | None = None
     """Number of the checkpoint this attempt restored, None for a fresh start."""

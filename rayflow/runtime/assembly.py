@@ -48,7 +48,8 @@ def input_ports(deploy: Deploy) -> dict[ChannelId, int]:
 class Assembly:
     """Makes the parts of a task.
 
-    `send` and `grant` lead to the transport, `emit…` to the task that will own the parts.
+    `send` and `grant` lead to the transport, `emit…` to the task that will own the parts; `now_ms` gives
+    operators the time.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Assembly:
         emit: Callable[[str | None, pa.RecordBatch], None],
         emit_watermark: Callable[[int], None],
         emit_idle: Callable[[], None],
+        now_ms: Callable[[], int],
     ) -> None:
         self._deploy = deploy
         self._config = config
@@ -70,6 +72,7 @@ class Assembly:
         self._emit = emit
         self._emit_watermark = emit_watermark
         self._emit_idle = emit_idle
+        self._now_ms = now_ms
         self._metrics = MetricGroup()
 
     def build(self) -> TaskParts:
@@ -111,6 +114,7 @@ class Assembly:
             max_parallelism=deploy.graph.max_parallelism,
             key_groups=own_key_groups(deploy),
             metrics=MetricGroup(),
+            now_ms=self._now_ms,
             location=spec.location,
             restored_from=None if restore is None else restore.checkpoint_id,
             foreign_job=None if restore is None else restore.foreign_job,

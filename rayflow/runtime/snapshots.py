@@ -72,7 +72,7 @@ def restore(
         parts[file.uid].append(
             RestoredPart(
                 name=file.part,
-                kind="keyed" if file.kind == "keyed" else "list",
+                kind=file.kind,
                 table=table,
                 writer_index=file.subtask_index,
                 checkpoint_id=info.checkpoint_id,

@@ -327,6 +327,7 @@ class SubtaskEngine:
             emit=emit,
             emit_watermark=emit_watermark,
             emit_idle=emit_idle,
+            now_ms=lambda: self._now_ms,
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from rayflow.model.errors import ConfigError, CorruptCheckpointError, StorageError
+from rayflow.state.parts import PART_KINDS, PartKind
 from rayflow.state.storage import MissingObject, ObjectStore, checked_path, join_url, open_store
 
 FORMAT_VERSION = 1
@@ -42,7 +43,7 @@ class StateFile:
     path: str
     uid: str
     part: str
-    kind: str
+    kind: PartKind
     subtask_index: int
     nbytes: int
     sha256: str
@@ -276,8 +277,8 @@ class _Parser:
             checked_path(values["path"])
         except ConfigError as error:
             raise self._wrong(f"{where}: {error}") from None
-        if values["kind"] not in ("keyed", "list"):
-            raise self._wrong(f"{where}.kind is {values['kind']!r}; expected 'keyed' or 'list'")
+        if values["kind"] not in PART_KINDS:
+            raise self._wrong(f"{where}.kind is {values['kind']!r}; expected one of {', '.join(PART_KINDS)}")
         groups = values["key_groups"]
         if groups is not None:
             if len(groups) != 2 or not all(isinstance(group, int) for group in groups):

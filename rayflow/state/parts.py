@@ -6,20 +6,23 @@ or immutable Arrow chunks).
 
 *Keyed* parts have an int32 column `KEY_GROUP_COLUMN` naming each row's key group; on restore every
 subtask gets the rows of its own key groups, whatever the parallelism was. *List* parts have no owner:
-they are dealt out whole, the part written by subtask i going to subtask `i % parallelism`.
+they are dealt out whole, the part written by subtask i going to subtask `i % parallelism`. *Broadcast* parts
+are the same in every subtask: one of them writes it, and every subtask gets it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 
 KEY_GROUP_COLUMN = "__key_group"
 
-PartKind = Literal["keyed", "list"]
+PartKind = Literal["keyed", "list", "broadcast"]
+
+PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ class Harness:
         restored: Sequence[RestoredPart] = (),
         restored_from: int | None = None,
         side_outputs: Mapping[str, pa.Schema | None] | None = None,
+        now_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.metrics = MetricGroup()
@@ -53,6 +54,7 @@ class Harness:
             max_parallelism=max_parallelism,
             key_groups=key_group_range(max_parallelism, parallelism, index),
             metrics=self.metrics,
+            now_ms=now_ms,
             location="job.py:7: stream.map(f)",
             restored_from=restored_from,
             restored_permit=permit,
@@ -173,6 +175,9 @@ def restorable(parts: list[RestoredPart], index: int, parallelism: int) -> list[
     """Return what subtask `index` gets of all written `parts`, as the engine deals them out."""
     mine = []
     for part in parts:
+        if part.kind == "broadcast":
+            mine.append(part)
+            continue
         if part.kind == "list":
             if part.writer_index % parallelism == index:
                 mine.append(part)

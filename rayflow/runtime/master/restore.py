@@ -1,9 +1,9 @@
 """Which part of a checkpoint goes to which subtask, at whatever parallelism. Pure.
 
 Operators are matched by uid. Keyed files go to every subtask whose key groups they overlap (each keeps its
-own rows), list files whole to subtask `writer index % parallelism`. Sources restore nothing themselves: their
-splits go back to the master's assignment. A source subtask resumes at the smallest watermark that its
-operator's subtasks had.
+own rows), list files whole to subtask `writer index % parallelism`, broadcast files to all. Sources restore
+nothing themselves: their splits go back to the master's assignment. A source subtask resumes at the smallest
+watermark that its operator's subtasks had.
 """
 
 from __future__ import annotations
@@ -76,8 +76,11 @@ def _files_of(manifest: Manifest, graph: JobGraph, subtask: SubtaskId) -> tuple[
         for file in manifest.files
         if file.uid in uids
         and (
-            own.overlaps(KeyGroupRange(*file.key_groups))
-            if file.key_groups is not None
-            else file.subtask_index % vertex.parallelism == subtask.index
+            file.kind == "broadcast"
+            or (
+                own.overlaps(KeyGroupRange(*file.key_groups))
+                if file.key_groups is not None
+                else file.subtask_index % vertex.parallelism == subtask.index
+            )
         )
     )
