@@ -51,7 +51,7 @@ def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
     _require_bounded(env, stream._node.id)
     options = env._storage_options()
     with _directory(env, options, local) as directory:
-        sink = collect_sink(directory, options)
+        sink = collect_sink(directory, options, whole_rows=info.whole_rows)
         sink.validate(info.physical_schema)
         node = stream._add_node("collect", "sink", sink, info)
         graph = env._plan([node.id])
@@ -61,7 +61,9 @@ def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
             raise JobFailed(
                 result.job_id, f"it ended as {result.state} before all rows were collected", "collect"
             )
-        return read_collected(directory, info.upsert_key, schema=info.schema, options=options)
+        return read_collected(
+            directory, info.upsert_key, whole_rows=info.whole_rows, schema=info.schema, options=options
+        )
 
 
 def _require_bounded(env: PlanBuilder, node: int) -> None:

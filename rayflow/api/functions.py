@@ -84,8 +84,18 @@ class FunctionSteps(Steps):
 
     def _filter_by_function(self, fn: Any) -> DataStream:
         _check_callable(fn, "filter")
-        payload = partial(FilterOperator, fn, self._is_scalar())
-        return self._then("filter", payload, self._info, detail=_name_of(fn))
+        return self._filtered(fn, self._is_scalar(), _name_of(fn))
+
+    def _filtered(self, predicate: Any, scalar: bool, shown: str) -> DataStream:
+        payload = partial(FilterOperator, predicate, scalar)
+        if not self._info.is_upsert:
+            return self._then("filter", payload, self._info, detail=shown)
+        always = self._info.whole_rows
+
+        def make(emit_before: bool) -> Any:
+            return partial(payload, always or emit_before)
+
+        return self._then("filter", make(False), self._info, detail=shown, changelog=make)
 
     def _is_scalar(self) -> bool:
         schema = self._info.schema

@@ -123,6 +123,7 @@ class Outputs(Steps):
                 if_exists=if_exists,
                 partition_by=partitions,
                 upsert_key=self._info.upsert_key or (),
+                whole_rows=self._info.whole_rows,
                 options=self._env._storage_options(),
             )
         return self._add_sink(what, sink, rate_limit=rate_limit, detail=str(path))

@@ -25,7 +25,7 @@ class PlanBuilder:
     """Collects nodes and turns them into a job graph.
 
     Invariant: node ids are positions in `_nodes`, so inputs come before their consumers. `_sinks` are those
-    to execute next, `_wants_old_rows` those that show an update's old row too, `_planned` what was executed.
+    to execute next, `_wants_old_rows` nodes that need an update's old row too, `_planned` what was executed.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class PlanBuilder:
 
     def _plan(self, sinks: Sequence[int]) -> JobGraph:
         needed = self._upstream(sinks)
-        retracted = self._upstream(s for s in sinks if s in self._wants_old_rows)
+        wanting = [self._nodes[i] for i in sorted(needed & self._wants_old_rows)]
+        retracted = self._upstream(edge.source for node in wanting for edge in node.inputs)
         read = {(e.source, e.tag) for i in needed for e in self._nodes[i].inputs if e.tag is not None}
         nodes = [
             self._final(self._nodes[i], i in retracted, [tag for node, tag in sorted(read) if node == i])

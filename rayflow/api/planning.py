@@ -29,7 +29,8 @@ class StreamInfo:
     """What is known of a stream's rows.
 
     `schema` has the columns a user sees, None where only running tells. `time_column` carries event time. An
-    upsert stream has `is_upsert`, and `upsert_key` unless the key got lost on the way. `partitioned_by`
+    upsert stream has `is_upsert`, and `upsert_key` unless the key got lost on the way; with `whole_rows` several
+    rows may share it, and old rows always come complete (see `batch.changelog`). `partitioned_by`
     names the columns that hold the keys of the last hash exchange. `window_ns` is (size, offset) of the
     windows whose starts `time_column` holds.
     """
@@ -38,6 +39,7 @@ class StreamInfo:
     time_column: str | None = None
     is_upsert: bool = False
     upsert_key: tuple[str, ...] | None = None
+    whole_rows: bool = False
     partitioned_by: tuple[str, ...] | None = None
     window_ns: tuple[int, int] | None = None
 

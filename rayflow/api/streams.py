@@ -47,7 +47,6 @@ from rayflow.model.durations import format_duration_ns
 from rayflow.operators.stateless import (
     AssignWatermarksOperator,
     ExplodeOperator,
-    FilterOperator,
     IdentityOperator,
     ProjectOperator,
 )
@@ -115,7 +114,7 @@ class DataStream(FunctionSteps, Outputs):
         found = result_type(self._info, predicate, "filter")
         if not pa.types.is_boolean(found):
             raise plan_error(f"filter: expected a condition (bool), got {predicate}, which is {found}")
-        return self._then("filter", partial(FilterOperator, predicate), self._info, detail=str(predicate))
+        return self._filtered(predicate, False, str(predicate))
 
     def explode(self, column: str | Expr) -> DataStream:
         """Make one row per element of a list column; rows with an empty list or null vanish."""

@@ -5,6 +5,11 @@ An append stream has the user's columns only. An upsert stream carries one more,
 `INSERT`; an update, as a pair of `UPDATE_BEFORE` (the old row, to be retracted) and `UPDATE_AFTER` (the
 new one); or a `DELETE`. These are the four row kinds of Flink's changelog streams. The column rides
 through stateless operators like any other; users' expressions and schemas never see it; sinks interpret it.
+
+Whose row it is, the stream's *upsert key* says: columns that at most one row has at a time. Old rows (`UPDATE_BEFORE`,
+and the values of a `DELETE`) are then only made where somebody asks for them. Of some streams several rows may share
+those columns: the joined rows of a key, its best ten. Such a stream is one of *whole rows*: it is a multiset, rows only
+come and go, and a `DELETE` carries all the columns of the row that goes; of equal rows, any one goes.
 """
 
 from __future__ import annotations
@@ -46,6 +51,12 @@ def visible(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return `batch` without the hidden column. Copies nothing; the number of rows is kept."""
     index = batch.schema.get_field_index(OP_COLUMN)
     return batch if index < 0 else batch.remove_column(index)
+
+
+def comes(operations: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+    """Return for each operation whether its row is there from now on, rather than gone."""
+    found: npt.NDArray[np.bool_] = (operations == INSERT) | (operations == UPDATE_AFTER)
+    return found
 
 
 def with_op(batch: pa.RecordBatch, op: int | npt.NDArray[np.int8]) -> pa.RecordBatch:

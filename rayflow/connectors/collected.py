@@ -14,27 +14,34 @@ from rayflow.batch.changelog import DELETE, OP_COLUMN, UPDATE_BEFORE, is_changel
 from rayflow.connectors.file_formats import FORMATS
 from rayflow.connectors.file_sink import STAGING, FileSink
 from rayflow.connectors.targets import open_target
-from rayflow.connectors.upsert_files import last_rows
+from rayflow.connectors.upsert_files import last_rows, remaining_rows
 
 _FORMAT = FORMATS["arrow"]
 
 
-def collect_sink(directory: str | os.PathLike[str], options: Mapping[str, str] | None = None) -> FileSink:
+def collect_sink(
+    directory: str | os.PathLike[str],
+    options: Mapping[str, str] | None = None,
+    *,
+    whole_rows: bool = False,
+) -> FileSink:
     """Return the sink that `read_collected` reads from; `directory` must be empty or not exist."""
-    return FileSink(directory, "arrow", options=options, keep_changes=True)
+    return FileSink(directory, "arrow", options=options, keep_changes=True, whole_rows=whole_rows)
 
 
 def read_collected(
     directory: str | os.PathLike[str],
     upsert_key: Sequence[str] | None = None,
     *,
+    whole_rows: bool = False,
     schema: pa.Schema | None = None,
     options: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """Return the rows that `collect_sink(directory)` committed, ordered by checkpoint, subtask and arrival.
 
     With `upsert_key`, the last row of every key, without deleted ones; an empty key means that all rows are of
-    one. Without rows, an empty table of the stream's schema, or of `schema` where the stream had none.
+    one. With `whole_rows`, the rows that came and did not go. Without rows, an empty table of the stream's schema,
+    or of `schema` where the stream had none.
     """
     target = open_target(os.fspath(directory), options or {})
     paths = [
@@ -47,7 +54,9 @@ def read_collected(
     table = pa.concat_tables(tables, promote_options="permissive") if tables else empty
     if not is_changelog(table.schema):
         return table
-    if upsert_key is not None:
+    if whole_rows:
+        table = table.take(remaining_rows(table))
+    elif upsert_key is not None:
         table = table.filter(pc.not_equal(table[OP_COLUMN], UPDATE_BEFORE))
         table = table.take(last_rows(table, upsert_key))
         table = table.filter(pc.not_equal(table[OP_COLUMN], DELETE))

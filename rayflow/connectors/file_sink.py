@@ -64,7 +64,8 @@ class FileSink(Sink):
     removes all files with the suffix of any format, and leaves others alone.
 
     `options` are `s3.*` settings; the job's configuration fills in what they lack. `keep_changes` (for
-    collecting) lets an upsert stream be appended as the changes it consists of.
+    collecting) lets an upsert stream be appended as the changes it consists of. `whole_rows`: several rows may
+    share the upsert key, and all columns tell rows apart (see `batch.changelog`).
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class FileSink(Sink):
         options: Mapping[str, str] | None = None,
         *,
         keep_changes: bool = False,
+        whole_rows: bool = False,
     ) -> None:
         _one_of("format", format, get_args(FormatName))
         _one_of("mode", mode, get_args(Mode))
@@ -89,6 +91,7 @@ class FileSink(Sink):
         self.partition_by = tuple(partition_by)
         self.upsert_key = tuple(upsert_key or ())
         self.keep_changes = keep_changes
+        self.whole_rows = whole_rows
         self._options = dict(options or {})
         self._schema: pa.Schema | None = None
         self._writer: FileWriter | None = None
@@ -114,6 +117,11 @@ class FileSink(Sink):
                 raise PlanError(f"{role} column {missing[0]!r} does not exist; there are {columns.names}")
         if unfit := [n for n in (*self.partition_by, *self.upsert_key) if _is_nested(columns.field(n).type)]:
             raise PlanError(f"column {unfit[0]!r} is nested and cannot name a partition or be a key")
+        if self.whole_rows and (nested := [f.name for f in columns if _is_nested(f.type)]):
+            raise PlanError(
+                f"column {nested[0]!r} is {columns.field(nested[0]).type}: rows of this upsert stream are told apart "
+                "by all their columns, and nested ones cannot be compared; leave it out with .drop()"
+            )
         stored = pa.schema([f for f in columns if f.name not in self.partition_by])
         if not stored.names:
             raise PlanError("partition_by names every column; at least one must be left for the files")
@@ -124,7 +132,9 @@ class FileSink(Sink):
         if bool(self.upsert_key) != (self.mode == "upsert"):
             raise PlanError("mode='upsert' and upsert_key belong together; only one of them is given")
         if outside := [
-            name for name in self.partition_by if self.mode == "upsert" and name not in self.upsert_key
+            name
+            for name in self.partition_by
+            if self.mode == "upsert" and not self.whole_rows and name not in self.upsert_key
         ]:
             raise PlanError(
                 f"partition_by column {outside[0]!r} is not part of the upsert key {list(self.upsert_key)}: "
@@ -260,7 +270,15 @@ class FileSink(Sink):
 
     def _make_writer(self, ctx: SinkContext) -> FileWriter:
         if self.mode == "upsert":
-            return UpsertWriter(self._out, self._names, self.format, ctx, self.upsert_key, self.partition_by)
+            return UpsertWriter(
+                self._out,
+                self._names,
+                self.format,
+                ctx,
+                self.upsert_key,
+                self.partition_by,
+                whole_rows=self.whole_rows,
+            )
         drop_ops = not self.keep_changes
         return AppendWriter(self._out, self._names, self.format, self.partition_by, drop_ops=drop_ops)
 

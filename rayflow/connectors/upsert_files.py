@@ -19,11 +19,14 @@ is gone, published by the restore (see `file_sink`).
 
 Keys are compared as everywhere: null equals null, NaN equals NaN, −0.0 equals 0.0.
 
+Of a stream of whole rows (`batch.changelog`) several rows may share the key, which then only says where a row lies. A
+bucket is a multiset: every change adds one row or takes an equal one away.
+
 Schema drift. Columns may come, be widened, or (being null from then on) go; key columns keep their types.
 
 Invariants:
 
-1. A file holds at most one row per key, only rows of its bucket, and no operation column.
+1. A file holds at most one row per key (not with whole rows), only rows of its bucket, and no operation column.
 2. Rows of key groups that the subtask does not own are refused.
 """
 
@@ -39,7 +42,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayflow.batch.changelog import DELETE, OP_COLUMN, UPDATE_BEFORE, ops, visible, with_op
+from rayflow.batch.changelog import (
+    DELETE,
+    OP_COLUMN,
+    UPDATE_BEFORE,
+    comes,
+    ops,
+    visible,
+    with_op,
+)
 from rayflow.batch.hashing import key_groups
 from rayflow.connectors.append_files import canonical_floats, partition_directories
 from rayflow.connectors.file_formats import FileFormat
@@ -67,12 +78,15 @@ class UpsertWriter(FileWriter):
         ctx: SinkContext,
         key: Sequence[str],
         partition_by: Sequence[str],
+        *,
+        whole_rows: bool = False,
     ) -> None:
         self._target = target
         self._names = names
         self._format = format
         self._key = tuple(key)
         self._partition_by = tuple(partition_by)
+        self._whole_rows = whole_rows
         self._max_parallelism = ctx.max_parallelism
         self._own = key_group_range(ctx.max_parallelism, ctx.parallelism, ctx.subtask_index)
         self._changes: list[pa.RecordBatch] = []
@@ -83,10 +97,10 @@ class UpsertWriter(FileWriter):
         self._cache = _BucketCache()
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Collect changes; what an update replaces is of no interest."""
+        """Collect changes; what an update replaces is of no interest, but where whole rows go."""
         op = ops(batch)
         rows = with_op(self._stored(visible(batch)), op)
-        if (op == UPDATE_BEFORE).any():
+        if not self._whole_rows and (op == UPDATE_BEFORE).any():
             rows = rows.filter(pa.array(op != UPDATE_BEFORE))
         if rows.num_rows == 0:
             return
@@ -131,7 +145,8 @@ class UpsertWriter(FileWriter):
             [pa.Table.from_batches([batch]) for batch in self._changes], promote_options="permissive"
         ).combine_chunks()
         self._changes, self._changes_bytes = [], 0
-        rows = changes.take(last_rows(changes, self._key)).combine_chunks().to_batches()[0]
+        kept = changes.take(last_rows(changes, self._key)) if not self._whole_rows else changes
+        rows = kept.combine_chunks().to_batches()[0]
         for final, part in self._buckets(rows):
             self._merge_bucket(final, part)
 
@@ -164,8 +179,12 @@ class UpsertWriter(FileWriter):
         if base is None and not pc.any(pc.not_equal(changes[OP_COLUMN], DELETE)).as_py():
             return
         content = changes if base is None else _on_top(base, changes, key, final)
-        content = content.filter(pc.not_equal(content[OP_COLUMN], DELETE)).drop_columns([OP_COLUMN])
-        content = content.combine_chunks()
+        if self._whole_rows:
+            content = content.take(remaining_rows(content))
+        else:
+            content = content.take(last_rows(content, key))
+            content = content.filter(pc.not_equal(content[OP_COLUMN], DELETE))
+        content = content.drop_columns([OP_COLUMN]).combine_chunks()
         file = StagedFile(self._target, self._names.next(), self._format, content.schema)
         for batch in content.to_batches():
             file.append(batch)
@@ -219,6 +238,19 @@ def last_rows(table: pa.Table, key: Sequence[str]) -> npt.NDArray[np.int64]:
     return rows
 
 
+def remaining_rows(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the positions of the rows that came and did not go, ascending; rows are told apart by all columns
+    but the operation, and of equal ones the first is returned as often as they remain."""
+    names = [name for name in table.schema.names if name != OP_COLUMN]
+    columns = {f"k{i}": _groupable(table[name]) for i, name in enumerate(names)}
+    weights = pa.array(np.where(comes(table[OP_COLUMN].to_numpy()), 1, -1), pa.int64())
+    keyed = pa.table({**columns, "row": pa.array(np.arange(table.num_rows)), "weight": weights})
+    found = keyed.group_by(list(columns), use_threads=False).aggregate([("row", "min"), ("weight", "sum")])
+    remaining = np.maximum(found["weight_sum"].to_numpy(), 0)
+    rows: npt.NDArray[np.int64] = np.sort(np.repeat(found["row_min"].to_numpy(), remaining))
+    return rows
+
+
 def bucket_name(group: int, max_parallelism: int, suffix: str) -> str:
     """Return the file name of a key group's bucket."""
     return f"bucket-{group:05d}-of-{max_parallelism:05d}{suffix}"
@@ -237,7 +269,7 @@ def check_base(url: str, existing: Sequence[str], suffix: str, max_parallelism: 
 
 
 def _on_top(base: pa.Table, changes: pa.Table, key: Sequence[str], final: str) -> pa.Table:
-    """Return the last row of every key, base first, deletions included."""
+    """Return the rows of the base, as inserted, and the changes."""
     try:
         for name in key:
             index = base.schema.get_field_index(name)
@@ -245,12 +277,11 @@ def _on_top(base: pa.Table, changes: pa.Table, key: Sequence[str], final: str) -
             base = base.set_column(index, name, base.column(index).cast(type_))
         inserts = pa.array(np.zeros(base.num_rows, np.int8))
         marked = base.append_column(changes.schema.field(OP_COLUMN), inserts)
-        both = pa.concat_tables([marked, changes], promote_options="permissive").combine_chunks()
+        return pa.concat_tables([marked, changes], promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise PlanError(
             f"rows no longer fit what {final} holds: {error}; give the stream a schema (returns=)"
         ) from None
-    return both.take(last_rows(both, key))
 
 
 def _groupable(column: pa.ChunkedArray) -> pa.Array:

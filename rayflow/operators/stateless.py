@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 
 from rayflow.batch.changelog import (
     DELETE,
+    INSERT,
     OP_COLUMN,
     OP_FIELD,
     UPDATE_AFTER,
+    UPDATE_BEFORE,
     is_changelog,
     ops,
     visible,
@@ -66,10 +68,17 @@ class FilterOperator(Operator):
     would otherwise keep the row before. Deletions pass, since they need not carry the row's values; deleting
     a row that never came does nothing.
 
+    With `old_rows` every change carries the row that goes, and consumers may count on that: a row goes exactly
+    if it came. An update of which only the old row is kept becomes its deletion, one of which only the new row
+    is kept an insertion.
+
     A function gets each row as a dict, or, with `scalar`, the value of the stream's one column.
     """
 
-    def __init__(self, predicate: Expr | Callable[[Any], bool], scalar: bool = False) -> None:
+    def __init__(
+        self, predicate: Expr | Callable[[Any], bool], scalar: bool = False, old_rows: bool = False
+    ) -> None:
+        self._changes = _with_old_rows if old_rows else _with_deletions
         self._expr = predicate if isinstance(predicate, Expr) else None
         self._function = None if isinstance(predicate, Expr) else UserFunction(predicate)
         self._scalar = scalar
@@ -84,7 +93,7 @@ class FilterOperator(Operator):
         """See `Operator`."""
         mask = self._mask(visible(batch))
         if is_changelog(batch.schema):
-            batch, mask = _with_deletions(batch, mask)
+            batch, mask = self._changes(batch, mask)
         kept = batch.filter(mask)
         if kept.num_rows:
             self.out.emit(batch if kept.num_rows == batch.num_rows else kept)
@@ -188,6 +197,22 @@ def _with_deletions(batch: pa.RecordBatch, mask: pa.Array) -> tuple[pa.RecordBat
     if not gone.any():
         return batch, mask
     return with_op(batch, np.where(gone, np.int8(DELETE), operations)), pa.array(keep | gone)
+
+
+def _with_old_rows(batch: pa.RecordBatch, mask: pa.Array) -> tuple[pa.RecordBatch, pa.Array]:
+    operations = ops(batch)
+    keep = mask.fill_null(False).to_numpy(zero_copy_only=False)
+    # Both halves of an update stand side by side, unless a batch was cut between them: then each is for itself.
+    second = np.zeros(len(keep), np.bool_)
+    second[1:] = (operations[:-1] == UPDATE_BEFORE) & (operations[1:] == UPDATE_AFTER)
+    first = np.append(second[1:], False)
+    other_kept = np.where(first, np.append(keep[1:], False), np.insert(keep[:-1], 0, False))
+    alone = ~((first | second) & other_kept)
+    gone, came = alone & (operations == UPDATE_BEFORE), alone & (operations == UPDATE_AFTER)
+    changed = np.where(gone, np.int8(DELETE), np.where(came, np.int8(INSERT), operations))
+    if (changed != operations).any():
+        batch = with_op(batch, changed)
+    return batch, pa.array(keep)
 
 
 def _call_per_row(function: UserFunction, rows: pa.RecordBatch, scalar: bool) -> list[Any]:
