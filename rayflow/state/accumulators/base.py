@@ -5,6 +5,10 @@ is fed whole columns: for every row a slot and a value. Nulls, and rows that an 
 are taken out before. State leaves as Arrow columns, a row per slot (`state_columns`: a snapshot, or a partial
 result on its way to another subtask), and comes back through `merge`, which adds to what is there, so several
 partial states of one slot may be merged in any order.
+
+Accumulators of an upsert stream also take rows back (`retract`). Every row that is taken back was added before:
+of a batch that does both, all additions come first. Then results are those of the rows that are left, whatever
+was there in between.
 """
 
 from __future__ import annotations
@@ -61,6 +65,17 @@ class Accumulator(ABC):
         """Forget `slots` (none given twice): they are as if never used."""
         for name in self._parts:
             getattr(self, name).clear(slots)
+
+    def retract(self, slots: I64, values: pa.Array | None, times: I64 | None) -> None:
+        """Take back rows that `update` added, as if they had never come. Only where made for it (`making`).
+
+        Without `times` the earliest of several equal values is the one that goes."""
+        raise TypeError(f"{type(self).__name__} was not made to take rows back")
+
+    def merge_slots(self, into: I64, from_: I64, source: Any = None) -> None:
+        """Add the states of the slots `from_` of `source` (one made alike; None: of this one, where no slot may
+        be in both) to `into`: `from_[i]` to `into[i]`. Slots may occur more than once."""
+        self.merge(into, dict((self if source is None else source).state_columns(from_)))
 
     def freeze(self) -> Accumulator:
         """Return a copy for `state_columns` on another thread, unaffected by later changes."""

@@ -7,20 +7,20 @@ stands for is the operator's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayflow.batch.aggregates import AggregateExpr
-from rayflow.model.errors import PlanError
 from rayflow.state.accumulators.base import I64, Accumulator
-from rayflow.state.accumulators.collections import CollectList, CountDistinct
-from rayflow.state.accumulators.extremes import FixedExtreme, PooledExtreme
-from rayflow.state.accumulators.numeric import Count, ExactSum, FloatSum, Variance
-from rayflow.state.accumulators.ordered import ByTime
-from rayflow.state.fixed_width import is_fixed_width
+from rayflow.state.accumulators.making import WORKABLE, make_accumulator
+from rayflow.state.accumulators.numeric import Count
+
+_ROWS = "__rows"
+"""Prefix of the state column that counts all rows of a slot, where rows can be taken back."""
 
 
 class FrozenAggregates:
@@ -41,21 +41,36 @@ class FrozenAggregates:
 class AggregateColumns:
     """Accumulators for `aggregates`, (output name, expression) each, over rows of `input_schema`.
 
-    Raises PlanError for an aggregate that its input's type does not have.
+    `retractable`: rows can be taken back (`retract`), and the rows of each slot are counted (`row_counts`), as
+    operators on upsert streams need. That costs memory: see `making`.
+
+    Raises PlanError for an aggregate that its input's type does not have, or that cannot take rows back.
     """
 
-    def __init__(self, aggregates: Sequence[tuple[str, AggregateExpr]], input_schema: pa.Schema) -> None:
+    def __init__(
+        self,
+        aggregates: Sequence[tuple[str, AggregateExpr]],
+        input_schema: pa.Schema,
+        *,
+        retractable: bool = False,
+    ) -> None:
         self._aggregates = [
-            (name, expr, make_accumulator(name, expr, input_schema)) for name, expr in aggregates
+            (name, expr, make_accumulator(name, expr, input_schema, retractable=retractable))
+            for name, expr in aggregates
         ]
         self.fields = [pa.field(name, expr.output_type(input_schema)) for name, expr in aggregates]
         """The output columns."""
+        self._rows = Count(pa.int64()) if retractable else None
         self._arrivals = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        return sum(accumulator.nbytes for _, _, accumulator in self._aggregates)
+        return sum(accumulator.nbytes for _, accumulator in self._all())
+
+    def _all(self) -> list[tuple[str, Accumulator]]:
+        rows = [] if self._rows is None else [(_ROWS, self._rows)]
+        return [*((name, accumulator) for name, _, accumulator in self._aggregates), *rows]
 
     def update(self, batch: pa.RecordBatch, slots: I64, slot_limit: int, times: I64 | None = None) -> None:
         """Add every row of `batch` under its slot. `times` are the rows' event times; where there are none,
@@ -63,25 +78,52 @@ class AggregateColumns:
         if times is None:
             times = np.arange(self._arrivals, self._arrivals + batch.num_rows)
             self._arrivals += batch.num_rows
-        for _, expr, accumulator in self._aggregates:
+        self._reserve(slot_limit)
+        if self._rows is not None:
+            self._rows.update(slots, None, times)
+        for accumulator, values, rows in self._inputs(batch):
+            accumulator.update(slots[rows], values, times[rows])
+
+    def retract(self, batch: pa.RecordBatch, slots: I64, slot_limit: int, times: I64 | None = None) -> None:
+        """Take back every row of `batch`, as if it had never come. `times` as in `update`; without them, `first`,
+        `last` and `collect_list` lose the earliest of several equal values.
+
+        The rows must have been added: of a batch that adds and takes back, add first. What `results` gives then
+        equals that of the rows left: exactly, but for sums, means and variances of doubles, and variances, which
+        may differ in the last digits (see `compensated`)."""
+        self._reserve(slot_limit)
+        assert self._rows is not None, "made without retractable=True"
+        self._rows.retract(slots, None, times)
+        for accumulator, values, rows in self._inputs(batch):
+            accumulator.retract(slots[rows], values, None if times is None else times[rows])
+
+    def row_counts(self, slots: I64) -> I64:
+        """Return how many rows `slots` have, those that filters reject and nulls too. Only if `retractable`."""
+        assert self._rows is not None, "made without retractable=True"
+        return self._rows.counts(slots)
+
+    def _reserve(self, slot_limit: int) -> None:
+        for _, accumulator in self._all():
             accumulator.reserve(slot_limit)
+
+    def _inputs(self, batch: pa.RecordBatch) -> Iterator[tuple[Accumulator, pa.Array | None, Any]]:
+        """Yield for each aggregate that has any: the values of the rows that count, and which rows those are."""
+        for _, expr, accumulator in self._aggregates:
             values = _workable_values(expr.input_values(batch))
             keep = _kept_rows(expr, batch, values)
             if keep is None:
-                accumulator.update(slots, values, times)
+                yield accumulator, values, slice(None)
                 continue
             rows = keep.to_numpy(zero_copy_only=False)
-            if not rows.any():
-                continue
-            kept = None if values is None else values.filter(keep)
-            accumulator.update(slots[rows], kept, times[rows])
+            if rows.any():
+                yield accumulator, None if values is None else values.filter(keep), rows
 
     def merge(self, table: pa.RecordBatch, slots: I64, slot_limit: int) -> None:
         """Add states that `state_columns` gave, row i to `slots[i]`. `table` may have other columns before
         them, but none of their names."""
-        for name, _, accumulator in self._aggregates:
+        self._reserve(slot_limit)
+        for name, accumulator in self._all():
             prefix = name + "."
-            accumulator.reserve(slot_limit)
             columns = {
                 column.removeprefix(prefix): table.column(i)
                 for i, column in enumerate(table.schema.names)
@@ -89,6 +131,18 @@ class AggregateColumns:
             }
             accumulator.merge(slots, columns)
             self._arrivals = max(self._arrivals, accumulator.latest_time + 1)
+
+    def merge_slots(
+        self, into: I64, from_: I64, slot_limit: int, source: AggregateColumns | None = None
+    ) -> None:
+        """Add the state of slot `from_[i]` of `source`, bound to the same aggregates, to that of `into[i]`. Without
+        `source` both are slots of this one, and none is in both. Slots may occur more than once: sliding
+        windows add up slices so, sessions what a bridge joins. `from_` keeps its state."""
+        self._reserve(slot_limit)
+        others = self._all() if source is None else source._all()
+        for (_, accumulator), (_, other) in zip(self._all(), others, strict=True):
+            accumulator.merge_slots(into, from_, other)
+            accumulator.latest_time = max(accumulator.latest_time, other.latest_time)
 
     def results(self, slots: I64) -> list[pa.Array]:
         """Return the output columns for `slots`. Raises OverflowError naming the aggregate."""
@@ -103,22 +157,18 @@ class AggregateColumns:
 
     def clear(self, slots: I64) -> None:
         """Forget `slots` (none given twice)."""
-        for _, _, accumulator in self._aggregates:
+        for _, accumulator in self._all():
             accumulator.clear(slots)
 
     def freeze(self) -> FrozenAggregates:
         """Return the state as it is now, for building a snapshot on another thread."""
-        return FrozenAggregates([(name, acc.freeze()) for name, _, acc in self._aggregates])
-
-
-# Arrow neither filters nor takes from views.
-_WORKABLE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+        return FrozenAggregates([(name, acc.freeze()) for name, acc in self._all()])
 
 
 def _workable_values(values: pa.Array | None) -> pa.Array | None:
-    if values is None or values.type not in _WORKABLE:
+    if values is None or values.type not in WORKABLE:
         return values
-    return values.cast(_WORKABLE[values.type])
+    return values.cast(WORKABLE[values.type])
 
 
 def _kept_rows(expr: AggregateExpr, batch: pa.RecordBatch, values: pa.Array | None) -> pa.Array | None:
@@ -129,87 +179,3 @@ def _kept_rows(expr: AggregateExpr, batch: pa.RecordBatch, values: pa.Array | No
     if values is not None and values.null_count:
         keep = values.is_valid() if keep is None else pc.and_(keep, values.is_valid())
     return keep
-
-
-def make_accumulator(name: str, expr: AggregateExpr, input_schema: pa.Schema) -> Accumulator:
-    """Return an empty accumulator for `expr`. Raises PlanError where its input's type does not fit."""
-    output = expr.output_type(input_schema)
-    if expr.kind == "count":
-        return Count(output)
-    input_ = expr.input_type(input_schema)
-    input_ = _WORKABLE.get(input_, input_)
-    maker = _MAKERS.get(expr.kind)
-    if maker is None:
-        raise PlanError(
-            f"aggregate {name!r}: {expr.kind} is not known; known are count, {', '.join(_MAKERS)}"
-        )
-    try:
-        return maker(input_, output)
-    except TypeError as error:
-        raise PlanError(f"aggregate {name!r}: {expr.kind} of {input_} is not possible: {error}") from error
-
-
-def _sum(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return _added(input_, output, mean=False)
-
-
-def _mean(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return _added(input_, output, mean=True)
-
-
-def _added(input_: pa.DataType, output: pa.DataType, *, mean: bool) -> Accumulator:
-    if pa.types.is_floating(input_):
-        return FloatSum(output, mean=mean)
-    return ExactSum(input_, output, mean=mean)
-
-
-def _variance(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return Variance(output, root=False)
-
-
-def _stddev(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return Variance(output, root=True)
-
-
-def _min(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return _extreme(input_, largest=False)
-
-
-def _max(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return _extreme(input_, largest=True)
-
-
-def _extreme(input_: pa.DataType, *, largest: bool) -> Accumulator:
-    if is_fixed_width(input_):
-        return FixedExtreme(input_, largest=largest)
-    return PooledExtreme(input_, largest=largest)
-
-
-def _first(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return ByTime(input_, last=False)
-
-
-def _last(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return ByTime(input_, last=True)
-
-
-def _collect_list(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return CollectList(input_, output)
-
-
-def _count_distinct(input_: pa.DataType, output: pa.DataType) -> Accumulator:
-    return CountDistinct(input_, output)
-
-
-_MAKERS: dict[str, Callable[[pa.DataType, pa.DataType], Accumulator]] = {
-    "sum": _sum,
-    "min": _min,
-    "max": _max,
-    "mean": _mean,
-    "stddev": _stddev,
-    "variance": _variance,
-    "first": _first,
-    "last": _last,
-    "count_distinct": _count_distinct,
-    "collect_list": _collect_list,
-}

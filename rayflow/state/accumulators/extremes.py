@@ -44,6 +44,13 @@ class FixedExtreme(Accumulator):
         self._ufunc.at(self._numbers.values, slots, self._fixed.numbers(values))
         self._seen.values[slots] = True
 
+    def merge_slots(self, into: I64, from_: I64, source: Any = None) -> None:
+        """See `Accumulator`."""
+        other = self if source is None else source
+        # A slot without values holds what any value beats.
+        self._ufunc.at(self._numbers.values, into, other._numbers.values[from_])
+        self._seen.values[into[other._seen.values[from_]]] = True
+
     def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
         """See `Accumulator`."""
         column = columns["value"]

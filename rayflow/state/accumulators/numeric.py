@@ -48,13 +48,27 @@ class Count(Accumulator):
         """See `Accumulator`."""
         np.add.at(self._counts.values, slots, 1)
 
+    def retract(self, slots: I64, values: pa.Array | None, times: I64 | None) -> None:
+        """See `Accumulator`."""
+        np.subtract.at(self._counts.values, slots, 1)
+
     def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
         """See `Accumulator`."""
         np.add.at(self._counts.values, slots, int64s(columns["count"]))
 
+    def merge_slots(self, into: I64, from_: I64, source: Any = None) -> None:
+        """See `Accumulator`."""
+        other = self if source is None else source
+        np.add.at(self._counts.values, into, other._counts.values[from_])
+
     def state_columns(self, slots: I64) -> Columns:
         """See `Accumulator`."""
-        return [("count", pa.array(self._counts.values[slots]))]
+        return [("count", pa.array(self.counts(slots)))]
+
+    def counts(self, slots: I64) -> I64:
+        """Return the counts of `slots`."""
+        counts: I64 = self._counts.values[slots]
+        return counts
 
     def results(self, slots: I64) -> pa.Array:
         """Return counts; 0 where nothing was counted."""
@@ -152,6 +166,18 @@ class ExactSum(Accumulator):
         self._sums.add(slots, _limbs_of(values))
         np.add.at(self._counts.values, slots, 1)
 
+    def retract(self, slots: I64, values: pa.Array | None, times: I64 | None) -> None:
+        """See `Accumulator`."""
+        assert values is not None
+        self._sums.add(slots, [-limb for limb in _limbs_of(values)])
+        np.subtract.at(self._counts.values, slots, 1)
+
+    def merge_slots(self, into: I64, from_: I64, source: Any = None) -> None:
+        """See `Accumulator`."""
+        other = self if source is None else source
+        self._sums.add(into, other._sums.get(from_))
+        np.add.at(self._counts.values, into, other._counts.values[from_])
+
     def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
         """See `Accumulator`."""
         names = [name for name, _ in self.state_columns(slots[:0])]
@@ -223,6 +249,12 @@ class FloatSum(Accumulator):
         with np.errstate(invalid="ignore", over="ignore"):
             np.add.at(self._sums.values, slots, numbers)
 
+    def merge_slots(self, into: I64, from_: I64, source: Any = None) -> None:
+        """See `Accumulator`."""
+        other = self if source is None else source
+        self._add(into, other._sums.values[from_])
+        np.add.at(self._counts.values, into, other._counts.values[from_])
+
     def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
         """See `Accumulator`."""
         self._add(slots, float64s(columns["sum"]))
@@ -272,16 +304,26 @@ class Variance(Accumulator):
 
     def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
         """See `Accumulator`."""
-        counts = float64s(columns["count"])
-        means, squares = float64s(columns["mean"]), float64s(columns["squares"])
-        # One state per slot at a time: _combine assigns.
-        left = np.flatnonzero(counts > 0)
-        while len(left):
-            _, first = np.unique(slots[left], return_index=True)
-            now = left[first]
-            with np.errstate(invalid="ignore", over="ignore"):
-                self._combine(slots[now], counts[now], means[now], squares[now])
-            left = np.delete(left, first)
+        self._merge(slots, *(float64s(columns[name]) for name in ("count", "mean", "squares")))
+
+    def merge_slots(self, into: I64, from_: I64, source: Any = None) -> None:
+        """See `Accumulator`."""
+        other = self if source is None else source
+        self._merge(into, *(part.values[from_] for part in (other._counts, other._means, other._squares)))
+
+    def _merge(self, slots: I64, counts: Numbers, means: Numbers, squares: Numbers) -> None:
+        some = counts > 0
+        if not some.all():
+            slots, counts, means, squares = slots[some], counts[some], means[some], squares[some]
+        touched, rows = self._groups.group(slots)
+        with np.errstate(invalid="ignore", over="ignore"):
+            # Several states of one slot are first made one: _combine assigns.
+            if len(touched) < len(slots):
+                all_counts = np.bincount(rows, counts)
+                all_means = np.bincount(rows, counts * means) / all_counts
+                squares = np.bincount(rows, squares + counts * (means - all_means[rows]) ** 2)
+                slots, counts, means = touched, all_counts, all_means
+            self._combine(slots, counts, means, squares)
 
     def _combine(self, slots: I64, counts: Numbers, means: Numbers, squares: Numbers) -> None:
         old = self._counts.values[slots]

@@ -1,0 +1,123 @@
+"""Which accumulator serves which aggregate.
+
+Where rows can be taken back (`retractable`) each kind has its own way, and price:
+
+| kind | retractable accumulator | memory |
+|---|---|---|
+| count; sum, mean of integers and decimals | the same one, which subtracts; exact | the same |
+| sum, mean, stddev, variance of floats; stddev, variance | `compensated`: 106-bit sums | 48 to 64 bytes a slot |
+| min, max, count_distinct | `multiset`: every distinct value, and how often | by distinct value and slot |
+| first, last, collect_list | `multiset`: every value with its time | by row |
+
+A value must then be comparable: what cannot be a key (lists, structs, maps) cannot be kept in a multiset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from rayflow.batch.aggregates import AggregateExpr
+from rayflow.model.errors import PlanError
+from rayflow.state.accumulators.base import Accumulator
+from rayflow.state.accumulators.collections import CollectList, CountDistinct
+from rayflow.state.accumulators.compensated import RetractableMoments
+from rayflow.state.accumulators.extremes import FixedExtreme, PooledExtreme
+from rayflow.state.accumulators.multiset import (
+    RetractableBest,
+    RetractableByTime,
+    RetractableDistinct,
+    RetractableList,
+)
+from rayflow.state.accumulators.numeric import Count, ExactSum, FloatSum, Variance
+from rayflow.state.accumulators.ordered import ByTime
+from rayflow.state.fixed_width import is_fixed_width
+
+# Arrow neither filters nor takes from views.
+WORKABLE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+"""Types as which values of other types are accumulated."""
+
+
+def make_accumulator(
+    name: str, expr: AggregateExpr, input_schema: pa.Schema, *, retractable: bool = False
+) -> Accumulator:
+    """Return an empty accumulator for `expr`, the aggregate called `name`; `retractable`: one that has `retract`.
+
+    Raises PlanError where its input's type does not fit."""
+    output = expr.output_type(input_schema)
+    if expr.kind == "count":
+        return Count(output)
+    input_ = expr.input_type(input_schema)
+    input_ = WORKABLE.get(input_, input_)
+    makers = _RETRACTABLE if retractable else _MAKERS
+    try:
+        return makers[expr.kind](input_, output)
+    except TypeError as error:
+        what = f"{expr.kind} of {input_}" + (" on an upsert stream" if retractable else "")
+        raise PlanError(f"aggregate {name!r}: {what} is not possible: {error}") from error
+
+
+def _added(kind: str) -> Maker:
+    def make(input_: pa.DataType, output: pa.DataType) -> Accumulator:
+        if pa.types.is_floating(input_):
+            return FloatSum(output, mean=kind == "mean")
+        return ExactSum(input_, output, mean=kind == "mean")
+
+    return make
+
+
+def _retractable_added(kind: str) -> Maker:
+    def make(input_: pa.DataType, output: pa.DataType) -> Accumulator:
+        return (
+            _moments(kind)(input_, output) if pa.types.is_floating(input_) else _added(kind)(input_, output)
+        )
+
+    return make
+
+
+def _moments(kind: str) -> Maker:
+    return lambda input_, output: RetractableMoments(kind, output)
+
+
+def _extreme(*, largest: bool) -> Maker:
+    def make(input_: pa.DataType, output: pa.DataType) -> Accumulator:
+        if is_fixed_width(input_):
+            return FixedExtreme(input_, largest=largest)
+        return PooledExtreme(input_, largest=largest)
+
+    return make
+
+
+def _retractable_extreme(*, largest: bool) -> Maker:
+    return lambda input_, output: RetractableBest(input_, _extreme(largest=largest)(input_, output))
+
+
+Maker = Callable[[pa.DataType, pa.DataType], Accumulator]
+"""Makes an accumulator for types of input and output."""
+
+_MAKERS: dict[str, Maker] = {
+    "sum": _added("sum"),
+    "mean": _added("mean"),
+    "stddev": lambda input_, output: Variance(output, root=True),
+    "variance": lambda input_, output: Variance(output, root=False),
+    "min": _extreme(largest=False),
+    "max": _extreme(largest=True),
+    "first": lambda input_, output: ByTime(input_, last=False),
+    "last": lambda input_, output: ByTime(input_, last=True),
+    "count_distinct": CountDistinct,
+    "collect_list": CollectList,
+}
+
+_RETRACTABLE: dict[str, Maker] = {
+    "sum": _retractable_added("sum"),
+    "mean": _retractable_added("mean"),
+    "stddev": _moments("stddev"),
+    "variance": _moments("variance"),
+    "min": _retractable_extreme(largest=False),
+    "max": _retractable_extreme(largest=True),
+    "first": lambda input_, output: RetractableByTime(input_, ByTime(input_, last=False)),
+    "last": lambda input_, output: RetractableByTime(input_, ByTime(input_, last=True)),
+    "count_distinct": RetractableDistinct,
+    "collect_list": RetractableList,
+}
