@@ -71,6 +71,8 @@ class Stage:
         return self
 
     def _settable(self, call: str) -> StreamNode:
+        # An operator that someone names or places is wanted as a task.
+        self._node.virtual = False
         return self._node
 
 

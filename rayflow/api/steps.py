@@ -90,4 +90,4 @@ class Steps(Stage):
                 f".{call}() names an operator, but .side_output({self._tag!r}) is only what one puts aside; call "
                 f".{call}() before it, or behind the next operator"
             )
-        return self._node
+        return super()._settable(call)

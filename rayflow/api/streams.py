@@ -156,7 +156,8 @@ class DataStream(FunctionSteps, Outputs):
     # ------------------------------------------------------------------------- exchanges and grouping
 
     def union(self, *others: DataStream) -> DataStream:
-        """Merge with streams of the same columns; their order among each other is not defined."""
+        """Merge with streams of the same columns; their order among each other is not defined. Costs no task of
+        its own, unless the union is given a name, a uid, a parallelism or resources."""
         streams = [self, *others]
         for other in streams:
             self._check_union(other)
@@ -167,7 +168,9 @@ class DataStream(FunctionSteps, Outputs):
             time_column=self._info.time_column if same_time else None,
         )
         edges = [s._edge() for s in streams]
-        return self._then("union", IdentityOperator, info, edges=edges, partitioned_by=None)
+        stream = self._then("union", IdentityOperator, info, edges=edges, partitioned_by=None)
+        stream._node.virtual = True
+        return stream
 
     def key_by(self, *cols: str | Expr) -> KeyedStream:
         """Group rows by columns: all rows of a key come to one subtask. Compute keys with `with_columns`."""

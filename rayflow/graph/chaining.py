@@ -1,6 +1,6 @@
 """From the stream graph to the job graph: parallelism, exchanges, chains.
 
-Theory of operation. Four passes over the nodes, inputs before consumers:
+Theory of operation. Unions are planned away (`unions`); then four passes over the nodes, inputs before consumers:
 
 1. Each node's parallelism: its own, else the job's, never more than it can use.
 2. Each edge's exchange, the cheapest that is correct: a `hash` becomes `forward` where the rows already lie
@@ -36,6 +36,7 @@ from rayflow.graph.plan import (
     StreamNode,
 )
 from rayflow.graph.uids import assign_uids
+from rayflow.graph.unions import without_virtual_nodes
 from rayflow.model.errors import PlanError
 from rayflow.model.ids import EdgeId, VertexId
 
@@ -64,7 +65,7 @@ def plan_job(
 
     Raises PlanError for a parallelism out of range, duplicate uids, or a job without sources or sinks.
     """
-    ordered = sorted(nodes, key=lambda node: node.id)
+    ordered = without_virtual_nodes(sorted(nodes, key=lambda node: node.id))
     _check_job(ordered, parallelism, max_parallelism)
     by_id = {node.id: node for node in ordered}
     specs = assign_uids(ordered)

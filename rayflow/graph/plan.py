@@ -93,7 +93,8 @@ class StreamNode:
 
     An empty `spec.uid` asks the planner for a generated one. `parallelism` None means the job's, but no
     more than `max_parallelism`. `partitioned_by` names the output columns that hold, unchanged, the keys
-    of the hash exchange upstream (None: unknown). `warnings` are printed with the plan.
+    of the hash exchange upstream (None: unknown). `warnings` are printed with the plan. A `virtual` node only
+    brings its inputs together, and is planned away (see `unions`).
     """
 
     id: int
@@ -105,6 +106,7 @@ class StreamNode:
     warnings: tuple[str, ...] = ()
     resources: Resources = field(default_factory=Resources)
     chainable: bool = True
+    virtual: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
