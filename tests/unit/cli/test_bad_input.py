@@ -1,0 +1,150 @@
+"""What a person sees who gives rayflow something bad: what, where, no traceback, an exit code, and no rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+JOB = """
+def build(env, *, input: str = "in.csv", format: str = "csv", output: str = "out", rate: int = 1_000_000):
+    rows = getattr(env, "read_" + format)(input, rate_limit=rate)
+    rows.write_parquet(output)
+"""
+
+NO_SERVER = [
+    *("--set", "s3.endpoint=http://127.0.0.1:1", "--set", "s3.allow_http=true"),
+    *("--set", "s3.access_key=a", "--set", "s3.secret_key=never-shown", "--set", "s3.region=us-east-1"),
+]
+
+
+@pytest.fixture
+def run(rayflow, tmp_path):
+    """Run the job above; the answer is (exit code, what was said). No output may look complete after a failure."""
+    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "in.csv").write_text("a,b\n1,2\n3,4\n")
+
+    def run_job(*arguments):
+        code, out, err = rayflow("run", "job.py", "--local", "--set", "restart.delay=1ms", *arguments)
+        if code:
+            assert not list(Path("out").rglob("*.parquet"))
+        assert "never-shown" not in out + err
+        return code, err
+
+    return run_job
+
+
+def test_good_input_is_written(run):
+    assert run() == (0, "")
+    assert pq.read_table("out").num_rows == 2
+
+
+def test_a_missing_file(run):
+    code, said = run("--input", "missing.csv")
+    assert code == 2
+    assert "no such file or directory: missing.csv" in said
+    assert "job.py:3" in said
+
+
+def test_an_unreadable_parquet_file(run):
+    Path("bad.parquet").write_bytes(b"PAR1 and then nothing")
+    code, said = run("--input", "bad.parquet", "--format", "parquet")
+    assert code == 2
+    assert "cannot read" in said
+    assert "bad.parquet" in said
+    assert "job.py:3" in said
+
+
+def test_a_parquet_file_that_is_torn_behind_the_first(run):
+    table = pa.table({"n": list(range(10_000))})
+    Path("in").mkdir()
+    pq.write_table(table, "in/a.parquet")
+    pq.write_table(table, "in/b.parquet")
+    whole = Path("in/b.parquet").read_bytes()
+    Path("in/b.parquet").write_bytes(whole[: len(whole) // 2])
+    code, said = run("--input", "in", "--format", "parquet")
+    assert code in (1, 2)
+    assert "b.parquet" in said
+
+
+def test_a_csv_row_that_does_not_parse(run):
+    # The first MiB decides the columns' types, when the plan is built; this row lies behind it.
+    Path("in.csv").write_text("a,b\n" + f"{'1' * 1000},2\n" * 1200 + "3,x\n")
+    code, said = run()
+    assert code == 1
+    assert "in.csv, line 1202: column 'b' is 'x', expected int64" in said
+    assert "job.py:3" in said
+
+
+def test_a_json_line_that_does_not_parse(run):
+    Path("in.jsonl").write_text('{"a": 1}\n' * 2000 + '{"a": \n')
+    code, said = run("--input", "in.jsonl", "--format", "json")
+    assert code == 2
+    assert "in.jsonl, line 2001" in said
+
+
+@pytest.mark.parametrize("output", ["/proc/nowhere/out", "in.csv/out"])
+def test_output_that_cannot_be_written(run, output):
+    code, said = run("--output", output)
+    assert code in (1, 2)
+    assert output in said
+    assert "cannot" in said
+
+
+@pytest.mark.parametrize(
+    ("what", "code"), [("--input", 2), ("--output", 1), ("--set=checkpoint.interval=1s", 1)]
+)
+def test_s3_that_is_out_of_reach(run, what, code):
+    if what.startswith("--set"):
+        got, said = run(what, "--set", "checkpoint.storage=s3://bucket/x", *NO_SERVER)
+    else:
+        got, said = run(what, "s3://bucket/x", *NO_SERVER)
+    assert got == code
+    assert "s3://bucket/x" in said
+    assert "127.0.0.1:1" in said
+
+
+def test_an_unknown_config_key(run):
+    assert run("--set", "chekpoint.interval=1s")[0] == 2
+
+
+def checkpoint_of(run) -> Path:
+    """Run the job with checkpoints, and return the last one."""
+    Path("many.csv").write_text("a,b\n" + "1,2\n" * 1000)
+    code, said = run(
+        *("--input", "many.csv", "--output", "before", "--rate", "2000"),
+        *("--set", "checkpoint.interval=100ms", "--set", "checkpoint.storage=kept"),
+    )
+    assert code == 0, said
+    return max(Path("kept").glob("*/chk-*"), key=lambda path: int(path.name.removeprefix("chk-")))
+
+
+def test_a_checkpoint_with_a_flipped_bit_in_its_state(run):
+    checkpoint = checkpoint_of(run)
+    state = max(checkpoint.glob("*.arrow"), key=lambda file: file.stat().st_size)
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data)
+    code, said = run("--input", "many.csv", "--from", checkpoint)
+    assert code == 1
+    assert state.name in said
+    assert "SHA-256" in said or "checksum" in said
+
+
+def test_a_checkpoint_with_a_torn_manifest(run):
+    checkpoint = checkpoint_of(run)
+    manifest = checkpoint / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    code, said = run("--input", "many.csv", "--from", checkpoint)
+    assert code == 1
+    assert "manifest.json" in said
+
+
+def test_a_checkpoint_of_something_else(run):
+    Path("foreign").mkdir()
+    Path("foreign/manifest.json").write_text('{"hello": 1}')
+    code, said = run("--from", "foreign")
+    assert code == 1
+    assert "not a manifest of rayflow" in said
