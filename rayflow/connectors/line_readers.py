@@ -139,9 +139,27 @@ def json_schema(filesystem: Any, path: str) -> pa.Schema:
         data = data[: data.rfind(b"\n") + 1]
     if not data.strip():
         raise DataError("it is empty, so its fields are not known; give schema=")
-    schema = pa_json.read_json(pa.py_buffer(data)).schema
+    try:
+        schema = pa_json.read_json(pa.py_buffer(data)).schema
+    except pa.ArrowInvalid as error:
+        raise DataError(_unlike_the_others(data, error)) from error
     # A field that is always null there may turn out to be anything: text is the likeliest.
     return pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
+
+
+def _unlike_the_others(data: bytes, error: Exception) -> str:
+    """Return which line Arrow could not make sense of: one that is no object, else one it found itself."""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip() and not isinstance(_loaded(line), dict):
+            return f"line {number}: {_reason(line, error)}: {line[:120].decode(errors='replace').strip()}"
+    return f"{error}; give schema="
+
+
+def _loaded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _parse(data: bytes, schema: pa.Schema) -> pa.RecordBatch:

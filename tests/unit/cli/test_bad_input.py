@@ -82,7 +82,7 @@ def test_a_json_line_that_does_not_parse(run):
     Path("in.jsonl").write_text('{"a": 1}\n' * 2000 + '{"a": \n')
     code, said = run("--input", "in.jsonl", "--format", "json")
     assert code == 2
-    assert "in.jsonl, line 2001" in said
+    assert "in.jsonl: line 2001: not JSON" in said
 
 
 @pytest.mark.parametrize("output", ["/proc/nowhere/out", "in.csv/out"])
