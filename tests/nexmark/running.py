@@ -1,0 +1,135 @@
+"""Runs NEXMark queries as `--local` does, with data sets to run them on, and subtasks that die on the way."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+import rayflow as rf
+from rayflow.protocol.lifecycle import JobState
+from rayflow.runtime.local import LocalJob, run_local
+
+ROOT = Path(__file__).parents[2]
+_SHARED = [folder / "shared" / "nexmark" for folder in ROOT.parents[:2]]
+SHARED = next((folder for folder in _SHARED if folder.exists()), _SHARED[0])
+"""The shared data set: beside the repository, or beside the folder it is in."""
+
+sys.path.insert(0, str(ROOT / "jobs"))  # as a job file's own folder is, when it runs
+nexmark = import_module("nexmark")
+nexmark_events = import_module("nexmark_events")
+nexmark_queries = import_module("nexmark_queries")
+
+STREAMS = tuple(nexmark_events.STREAMS)
+QUERIES = tuple(nexmark_queries.QUERIES)
+
+_PARTITIONS = {"q10": ds.partitioning(pa.schema([("dt", pa.string()), ("hm", pa.string())]), flavor="hive")}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The rows of a job that finished, and how often it was restarted."""
+
+    rows: pa.Table
+    restarts: int
+
+
+def run(
+    query: str,
+    data: Path,
+    output: Path,
+    *,
+    parallelism: int,
+    side: Path | None = None,
+    delay: str = "4s",
+    kills: int = 0,
+    seed: int = 0,
+    **settings: Any,
+) -> Outcome:
+    """Run `query` over the files under `data` (q12 by event time); `kills` subtasks die, each after a checkpoint."""
+    env = rf.StreamEnvironment(name=query, parallelism=parallelism)
+    nexmark.build(
+        env,
+        query=query,
+        input=str(data),
+        output=str(output),
+        delay=delay,
+        side=None if side is None else str(side),
+        time="event",
+    )
+    config = {key.replace("__", "."): value for key, value in settings.items()}
+    if kills:
+        config = {"checkpoint.interval": "50ms", "restart.delay": "1ms", **config}
+    killer = _Killer(kills, seed)
+    result = run_local(env.plan(), config, on_start=killer.begin)
+    killer.end()
+    if result.state is not JobState.FINISHED:
+        raise AssertionError(f"{query} ended as {result.state}: {result.failure}")
+    return Outcome(rows=read(query, output), restarts=len(result.describe["restarts"]))
+
+
+def read(query: str, output: Path) -> pa.Table:
+    """Return the committed rows."""
+    return ds.dataset(output, format="parquet", partitioning=_PARTITIONS.get(query)).to_table()
+
+
+class _Killer:
+    """Makes random subtasks die, as if by SIGKILL, whenever one more checkpoint has completed."""
+
+    def __init__(self, kills: int, seed: int) -> None:
+        self._kills = kills
+        self._random = random.Random(seed)
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, job: LocalJob) -> None:
+        if self._kills:
+            self._thread = threading.Thread(target=self._watch, args=(job,), daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def _watch(self, job: LocalJob) -> None:
+        survived = 0
+        while self._kills and not job.master.closed and not self._over.wait(0.01):
+            completed = int(job.master.describe()["checkpoints"]["completed"])
+            subtasks = sorted(job.cluster._workers, key=str)
+            if completed > survived and subtasks:
+                survived, self._kills = completed, self._kills - 1
+                job.cluster.crash(self._random.choice(subtasks))
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def write_side_table(path: Path) -> Path:
+    """Write q13's table: a value for a third of the keys."""
+    path.write_text("key,value\n" + "".join(f"{key},value {key}\n" for key in range(0, 10_000, 3)))
+    return path
+
+
+def write_shuffled(data: Path, to: Path, *, horizon_s: float = 10.0, seed: int = 0) -> None:
+    """Write the same files with the rows of each row group moved by less than `horizon_s` of event time."""
+    rng = np.random.default_rng(seed)
+    for stream in STREAMS:
+        (to / stream).mkdir(parents=True, exist_ok=True)
+        for path in sorted((data / stream).glob("*.parquet")):
+            file = pq.ParquetFile(path)
+            with pq.ParquetWriter(to / stream / path.name, file.schema_arrow) as writer:
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group)
+                    at_us = rows["dateTime"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+                    moved = at_us + rng.uniform(0, horizon_s * 1e6, len(rows))
+                    writer.write_table(rows.take(pa.array(np.argsort(moved, kind="stable"))), len(rows) or 1)
