@@ -9,6 +9,7 @@
 | `functions` | its steps that run users' Python functions |
 | `outputs` | its sinks |
 | `keyed`, `windowed` | `KeyedStream`, `WindowedStream` |
+| `top_n` | the first rows of each key: orders, and what is known of the result |
 | `projection` | columns in, columns out: what select, rename and drop share |
 | `returns` | the columns of Python functions, from `returns=` or type hints |
 | `specs` | `Watermark` |

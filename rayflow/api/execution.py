@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rayflow.api.planning import plan_error
+from rayflow.api.planning import at_user_line, plan_error
 from rayflow.connectors.collected import collect_sink, read_collected
 from rayflow.graph.plan import JobGraph
 from rayflow.model.config import with_environment
@@ -52,7 +52,8 @@ def collect(stream: Outputs, *, local: bool, address: str | None) -> pa.Table:
     options = env._storage_options()
     with _directory(env, options, local) as directory:
         sink = collect_sink(directory, options, whole_rows=info.whole_rows)
-        sink.validate(info.physical_schema)
+        with at_user_line():
+            sink.validate(info.physical_schema)
         node = stream._add_node("collect", "sink", sink, info)
         graph = env._plan([node.id])
         env._taken([node.id])

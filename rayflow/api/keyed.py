@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
 from rayflow.api.planning import StreamInfo, output_schema, require_columns
+from rayflow.api.top_n import top_n
 from rayflow.api.window_plan import opened
 from rayflow.api.window_specs import WindowSpec
 from rayflow.api.windowed import WindowedStream
@@ -42,6 +43,22 @@ class KeyedStream:
         """Group each key's rows into windows: `rf.Tumbling`, `rf.Sliding` or `rf.Session` by event time (the
         stream needs a watermark) or by processing time, `rf.CountWindow`, `rf.GlobalWindow`."""
         return WindowedStream(opened(self._stream, self._keys, spec))
+
+    def top_n(
+        self, n: int, order_by: Any, *, rank: str | None = None, ties: Literal["first", "last"] = "first"
+    ) -> DataStream:
+        """Keep the `n` first rows of each key. An upsert stream of the rows as they are.
+
+        `order_by`: columns or expressions, several in a list; largest first, unless `col("x").asc()` (or
+        `("x", "asc")`) says otherwise. NaN comes after numbers, null after everything, in both directions. Of rows
+        that are equal in that, the one that came first is first (`ties="last"`: the one that came last).
+        `rank` names a column for the rank, from 1. The upsert key is the key columns and the rank; without
+        rank the key columns for n = 1, else rows are told apart by all their columns.
+
+        On an append stream it holds n rows a key in memory. On an upsert stream it holds all rows, so that the next
+        best can take the place of one that is deleted.
+        """
+        return top_n(self._stream, self._keys, n, order_by, rank, ties)
 
     def aggregate(self, **aggs: AggregateExpr) -> DataStream:
         """Keep one row per key: the key columns, then `name=aggregate`. An upsert stream by key."""

@@ -10,5 +10,6 @@ Everything here is a function of its arguments: no state of a job, no I/O, no cl
 | `partition` | splitting batches among the consumers of an exchange |
 | `expressions` | what users write: `col`, `lit`, `when` and their methods |
 | `nodes`, `kernels` | how expressions are evaluated: trees over Arrow kernels |
+| `ordering` | what rows are ordered by: `col("x").desc()` |
 | `aggregates` | what an aggregate computes, and its result type |
 """

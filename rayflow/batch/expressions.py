@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from rayflow.batch import kernels, nodes
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.ordering import SortKey
 from rayflow.model.errors import PlanError
 
 
@@ -89,6 +90,14 @@ class Expr:
     def between(self, low: Any, high: Any) -> Expr:
         """Whether low ≤ value ≤ high."""
         return Expr(nodes.Binary("&", (self >= low).node, (self <= high).node))
+
+    def asc(self) -> SortKey:
+        """Order by it, smallest first; for `top_n(order_by=)`."""
+        return SortKey(self, descending=False)
+
+    def desc(self) -> SortKey:
+        """Order by it, largest first; for `top_n(order_by=)`."""
+        return SortKey(self, descending=True)
 
     def count(self) -> AggregateExpr:
         """Aggregate: how many values are not null."""

@@ -1,7 +1,7 @@
 """What runs inside a task: the contracts of operators, sources and sinks, and the operators of a plain stream.
 
 `contracts` comes first. `stateless`, `map_batches` and `assign_watermarks` work row by row or batch by batch,
-`aggregate` keeps state by key, `sink` runs a `Sink` with two-phase commit. `functions` holds what operators that
-call users' Python share, `keyed_parts` what those with keyed state do. Operators know neither the graph they
-are part of nor the engine that drives them.
+`aggregate` and `top_n` keep state by key, `sink` runs a `Sink` with two-phase commit. `functions` holds what operators
+that call users' Python share, `keyed_parts` what those with keyed state do. Operators know neither the graph they are
+part of nor the engine that drives them.
 """

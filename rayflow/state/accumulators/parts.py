@@ -127,7 +127,7 @@ class PooledValues:
     def __init__(self, type_: pa.DataType) -> None:
         self._type = type_
         # Pools outgrow the 2 GiB that 32-bit offsets reach.
-        self._pool_type = _LARGE.get(type_, type_)
+        self._pool_type = _pool_type(type_)
         self._positions = SlotArray(np.int64, -1)
         self._chunks: list[pa.Array] = []
         self._rows = 0
@@ -209,6 +209,13 @@ class PooledValues:
 
 
 _LARGE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+
+
+def _pool_type(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(_pool_type(field.type)) for field in type_])
+    return _LARGE.get(type_, type_)
+
 
 ValuesBySlot = FixedValues | PooledValues
 
