@@ -1,7 +1,7 @@
 """What an aggregate computes: kind, input, filter and result type. How, is the operators' business.
 
-The rules are SQL's: nulls are skipped, `count()` alone counts rows; over no values `count` and
-`count_distinct` give 0, everything else null.
+The rules are SQL's: nulls are skipped, `count()` alone counts rows; over no values the
+counts give 0, everything else null.
 
 | kind | takes | gives |
 |---|---|---|
@@ -11,6 +11,10 @@ The rules are SQL's: nulls are skipped, `count()` alone counts rows; over no val
 | min, max | anything ordered | the input's type |
 | first, last | anything | the input's type |
 | collect_list | anything | list of the input's type |
+| approx_count_distinct | what can be a key | int64 |
+| approx_quantile | numbers (computed as doubles); dates, times, durations | double; the input's type |
+
+The approximate ones keep sketches of bounded size (`state.accumulators.sketches` has their error bounds).
 
 A dictionary counts as its values.
 """
@@ -41,6 +45,8 @@ AggregateKind = Literal[
     "last",
     "count_distinct",
     "collect_list",
+    "approx_count_distinct",
+    "approx_quantile",
 ]
 
 
@@ -144,6 +150,19 @@ def _moment(aggregate: AggregateExpr, type_: pa.DataType) -> pa.DataType:
     raise aggregate.refuse(type_, "integers, floats or decimals")
 
 
+def _quantile(aggregate: AggregateExpr, type_: pa.DataType) -> pa.DataType:
+    q = aggregate.params["q"]
+    if isinstance(q, bool) or not isinstance(q, int | float) or not 0 <= q <= 1:
+        raise PlanError(
+            f"{aggregate!r}: q is {q!r}, expected a number from 0 (the smallest) to 1 (the largest)"
+        )
+    if pa.types.is_temporal(type_) and not pa.types.is_interval(type_):
+        return type_
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
+        return pa.float64()
+    raise aggregate.refuse(type_, "integers, floats, decimals, dates, times or durations")
+
+
 def _extreme(aggregate: AggregateExpr, type_: pa.DataType) -> pa.DataType:
     if pa.types.is_nested(type_) or pa.types.is_null(type_):
         raise aggregate.refuse(type_, "numbers, booleans, strings, binaries, dates, times or durations")
@@ -170,5 +189,7 @@ _RESULTS = {
     "first": _any,
     "last": _any,
     "collect_list": _list,
+    "approx_count_distinct": _count_distinct,
+    "approx_quantile": _quantile,
 }
 """Result type by kind."""

@@ -75,7 +75,8 @@ def data_arguments(name: str) -> int | None:
     if kind:
         raise UnknownFunctionError(
             f"aggregate {name!r} of pyarrow is not one of rayflow's aggregates; those are count, sum, min, "
-            "max, mean, stddev, variance, first, last, count_distinct and collect_list"
+            "max, mean, stddev, variance, first, last, count_distinct, approx_count_distinct, approx_quantile and "
+            "collect_list"
         )
     raise UnknownFunctionError(f"unknown function {name!r}{nearest(name, rowwise_functions())}")
 

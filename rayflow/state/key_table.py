@@ -40,7 +40,7 @@ _MIN_GARBAGE_BYTES = 1 << 20
 _MAX_SLOTS = 2**31 - 1
 
 
-def grown(array: Array, needed: int, fill: int | float = 0) -> Array:
+def grown(array: Array, needed: int, fill: Any = 0) -> Array:
     """Return `array`, or a copy at least 1.5 times as long where it has fewer than `needed` elements."""
     if needed <= len(array):
         return array

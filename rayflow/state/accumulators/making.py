@@ -32,6 +32,7 @@ from rayflow.state.accumulators.multiset import (
 )
 from rayflow.state.accumulators.numeric import Count, ExactSum, FloatSum, Variance
 from rayflow.state.accumulators.ordered import ByTime
+from rayflow.state.accumulators.sketches import DistinctSketches, QuantileSketches
 from rayflow.state.fixed_width import is_fixed_width
 
 # Arrow neither filters nor takes from views.
@@ -51,8 +52,13 @@ def make_accumulator(
     input_ = expr.input_type(input_schema)
     input_ = WORKABLE.get(input_, input_)
     makers = _RETRACTABLE if retractable else _MAKERS
+    if expr.kind not in makers:
+        raise PlanError(
+            f"aggregate {name!r}: {expr.kind} is not possible on an upsert stream, since a sketch forgets what it "
+            "was made of and cannot take rows back; use an exact aggregate, or a window before it"
+        )
     try:
-        return makers[expr.kind](input_, output)
+        return makers[expr.kind](input_, output, **expr.params)
     except TypeError as error:
         what = f"{expr.kind} of {input_}" + (" on an upsert stream" if retractable else "")
         raise PlanError(f"aggregate {name!r}: {what} is not possible: {error}") from error
@@ -93,8 +99,8 @@ def _retractable_extreme(*, largest: bool) -> Maker:
     return lambda input_, output: RetractableBest(input_, _extreme(largest=largest)(input_, output))
 
 
-Maker = Callable[[pa.DataType, pa.DataType], Accumulator]
-"""Makes an accumulator for types of input and output."""
+Maker = Callable[..., Accumulator]
+"""Makes an accumulator for types of input and output, and the parameters of the aggregate."""
 
 _MAKERS: dict[str, Maker] = {
     "sum": _added("sum"),
@@ -106,6 +112,8 @@ _MAKERS: dict[str, Maker] = {
     "first": lambda input_, output: ByTime(input_, last=False),
     "last": lambda input_, output: ByTime(input_, last=True),
     "count_distinct": CountDistinct,
+    "approx_count_distinct": DistinctSketches,
+    "approx_quantile": QuantileSketches,
     "collect_list": CollectList,
 }
 

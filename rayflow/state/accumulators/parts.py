@@ -27,7 +27,7 @@ _MIN_POOL_ROWS = 1024
 class SlotArray:
     """A NumPy array indexed by slot; a slot not written since `clear` holds `fill`."""
 
-    def __init__(self, dtype: npt.DTypeLike, fill: int | float | bool = 0) -> None:
+    def __init__(self, dtype: npt.DTypeLike, fill: Any = 0) -> None:
         self._fill = fill
         self.values: npt.NDArray[Any] = np.zeros(0, dtype)
 

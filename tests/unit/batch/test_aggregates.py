@@ -48,6 +48,9 @@ SCHEMA = pa.schema(
         (col("t").last(), pa.timestamp("ms")),
         (col("k").count_distinct(), pa.int64()),
         (col("k").collect_list(), pa.list_(pa.string())),
+        (col("k").approx_count_distinct(), pa.int64()),
+        (col("d").approx_quantile(0.5), pa.float64()),
+        (col("t").approx_quantile(1), pa.timestamp("ms")),
         ((col("i") + col("f")).sum().filter(col("b") & (col("i") > 0)), pa.float64()),
     ],
 )
@@ -69,6 +72,14 @@ def test_result_types_follow_sql(aggregate: AggregateExpr, expected: pa.DataType
         (col("t").mean(), "of type timestamp"),
         (col("l").min(), "of type list"),
         (col("l").count_distinct(), "cannot be a key"),
+        (col("l").approx_count_distinct(), "cannot be a key"),
+        (col("s").approx_quantile(0.5), 'col("s").approx_quantile(q=0.5): the input is of type string'),
+        (col("b").approx_quantile(0.5), "of type bool, expected integers, floats, decimals, dates, times"),
+        (
+            col("i").approx_quantile(1.5),
+            "q is 1.5, expected a number from 0 (the smallest) to 1 (the largest)",
+        ),
+        (col("i").approx_quantile("0.5"), "q is '0.5'"),  # type: ignore[arg-type]
         (col("nope").sum(), "unknown column 'nope'"),
         (col("i").sum().filter(col("i")), "the filter is of type int32, expected bool"),
         (count().filter(col("nope")), "unknown column 'nope'"),
