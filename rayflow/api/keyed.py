@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
-from rayflow.api.planning import StreamInfo, output_schema, require_columns
+from rayflow.api.planning import StreamInfo, at_user_line, output_schema, refuse_upsert, require_columns
 from rayflow.api.top_n import top_n
 from rayflow.api.window_plan import opened
 from rayflow.api.window_specs import WindowSpec
@@ -18,6 +18,7 @@ from rayflow.api.windowed import WindowedStream
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.graph.plan import Exchange
 from rayflow.operators.aggregate import RunningAggregateOperator
+from rayflow.state.accumulators.columns import AggregateColumns
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
@@ -27,8 +28,14 @@ class KeyedStream:
     """Rows grouped by key columns. Made by `DataStream.key_by`."""
 
     def __init__(self, stream: DataStream, keys: list[str]) -> None:
-        self._stream = stream
+        self._changes = stream
         self._keys = tuple(keys)
+
+    @property
+    def _stream(self) -> DataStream:
+        """The stream, for steps that want rows which stay: an upsert stream is refused."""
+        refuse_upsert(self._changes._info, "a step of a keyed stream other than aggregate and top_n")
+        return self._changes
 
     def __getattr__(self, name: str) -> Any:
         """Whatever a `DataStream` offers, on rows that lie by key: `.key_by("k").map_batches(fn)`."""
@@ -58,11 +65,14 @@ class KeyedStream:
         On an append stream it holds n rows a key in memory. On an upsert stream it holds all rows, so that the next
         best can take the place of one that is deleted.
         """
-        return top_n(self._stream, self._keys, n, order_by, rank, ties)
+        return top_n(self._changes, self._keys, n, order_by, rank, ties)
 
     def aggregate(self, **aggs: AggregateExpr) -> DataStream:
-        """Keep one row per key: the key columns, then `name=aggregate`. An upsert stream by key."""
-        stream = self._stream
+        """Keep one row per key: the key columns, then `name=aggregate`. An upsert stream by key.
+
+        Of an upsert stream it aggregates the rows that are there now: those that are updated or deleted are taken
+        back, and a key without rows is deleted."""
+        stream = self._changes
         schema = require_columns(stream._info, self._keys, "aggregate")
         results = checked_aggregates(stream._info, aggs)
         fields = [*(schema.field(key) for key in self._keys), *results]
@@ -78,8 +88,9 @@ class KeyedStream:
             tuple(aggs.items()),
             schema,
             time_column=stream._info.time_column,
+            retracts=stream._info.is_upsert,
         )
-        return stream._then(
+        made = stream._then(
             "aggregate",
             partial(make, False),
             info,
@@ -87,3 +98,8 @@ class KeyedStream:
             edges=[stream._edge(Exchange("hash", self._keys))],
             changelog=lambda emit_before: partial(make, emit_before),
         )
+        if stream._info.is_upsert:
+            with at_user_line():
+                AggregateColumns(tuple(aggs.items()), schema, retractable=True)
+            stream._env._wants_old_rows.add(made._node.id)
+        return made

@@ -173,8 +173,9 @@ class DataStream(FunctionSteps, Outputs):
         return stream
 
     def key_by(self, *cols: str | Expr) -> KeyedStream:
-        """Group rows by columns: all rows of a key come to one subtask. Compute keys with `with_columns`."""
-        refuse_upsert(self._info, "key_by")
+        """Group rows by columns: all rows of a key come to one subtask. Compute keys with `with_columns`.
+
+        An upsert stream can be grouped by other keys than its own, for `aggregate` and `top_n`."""
         if not cols:
             raise plan_error("key_by: expected at least one column")
         keys = self._column_names(cols, "key_by")

@@ -182,7 +182,8 @@ class UpsertWriter(FileWriter):
         if self._whole_rows:
             content = content.take(remaining_rows(content))
         else:
-            content = content.take(last_rows(content, key))
+            if base is not None:
+                content = content.take(last_rows(content, key))
             content = content.filter(pc.not_equal(content[OP_COLUMN], DELETE))
         content = content.drop_columns([OP_COLUMN]).combine_chunks()
         file = StagedFile(self._target, self._names.next(), self._format, content.schema)

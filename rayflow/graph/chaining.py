@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from rayflow.batch.changelog import is_changelog
 from rayflow.graph.plan import (
     Exchange,
     JobEdge,
@@ -126,6 +127,8 @@ def _decide_exchanges(
             )
             for edge in node.inputs
         ]
+        for link in inputs:
+            _check_order(by_id[link.edge.source], node, link.exchange)
         lie_by[node.id] = node.partitioned_by if _keeps_partitioning(inputs, lie_by) else None
         links += inputs
     return links
@@ -140,6 +143,22 @@ def _exchange(
     if wanted.kind == "forward" and producers != consumers:
         return Exchange("rebalance")
     return wanted
+
+
+def _check_order(source: StreamNode, target: StreamNode, exchange: Exchange) -> None:
+    # Whoever takes rows back must get them after they came. (A sink that takes such a stream only shows it.)
+    schema = source.spec.schema
+    if (
+        exchange.kind == "rebalance"
+        and target.spec.kind != "sink"
+        and schema is not None
+        and is_changelog(schema)
+    ):
+        raise PlanError(
+            f"{target.spec.name!r} has another parallelism than {source.spec.name!r}, and the key of this upsert "
+            "stream was dropped, so its changes would get out of order; keep the key columns, or the parallelism",
+            target.spec.location,
+        )
 
 
 def _keeps_partitioning(inputs: Sequence[_Link], lie_by: dict[int, tuple[str, ...] | None]) -> bool:

@@ -285,7 +285,8 @@ def test_the_upsert_key_follows_its_column_and_is_missed_when_dropped(counts: An
 @pytest.mark.parametrize(
     "call",
     [
-        lambda s: s.key_by("k").aggregate(m=rf.count()),
+        lambda s: s.key_by("k").window(rf.CountWindow(3)),
+        lambda s: s.key_by("k").filter(col("n") > 1),
         lambda s: s.map(lambda r: r),
         lambda s: s.explode("k"),
         lambda s: s.rebalance(),
@@ -295,6 +296,14 @@ def test_the_upsert_key_follows_its_column_and_is_missed_when_dropped(counts: An
 def test_what_upserts_do_not_support_says_so(counts: Any, call: Any) -> None:
     with pytest.raises(PlanError, match="not supported on upsert streams"):
         call(counts)
+
+
+def test_an_upsert_stream_can_be_grouped_by_another_key(counts: Any) -> None:
+    keyed = counts.key_by("n")
+    assert fields(keyed.aggregate(keys=rf.count())) == {"n": "int64", "keys": "int64"}
+    assert fields(keyed.top_n(1, "k")) == {"k": "string", "n": "int64"}
+    # Rows are taken back by their values: the key may be lost.
+    counts.select("n").key_by("n").aggregate(keys=rf.count()).discard()
 
 
 # ------------------------------------------------------------------------------------------------ plans
@@ -325,6 +334,27 @@ def test_old_rows_are_made_only_where_they_are_printed(rows: Any, env: Any) -> N
     rows.key_by("k").aggregate(n=rf.count()).uid("written").write_parquet("/tmp/x", mode="upsert")
     emits = {v.id: v.operators[0].payload.args[-1] for v in env.plan().vertices[1:]}
     assert emits == {"printed": True, "written": False}
+
+
+def test_old_rows_are_made_for_whoever_takes_them_back(rows: Any, env: Any) -> None:
+    inner = rows.key_by("k").aggregate(n=rf.count()).uid("inner")
+    outer = inner.filter(col("n") > 1).uid("kept").key_by("n").aggregate(keys=rf.count()).uid("outer")
+    outer.write_parquet("/tmp/x", mode="upsert")
+    emits = {
+        op.uid: op.payload.args[-1]
+        for v in env.plan().vertices
+        for op in v.operators
+        if op.kind == "operator"
+    }
+    assert emits == {"inner": True, "kept": True, "outer": False}
+
+
+def test_changes_without_a_key_may_not_be_dealt_out_before_they_are_taken_back(rows: Any, env: Any) -> None:
+    counts = rows.key_by("k").aggregate(n=rf.count()).select("n")
+    shown = counts.filter(col("n") > 1).with_parallelism(3)
+    shown.key_by("n").aggregate(keys=rf.count()).discard()
+    with pytest.raises(PlanError, match="out of order"):
+        env.plan()
 
 
 def test_settings_reach_the_plan(rows: Any, env: Any) -> None:
