@@ -271,10 +271,11 @@ class PeerLost:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The subtask has closed the attempt after Cancel or Finish."""
+    """The subtask has closed the attempt after Cancel or Finish; its last statistics."""
 
     subtask: SubtaskId
     attempt: Attempt
+    statistics: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,8 @@ class SubtaskEngine:
         self._uploading: dict[CheckpointId, int] = {}
         self._now_ms = 0
         self._announced_deployed = False
+        # What the current attempt's task had counted when it was closed.
+        self._past: dict[str, Any] = {}
         self.stale_messages = 0
 
     # ------------------------------------------------------------------------------- any thread
@@ -189,10 +191,11 @@ class SubtaskEngine:
         task = self._task
         return {
             "state": self._state,
+            "attempt": self._fence.attempt,
             "checkpoint": self._checkpoint_phase(task),
             "stale_messages": self.stale_messages,
             **self._host_statistics(),
-            **({} if task is None else task.statistics()),
+            **(self._past if task is None else task.statistics()),
         }
 
     def waiting_for(self) -> Activity:
@@ -287,6 +290,7 @@ class SubtaskEngine:
                 self._link.report(Deployed(deploy.subtask, deploy.attempt))
             return
         self._drop_task()
+        self._past = {}
         self._transport.close_channels(self._fence.attempt)
         self._fence.advance(deploy.attempt)
         self._deploy = deploy
@@ -406,7 +410,7 @@ class SubtaskEngine:
         self._drop_task()
         self._transport.close_channels(self._fence.attempt)
         self._state = state
-        self._link.report(Stopped(*self._here()))
+        self._link.report(Stopped(*self._here(), self.statistics()))
 
     # ------------------------------------------------------------------------------- helpers
 
@@ -436,6 +440,7 @@ class SubtaskEngine:
         self._inbox.clear()
         self._uploading.clear()
         if task is not None:
+            self._past = dict(task.statistics())
             for error in task.close():
                 _log.warning("closing attempt %s: %s", self._fence.attempt, error, exc_info=error)
 

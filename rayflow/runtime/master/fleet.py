@@ -47,6 +47,7 @@ class Fleet:
         self._sequence = 0
         self._next_beat_ms: int | None = None
         self.ready: dict[SubtaskId, Worker] = {}
+        self._ended: dict[SubtaskId, Worker] = {}
 
     def ensure(self) -> None:
         """Ask for every worker that is missing."""
@@ -133,8 +134,13 @@ class Fleet:
         """When `beat` has something to do, None while there is no worker."""
         return self._next_beat_ms
 
+    def known(self, subtask: SubtaskId) -> Worker | None:
+        """Return the worker, also after `shutdown`; None where there is none, or was none then. For reports."""
+        return self.ready.get(subtask) or self._ended.get(subtask)
+
     def shutdown(self) -> None:
         """End all workers."""
+        self._ended = dict(self.ready)
         self.ready.clear()
         self._starting.clear()
         self._next_beat_ms = None

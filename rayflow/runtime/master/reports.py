@@ -48,7 +48,7 @@ def metrics(ctx: Context, run: JobRun | None, state: JobState) -> dict[str, Any]
     operators: dict[str, dict[str, float]] = {}
     for subtask in ctx.job.subtasks:
         shown = _subtask(ctx, run, subtask)
-        worker = ctx.fleet.ready.get(subtask)
+        worker = ctx.fleet.known(subtask)
         per_operator = worker.statistics.get("operators", {}) if worker is not None else {}
         subtasks.append({**shown, "operators": per_operator})
         for uid, values in per_operator.items():
@@ -94,8 +94,8 @@ def _failure(run: JobRun | None) -> dict[str, Any] | None:
 
 
 def _subtask(ctx: Context, run: JobRun | None, subtask: SubtaskId) -> dict[str, Any]:
-    worker = ctx.fleet.ready.get(subtask)
-    told = worker.statistics if worker is not None else {}
+    known, worker = ctx.fleet.known(subtask), ctx.fleet.ready.get(subtask)
+    told = known.statistics if known is not None else {}
     return {
         "operator": subtask.vertex,
         "index": subtask.index,
@@ -104,11 +104,11 @@ def _subtask(ctx: Context, run: JobRun | None, subtask: SubtaskId) -> dict[str, 
         "node_id": worker.node_id if worker is not None else None,
         "pid": worker.pid if worker is not None else None,
         **{key: told.get(key, 0) for key in _NUMBERS},
-        **{key: told.get(key, 0.0) for key in _RATIOS},
+        **{key: told.get(key, 0.0) if worker is not None else 0.0 for key in _RATIOS},
         "watermark": _watermark(told.get("watermark")),
         "blocked_channels": list(told.get("blocked_channels", ())),
         "checkpoint": told.get("checkpoint"),
-        "rss_bytes": told.get("rss_bytes"),
+        "rss_bytes": told.get("rss_bytes") if worker is not None else None,
     }
 
 

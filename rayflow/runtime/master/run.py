@@ -159,6 +159,7 @@ class JobRun:
             # Newer ones come to a master that was superseded and does not know it yet.
             self.stale_messages += 1
         elif isinstance(message, Stopped):
+            ctx.fleet.answered(message.subtask, message.statistics, ctx.now_ms)
             self.board.closed(message.subtask, finished=self.phase is Phase.FINISHING)
         elif isinstance(message, TaskFailed):
             self._task_failed(message)

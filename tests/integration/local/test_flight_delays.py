@@ -18,6 +18,7 @@ import rayflow as rf
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 
+ROWS = 336_776
 COLUMNS = "origin, window_start, window_end, flights, round(mean_delay, 6), worst_delay"
 
 
@@ -65,6 +66,9 @@ def test_it_equals_duckdb_and_committed_rows_only_grow(
     )
     assert committed(tmp_path / "out") == expected
     assert result.describe["checkpoints"]["completed"] > 1
+    # What was counted is still told when the job has ended.
+    sources = [s["rows_in"] for s in result.describe["subtasks"] if s["operator"] == "read_parquet-1"]
+    assert sum(sources) == ROWS
     assert lab.leftovers(tmp_path / "out") == []
     only_grows(watcher.stop(), expected)
 

@@ -266,6 +266,30 @@ def test_a_heartbeat_is_answered_without_a_step() -> None:
     assert (answer.sequence, answer.statistics["state"]) == (7, "CREATED")
 
 
+def test_answers_name_the_attempt_that_was_taken_note_of() -> None:
+    # By this the master tells a survivor that is still restoring from one that is stuck.
+    world = World(SOURCE)
+    assert world.engine.statistics()["attempt"] == 0
+    world.engine.post(deploy(SOURCE))
+    world.run()
+    assert world.engine.statistics()["attempt"] == 1
+
+
+def test_what_a_task_counted_is_told_after_it_is_closed_until_the_next_attempt() -> None:
+    world = running_source()
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    read = world.engine.statistics()["rows_in"]
+    assert read
+    world.engine.post(Cancel(Attempt(1)))
+    world.run()
+    (stopped,) = world.of(Stopped)
+    assert stopped.statistics["rows_in"] == world.engine.statistics()["rows_in"] == read
+    world.engine.post(deploy(SOURCE, attempt=2))
+    world.run()
+    assert world.engine.statistics().get("rows_in", 0) == 0
+
+
 def test_a_broken_channel_is_reported_and_a_cancel_stops_everything() -> None:
     world = running_source()
     world.engine.on_channel_broken(Attempt(1), CHANNEL, "reset by peer")
@@ -273,7 +297,8 @@ def test_a_broken_channel_is_reported_and_a_cancel_stops_everything() -> None:
     assert world.of(PeerLost)[0].channel == CHANNEL
     world.engine.post(Cancel(Attempt(1)))
     world.run()
-    assert world.of(Stopped) == [Stopped(SOURCE, Attempt(1))]
+    (stopped,) = world.of(Stopped)
+    assert (stopped.subtask, stopped.attempt) == (SOURCE, Attempt(1))
     assert world.closed == 1
 
 
