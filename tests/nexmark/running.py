@@ -67,9 +67,10 @@ def run(
         time="event",
     )
     config = {key.replace("__", "."): value for key, value in settings.items()}
+    killer = _Killer(kills, seed, output.with_suffix(".killed"))
     if kills:
+        env.from_source(_Open(str(killer.all_dead))).uid("open").discard()
         config = {"checkpoint.interval": "50ms", "restart.delay": "1ms", **config}
-    killer = _Killer(kills, seed)
     result = run_local(env.plan(), config, on_start=killer.begin)
     killer.end()
     if result.state is not JobState.FINISHED:
@@ -82,10 +83,40 @@ def read(query: str, output: Path) -> pa.Table:
     return ds.dataset(output, format="parquet", partitioning=_PARTITIONS.get(query)).to_table()
 
 
-class _Killer:
-    """Makes random subtasks die, as if by SIGKILL, whenever one more checkpoint has completed."""
+class _Open(rf.Source):
+    """A source without rows that keeps its job running until the file `until` exists."""
 
-    def __init__(self, kills: int, seed: int) -> None:
+    def __init__(self, until: str) -> None:
+        self._until = until
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema({"never": pa.null()})
+
+    def splits(self) -> list[rf.Split]:
+        return [rf.Split(id="open")]
+
+    def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
+        return _Waiting(Path(self._until), self.schema)
+
+
+class _Waiting(rf.SplitReader):
+    def __init__(self, until: Path, schema: pa.Schema) -> None:
+        self._until, self._nothing = until, pa.RecordBatch.from_pylist([], schema)
+
+    def read(self, max_rows: int) -> pa.RecordBatch | None:
+        return None if self._until.exists() else self._nothing
+
+    def position(self) -> None:
+        return None
+
+
+class _Killer:
+    """Makes random subtasks die, as if by SIGKILL, whenever one more checkpoint has completed; then makes the
+    file `all_dead`."""
+
+    def __init__(self, kills: int, seed: int, all_dead: Path) -> None:
+        self.all_dead = all_dead
         self._kills = kills
         self._random = random.Random(seed)
         self._over = threading.Event()
@@ -105,10 +136,10 @@ class _Killer:
         survived = 0
         while self._kills and not job.master.closed and not self._over.wait(0.01):
             completed = int(job.master.describe()["checkpoints"]["completed"])
-            subtasks = sorted(job.cluster._workers, key=str)
-            if completed > survived and subtasks:
+            subtasks = sorted((s for s in job.cluster._workers if s.vertex != "open"), key=str)
+            if completed > survived and subtasks and job.cluster.crash(self._random.choice(subtasks)):
                 survived, self._kills = completed, self._kills - 1
-                job.cluster.crash(self._random.choice(subtasks))
+        self.all_dead.touch()
 
 
 # ------------------------------------------------------------------------------------------------- data

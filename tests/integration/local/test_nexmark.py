@@ -75,7 +75,7 @@ def test_shuffled_rows_and_a_dead_subtask_change_nothing(
         kills=1,
         seed=index,
         batch__rows=500,
-        source__rate_limit=25_000,  # two thirds of a second, in which the first checkpoint completes
+        source__rate_limit=40_000,  # so that the subtask dies in the midst of its work
         checkpoint__interval="20ms",
     )
     assert difference(expected(query), outcome.rows) is None
