@@ -12,13 +12,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rayflow.api.planning import duration_ns, plan_error
+from rayflow.api.row_windows import aggregate_count_windows, aggregate_global_window, aggregate_sessions
 from rayflow.api.time_windows import aggregate_time_windows
 from rayflow.api.window_plan import WindowPlan
 from rayflow.api.window_specs import (
+    CountWindow,
     Duration,
+    GlobalWindow,
     OnCount,
     OnProcessingTime,
     OnWatermark,
+    Session,
     Sliding,
     Trigger,
     Tumbling,
@@ -61,7 +65,13 @@ class WindowedStream:
     def aggregate(self, **aggs: AggregateExpr) -> DataStream:
         """Make one row per key and window that has rows: the key columns, `window_start`, `window_end` (of the
         type of the event-time column), then `name=aggregate`. The event time of a time window's result is its
-        `window_start`, so that coarser windows of a multiple of the slide may follow."""
+        `window_start`, so that coarser windows of a multiple of the slide may follow; a session's is `window_end`.
+
+        `rf.CountWindow` and `rf.GlobalWindow` are no stretches of time: where the stream has event time,
+        `window_start` and `window_end` are the smallest and the largest one of their rows; without, these two
+        columns are missing. Rows left over in a count window when the input ends give no result, as in Flink
+        (counted in `unfinished_window_rows`). A global window gives its result when the input ends; with a
+        trigger it is an upsert stream by key."""
         make = _AGGREGATE.get(type(self._plan.spec))
         if make is None:
             raise plan_error(f"aggregate: not possible over {self._plan.spec} windows yet")
@@ -78,5 +88,8 @@ class WindowedStream:
 _AGGREGATE: dict[type, Callable[[WindowPlan, dict[str, AggregateExpr]], DataStream]] = {
     Tumbling: aggregate_time_windows,
     Sliding: aggregate_time_windows,
+    Session: aggregate_sessions,
+    CountWindow: aggregate_count_windows,
+    GlobalWindow: aggregate_global_window,
 }
 _PROCESS: dict[type, Callable[[WindowPlan, Any, Any], DataStream]] = {}

@@ -1,0 +1,125 @@
+"""The event times of an operator's rows, and how far its watermark has come.
+
+Rows without a time are taken out, and so are times at the far end of what the column can hold. Whoever asks
+says which of the rest are late; all of these are counted (`null_time_rows`, `late_rows`) and go to the side output
+for late rows where there is one. The watermark is part of the state, with every key group, so that lateness is
+judged the same after a restart at whatever parallelism; since barriers are aligned and watermarks are broadcast,
+all subtasks wrote the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayflow.model.times import WATERMARK_MIN
+from rayflow.operators.contracts import OperatorContext, Output
+from rayflow.operators.functions import user_error
+from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+from rayflow.windows.bounds import I64, in_units, reached, unit_ns
+
+_WATERMARK = "watermark"
+_INT64 = np.iinfo(np.int64)
+
+
+class RowTimes:
+    """Times in `column`, a timestamp of `schema`. Late rows go to the side output `late_to`, if any.
+
+    Raises PlanError where the column is no timestamp."""
+
+    def __init__(self, column: str, schema: pa.Schema, late_to: str | None = None) -> None:
+        self.type = schema.field(column).type
+        self._column, self._late_to = column, late_to
+        self._unit_ns = unit_ns(column, self.type)
+        self._watermark = WATERMARK_MIN
+
+    def in_units(self, duration_ns: int, what: str) -> int:
+        """Return a duration in units of the column. Raises PlanError where it is no multiple."""
+        return in_units(duration_ns, self._unit_ns, what, self._column)
+
+    def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
+        """Take the watermark up again. Called once, first."""
+        self._ctx, self._out = ctx, out
+        self._late = ctx.metrics.counter("late_rows")
+        self._null_times = ctx.metrics.counter("null_time_rows")
+        self._watermark = restored_watermark(restored)
+
+    @property
+    def reached(self) -> int:
+        """The last instant, in units of the column, that the watermark has reached."""
+        return reached(self._watermark, self._unit_ns)
+
+    def advance(self, watermark: int) -> None:
+        """The watermark came to `watermark` (ns)."""
+        self._watermark = max(self._watermark, watermark)
+
+    def timely(self, rows: pa.RecordBatch, margin: int) -> tuple[pa.RecordBatch, I64]:
+        """Return the rows that have a time, and their times. A time nearer than `margin` to the end of what
+        the column holds is refused, with a user's error."""
+        times = rows.column(self._column)
+        if times.null_count:
+            self._null_times.inc(times.null_count)
+            self._side(rows.filter(times.is_null()))
+            rows = rows.filter(times.is_valid())
+            times = rows.column(self._column)
+        ticks = self.ticks(times)
+        if len(ticks) and (
+            int(ticks.min()) < _INT64.min + margin + 1 or int(ticks.max()) > _INT64.max - margin - 1
+        ):
+            raise user_error(
+                self._ctx,
+                f"column {self._column!r}: a timestamp is so near the end of what {self.type} can hold that its "
+                "window is not; filter such rows out",
+                rows,
+            )
+        return rows, ticks
+
+    def put_aside(self, rows: pa.RecordBatch) -> None:
+        """These rows are late."""
+        self._late.inc(rows.num_rows)
+        self._side(rows)
+
+    def _side(self, rows: pa.RecordBatch) -> None:
+        if self._late_to is not None:
+            self._out.emit_side(self._late_to, rows)
+
+    def ticks(self, times: pa.Array) -> I64:
+        """Return times of the column's type (none null) as numbers."""
+        numbers: I64 = np.array(times.cast(pa.int64()).to_numpy())
+        return numbers
+
+    def column(self, ticks: I64) -> pa.Array:
+        """Return numbers as times of the column's type."""
+        return pa.array(ticks).cast(self.type)
+
+    def snapshot(self) -> StatePart:
+        """Return the watermark, with every key group."""
+        return watermark_part(self._ctx, self._watermark)
+
+
+def restored_watermark(restored: Sequence[RestoredPart]) -> int:
+    """Return the watermark (ns) that `watermark_part` wrote, WATERMARK_MIN where there is none."""
+    known = [
+        int(value)
+        for part in restored
+        if part.name == _WATERMARK
+        for value in part.table.column("watermark").unique().to_pylist()
+    ]
+    return min(known, default=WATERMARK_MIN)
+
+
+def watermark_part(ctx: OperatorContext, watermark: int) -> StatePart:
+    """Return the state that is `watermark`, with every key group of the subtask."""
+    groups = np.arange(ctx.key_groups.start, ctx.key_groups.stop, dtype=np.int32)
+    return StatePart(name=_WATERMARK, kind="keyed", build=partial(_watermarks, groups, watermark))
+
+
+def _watermarks(groups: Any, watermark: int) -> pa.Table:
+    # A decimal, since WATERMARK_MAX is beyond 64 bits.
+    values = pa.array([Decimal(watermark)] * len(groups), pa.decimal128(38, 0))
+    return pa.table({"watermark": values, KEY_GROUP_COLUMN: pa.array(groups, pa.int32())})
