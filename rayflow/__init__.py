@@ -77,6 +77,11 @@ if TYPE_CHECKING:
     from rayflow.operators.contracts import Source as Source
     from rayflow.operators.contracts import Split as Split
     from rayflow.operators.contracts import SplitReader as SplitReader
+    from rayflow.operators.process_functions import CoProcessFunction as CoProcessFunction
+    from rayflow.operators.process_functions import KeyedProcessFunction as KeyedProcessFunction
+    from rayflow.operators.states import ListState as ListState
+    from rayflow.operators.states import MapState as MapState
+    from rayflow.operators.states import ValueState as ValueState
     from rayflow.protocol.commits import CommitPermit as CommitPermit
 
 __version__ = "0.1.0"
@@ -115,6 +120,8 @@ _MODULES = {
     ),
     "rayflow.model.results": ("JobResult",),
     "rayflow.operators.contracts": ("Sink", "SinkContext", "Source", "Split", "SplitReader"),
+    "rayflow.operators.process_functions": ("CoProcessFunction", "KeyedProcessFunction"),
+    "rayflow.operators.states": ("ListState", "MapState", "ValueState"),
     "rayflow.protocol.commits": ("CommitPermit",),
 }
 

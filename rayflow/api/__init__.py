@@ -10,6 +10,7 @@
 | `outputs` | its sinks |
 | `keyed`, `windowed` | `KeyedStream`, `WindowedStream` |
 | `top_n` | the first rows of each key: orders, and what is known of the result |
+| `processing` | process functions of keyed and of connected streams |
 | `projection` | columns in, columns out: what select, rename and drop share |
 | `returns` | the columns of Python functions, from `returns=` or type hints |
 | `specs` | `Watermark` |

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
 from rayflow.api.planning import StreamInfo, at_user_line, output_schema, refuse_upsert, require_columns
+from rayflow.api.processing import ConnectedStreams, connected, keyed_process
 from rayflow.api.top_n import top_n
 from rayflow.api.window_plan import opened
 from rayflow.api.window_specs import WindowSpec
@@ -18,6 +19,7 @@ from rayflow.api.windowed import WindowedStream
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.graph.plan import Exchange
 from rayflow.operators.aggregate import RunningAggregateOperator
+from rayflow.operators.process_functions import KeyedProcessFunction
 from rayflow.state.accumulators.columns import AggregateColumns
 
 if TYPE_CHECKING:
@@ -103,3 +105,17 @@ class KeyedStream:
                 AggregateColumns(tuple(aggs.items()), schema, retractable=True)
             stream._env._wants_old_rows.add(made._node.id)
         return made
+
+    def process(
+        self, fn: KeyedProcessFunction | type[KeyedProcessFunction], returns: Any = None
+    ) -> DataStream:
+        """Hand each row to `fn.process(row, ctx)`, with state and timers of the row's key, and emit what it yields.
+
+        `fn`: an `rf.KeyedProcessFunction`, or its class, which is made once per subtask. `returns`: the columns
+        (an Arrow schema or type hints); the event time stays where its column does."""
+        return keyed_process(self._stream, self._keys, fn, returns)
+
+    def connect(self, other: KeyedStream | DataStream) -> ConnectedStreams:
+        """Join up with another stream for one two-input function: `.connect(other).process(fn)`. The other is keyed
+        too, by equal types, or `.broadcast()`."""
+        return connected(self, other)

@@ -29,6 +29,7 @@ from rayflow.api.planning import (
     refuse_upsert,
     require_columns,
 )
+from rayflow.api.processing import ConnectedStreams, connected
 from rayflow.api.projection import (
     Columns,
     as_column,
@@ -186,6 +187,11 @@ class DataStream(FunctionSteps, Outputs):
             for key in keys:
                 check_key_type(key, schema.field(key).type)
         return KeyedStream(self, keys)
+
+    def connect(self, other: DataStream | KeyedStream) -> ConnectedStreams:
+        """Join up with another stream for one two-input function: `.connect(other).process(fn)`. Both are keyed,
+        or the other is `.broadcast()`, or neither is keyed."""
+        return connected(self, other)
 
     def side_output(self, tag: str, returns: Any = None) -> DataStream:
         """Read what the operator puts aside under `tag`: a window's late rows (`allowed_lateness(d, late_to=tag)`),

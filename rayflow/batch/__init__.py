@@ -11,5 +11,6 @@ Everything here is a function of its arguments: no state of a job, no I/O, no cl
 | `expressions` | what users write: `col`, `lit`, `when` and their methods |
 | `nodes`, `kernels` | how expressions are evaluated: trees over Arrow kernels |
 | `ordering` | what rows are ordered by: `col("x").desc()` |
+| `python_values`, `type_hints` | Arrow values and types as users' Python sees and writes them |
 | `aggregates` | what an aggregate computes, and its result type |
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,32 @@ class FunctionContext:
 class UserFunction:
     """A user's function in one subtask."""
 
-    def __init__(self, fn: Callable[..., Any] | type) -> None:
+    def __init__(self, fn: Any) -> None:
         self._given = fn
         self._fn: Any = None
 
     def open(self, ctx: OperatorContext) -> None:
         """Make the function ready. Called once, first."""
+        self.make(ctx)
+        self.begin(FunctionContext(ctx))
+
+    def make(self, ctx: OperatorContext) -> None:
+        """The first half of `open`: make the instance, where a class was given."""
         self._ctx = ctx
         with self.blamed(None):
             self._fn = self._given() if isinstance(self._given, type) else self._given
-            hook = getattr(self._fn, "open", None)
-            if callable(hook):
-                hook(FunctionContext(ctx))
+
+    def begin(self, context: FunctionContext) -> None:
+        """The second half of `open`: call the function's own `open(context)`."""
+        hook = getattr(self._fn, "open", None)
+        if callable(hook):
+            with self.blamed(None):
+                hook(context)
+
+    @property
+    def instance(self) -> Any:
+        """The function, once it is made."""
+        return self._fn
 
     def close(self) -> None:
         """Let the function release what it holds. Harmless where `open` failed or was never called."""

@@ -1,0 +1,282 @@
+"""The states and timers of all keys of one subtask: found by key, worked on by batch, snapshot and restored.
+
+`begin` makes the keys of a batch current, `end` stores what changed; a key that has neither state nor timers
+left is forgotten. With every batch a few other keys are looked at too, and what has outlived its time is
+dropped there, so that keys that never come again do not stay for ever.
+
+Snapshot: one keyed part with a row per key (`state.cells` names its columns), and one of each kind of timer.
+Evolution: a state that the snapshot lacks is unset, one that is no longer declared is dropped, a type may
+become a wider one; anything else is a PlanError that names the state and both types. Broadcast states are
+one row, in a part that every subtask restores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayflow.batch.python_values import pylist
+from rayflow.model.errors import PlanError
+from rayflow.operators.bound_states import BoundValue, Cursor, bind
+from rayflow.operators.contracts import OperatorContext
+from rayflow.operators.keyed_parts import keyed_table, restored_batches
+from rayflow.operators.states import State
+from rayflow.state.accumulators.parts import SlotGroups
+from rayflow.state.cells import Cells, ReadColumns
+from rayflow.state.key_index import FrozenKeys, KeyIndex
+from rayflow.state.map_cells import MapCells
+from rayflow.state.parts import RestoredPart, StatePart
+from rayflow.state.timers import Timer, TimerQueue
+from rayflow.state.value_types import widens
+
+I64 = npt.NDArray[np.int64]
+
+_STATE = "state"
+_BROADCAST = "broadcast-state"
+_TIME = "time"
+_KEY_COLUMNS = b"rayflow.key_columns"
+_SWEPT_AT_LEAST = 64
+_SWEPT_AT_SNAPSHOT = 100_000
+_ONE_SLOT = np.zeros(1, np.int64)
+
+
+class KeyedStates:
+    """States and timers by key. `queues` are the kinds of timers by the name of their part."""
+
+    def __init__(
+        self,
+        key_schema: pa.Schema,
+        states: Mapping[str, State],
+        queues: Mapping[str, TimerQueue],
+        time_type: pa.DataType,
+        cursor: Cursor,
+    ) -> None:
+        self._index = KeyIndex(key_schema)
+        self._groups = SlotGroups()
+        self._cursor = cursor
+        self._queues = queues
+        self._time_type = time_type
+        self._cells = [state.cells() for state in states.values()]
+        self._has_ttl = any(cells.ttl_ms is not None for cells in self._cells)
+        self._swept_to = 0
+        self.bound: dict[str, Any] = {
+            name: bind(state, cells, cursor) for (name, state), cells in zip(states.items(), self._cells)
+        }
+        """What functions use, by name."""
+        self._values = [state for state in self.bound.values() if isinstance(state, BoundValue)]
+
+    def __len__(self) -> int:
+        """Return the number of keys that have state or timers."""
+        return len(self._index)
+
+    # ---------------------------------------------------------------------------------- batches
+
+    def begin(self, keys: Sequence[pa.Array]) -> list[int]:
+        """Make the keys of a batch current; return for each row the place of its key among them."""
+        batch = pa.RecordBatch.from_arrays(list(keys), schema=self._index.schema)
+        slots = self._index.slots(batch)
+        self._reserve()
+        return self.begin_slots(slots)
+
+    def begin_slots(self, slots: I64) -> list[int]:
+        """As `begin`, of keys already known."""
+        cursor = self._cursor
+        cursor.keys, places = self._groups.group(slots)
+        cursor.slots = cursor.keys.tolist()
+        for state in self._values:
+            state.begin()
+        at: list[int] = places.tolist()
+        return at
+
+    def current_keys(self) -> list[Any]:
+        """Return the current keys: values, or tuples where there are several columns."""
+        columns = [pylist(column) for column in self._index.keys(self._cursor.keys).columns]
+        return columns[0] if len(columns) == 1 else list(zip(*columns))
+
+    def rows_of_keys(self, slots: Sequence[int]) -> pa.RecordBatch:
+        """Return the key columns of slots, to be shown in errors."""
+        return self._index.keys(np.array(slots, np.int64))
+
+    def end(self) -> None:
+        """The batch is done."""
+        for state in self._values:
+            state.end()
+        keys = self._cursor.keys
+        self._forget_empty(keys)
+        if self._has_ttl:
+            self._sweep(max(_SWEPT_AT_LEAST, 2 * len(keys)), self._cursor.now_ms)
+        self._cursor.at = None
+
+    def _reserve(self) -> None:
+        limit = self._index.slot_limit
+        self._groups.reserve(limit)
+        for cells in self._cells:
+            cells.reserve(limit)
+        for queue in self._queues.values():
+            queue.reserve(limit)
+
+    def _forget_empty(self, slots: I64) -> None:
+        holders: list[Cells | TimerQueue] = [*self._cells, *self._queues.values()]
+        for holder in holders:
+            if len(slots) == 0:
+                return
+            slots = slots[~holder.occupied(slots)]
+        if len(slots):
+            self._index.remove(slots)
+
+    def _sweep(self, count: int, now_ms: int) -> None:
+        limit = self._index.slot_limit
+        begin = self._swept_to if self._swept_to < limit else 0
+        self._swept_to = min(begin + count, limit)
+        slots = np.arange(begin, self._swept_to)
+        occupied = np.zeros(len(slots), np.bool_)
+        for cells in self._cells:
+            if cells.ttl_ms is not None:
+                occupied |= cells.occupied(slots)
+        slots = slots[occupied]
+        for cells in self._cells:
+            cells.expire(slots, now_ms)
+        self._forget_empty(slots)
+
+    # ---------------------------------------------------------------------------------- snapshots
+
+    def snapshot(self, ctx: OperatorContext) -> list[StatePart]:
+        """Return states and timers as they are now."""
+        now_ms = ctx.now_ms()
+        if self._has_ttl:
+            self._sweep(_SWEPT_AT_SNAPSHOT, now_ms)
+        keys, slots = self._index.freeze(), self._index.live()
+        parts = []
+        if self._cells:
+            readers = [cells.freeze(now_ms) for cells in self._cells]
+            build = partial(_state_table, keys, slots, readers, ctx.max_parallelism)
+            parts.append(StatePart(name=_STATE, kind="keyed", build=build))
+        for name, queue in self._queues.items():
+            build = partial(_timer_table, keys, queue.freeze(), self._time_type, ctx.max_parallelism)
+            parts.append(StatePart(name=name, kind="keyed", build=build))
+        return parts
+
+    def restore(self, ctx: OperatorContext, restored: Sequence[RestoredPart]) -> None:
+        """Take back what `snapshot` gave. Raises PlanError where declarations do not fit it."""
+        schema, now_ms = self._index.schema, ctx.now_ms()
+        for part in restored:
+            if part.name == _STATE or part.name in self._queues:
+                _check_keys(part.table.schema, schema, ctx)
+        for keys, columns in restored_batches(restored, _STATE, schema):
+            slots = self._index.slots(keys)
+            self._reserve()
+            for cells in self._cells:
+                _restore_cells(cells, slots, columns, now_ms, ctx)
+        for name, queue in self._queues.items():
+            for keys, columns in restored_batches(restored, name, schema):
+                slots = self._index.slots(keys)
+                self._reserve()
+                times = columns.column(0).cast(self._time_type, safe=False).cast(pa.int64())
+                queue.restore(zip(times.to_pylist(), slots.tolist()))
+        self._forget_empty(self._index.live())
+
+
+class BroadcastStates:
+    """Broadcast states: one map each, for all keys. Subtask 0 writes them into the snapshot."""
+
+    def __init__(self, states: Mapping[str, State], cursor: Cursor) -> None:
+        self._cells: list[MapCells] = []
+        self.bound: dict[str, Any] = {}
+        """What functions use, by name."""
+        for name, state in states.items():
+            cells = state.cells()
+            assert isinstance(cells, MapCells)
+            cells.reserve(1)
+            self._cells.append(cells)
+            self.bound[name] = bind(state, cells, cursor)
+
+    def snapshot(self, ctx: OperatorContext) -> list[StatePart]:
+        """Return the states as they are now."""
+        if not self._cells or ctx.subtask_index != 0:
+            return []
+        readers = [cells.freeze(ctx.now_ms()) for cells in self._cells]
+        return [StatePart(name=_BROADCAST, kind="broadcast", build=partial(_broadcast_table, readers))]
+
+    def restore(self, ctx: OperatorContext, restored: Sequence[RestoredPart]) -> None:
+        """Take back what `snapshot` gave. Raises PlanError where declarations do not fit it."""
+        for part in restored:
+            if part.name == _BROADCAST:
+                for batch in part.table.combine_chunks().to_batches():
+                    for cells in self._cells:
+                        _restore_cells(cells, _ONE_SLOT, batch, ctx.now_ms(), ctx)
+
+
+def _state_table(
+    keys: FrozenKeys, slots: I64, readers: Sequence[ReadColumns], max_parallelism: int
+) -> pa.Table:
+    columns = [column for read in readers for column in read(slots)]
+    table = keyed_table(keys.keys(slots), columns, max_parallelism)
+    # A key that has timers only, or whose state has outlived its time, has nothing here.
+    filled = np.zeros(table.num_rows, np.bool_)
+    for name, _ in columns:
+        filled |= pc.is_valid(table.column(name)).to_numpy()
+    return _with_key_count(table.filter(pa.array(filled)), keys)
+
+
+def _timer_table(
+    keys: FrozenKeys, timers: Sequence[Timer], type_: pa.DataType, max_parallelism: int
+) -> pa.Table:
+    times = pa.array(np.fromiter((time for time, _ in timers), np.int64, len(timers))).cast(type_)
+    slots = np.fromiter((slot for _, slot in timers), np.int64, len(timers))
+    return _with_key_count(keyed_table(keys.keys(slots), [(_TIME, times)], max_parallelism), keys)
+
+
+def _broadcast_table(readers: Sequence[ReadColumns]) -> pa.Table:
+    columns = [column for read in readers for column in read(_ONE_SLOT)]
+    return pa.Table.from_arrays([array for _, array in columns], names=[name for name, _ in columns])
+
+
+def _with_key_count(table: pa.Table, keys: FrozenKeys) -> pa.Table:
+    return table.replace_schema_metadata({_KEY_COLUMNS: str(len(keys.codec.schema))})
+
+
+def _check_keys(written: pa.Schema, expected: pa.Schema, ctx: OperatorContext) -> None:
+    count = int((written.metadata or {}).get(_KEY_COLUMNS, len(expected)))
+    fields = list(written)[:count]
+    if [field.type for field in fields] != expected.types:
+        raise PlanError(
+            f"operator {ctx.name!r}: its state is by {_shown(fields)} in the checkpoint and by "
+            f"{_shown(expected)} in this job; keep the keys, or start with fresh state under another .uid()",
+            ctx.location,
+        )
+
+
+def _shown(fields: Any) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in fields)
+
+
+def _restore_cells(
+    cells: Cells, slots: I64, columns: pa.RecordBatch, now_ms: int, ctx: OperatorContext
+) -> None:
+    names = columns.schema.names
+    if cells.column not in names:
+        for kind in ("value", "list", "map"):
+            if f"{cells.name}.{kind}" in names:
+                raise PlanError(
+                    f"operator {ctx.name!r}: state {cells.name!r} is a {kind} in the checkpoint and a "
+                    f"{cells.kind} in this job; give the new one another name",
+                    ctx.location,
+                )
+        return
+    column = columns.column(cells.column)
+    if column.type != cells.type:
+        if not widens(column.type, cells.type):
+            raise PlanError(
+                f"operator {ctx.name!r}: state {cells.name!r} is {column.type} in the checkpoint and "
+                f"{cells.type} in this job, which cannot hold all of its values; give the new one another name",
+                ctx.location,
+            )
+        column = column.cast(cells.type)
+    updated = columns.column(cells.updated_column) if cells.updated_column in names else None
+    cells.restore(slots, column, updated, now_ms)
