@@ -28,7 +28,7 @@ from rayflow.operators.keyed_parts import keyed_table, restored_batches
 from rayflow.state.key_index import KeyIndex
 from rayflow.state.key_table import grown
 from rayflow.state.parts import RestoredPart, StatePart
-from rayflow.state.top_rows import I64, FrozenRows, Merged, TopRows
+from rayflow.state.top_rows import FrozenRows, Merged, TopRows
 
 _PART = "rows"
 
@@ -61,7 +61,9 @@ class TopNOperator(Operator):
         self._whole_rows = n > 1 and rank is None
         self._index = KeyIndex(pa.schema([input_schema.field(key) for key in keys]))
         self._rows = TopRows(input_schema, order_by, None if identity else n, last_wins=last_wins)
-        self._identities = None if identity is None else _Identities(input_schema, identity)
+        self._identities = None
+        if identity is not None:
+            self._identities = KeyIndex(pa.schema([input_schema.field(name) for name in identity]))
         self._before: Any = np.zeros(0, np.bool_)
         self._after: Any = np.zeros(0, np.bool_)
 
@@ -74,7 +76,8 @@ class TopNOperator(Operator):
             rows = pa.RecordBatch.from_arrays(
                 [by_name[name] for name in self._schema.names], schema=self._schema
             )
-            self._merge(rows, np.ones(rows.num_rows, np.bool_), restoring=True)
+            merged = self._merge(rows, np.ones(rows.num_rows, np.bool_), restoring=True)
+            self._rows.forget(merged.left)
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
@@ -90,14 +93,12 @@ class TopNOperator(Operator):
         slots = self._index.slots(rows.select(self._keys))
         limit = self._index.slot_limit
         if self._identities is None:
-            return self._rows.merge(rows, slots, limit, first=self._n, restoring=restoring)
-        idents = self._identities.of(rows)
-        merged = self._rows.merge(
-            rows, slots, limit, first=self._n, comes=coming, idents=idents, restoring=restoring
-        )
-        missed = self._identities.counted(idents, coming, self._rows.done)
-        if missed:
-            self.ctx.metrics.counter("unmatched_retractions").inc(missed)
+            return self._rows.enter(rows, slots, limit, first=self._n, restoring=restoring)
+        idents = self._identities.slots(rows.select(self._identities.schema.names))
+        merged = self._rows.change(rows, slots, limit, coming, idents, first=self._n, restoring=restoring)
+        self._identities.remove(np.unique(idents[self._rows.is_gone(idents)]))
+        if merged.missed:
+            self.ctx.metrics.counter("unmatched_retractions").inc(merged.missed)
         return merged
 
     def _by_rank(self, merged: Merged) -> pa.RecordBatch:
@@ -127,7 +128,7 @@ class TopNOperator(Operator):
         return with_op(self._rows.rows(np.concatenate([gone, came])), operations)
 
     def _forget(self, merged: Merged) -> None:
-        self._rows.forget(merged.before.ids)
+        self._rows.forget(merged.left)
         if self._identities is not None:
             self._index.remove(merged.slots[self._rows.counts[merged.slots] == 0])
 
@@ -135,28 +136,6 @@ class TopNOperator(Operator):
         """Return all rows, each key's in order, as one keyed part."""
         build = partial(_build, self._rows.freeze(), self._keys, self._schema, self.ctx.max_parallelism)
         return (StatePart(name=_PART, kind="keyed", build=build),)
-
-
-class _Identities:
-    """Numbers of the rows of an upsert stream: equal in the identity's columns, equal in number."""
-
-    def __init__(self, schema: pa.Schema, columns: Sequence[str]) -> None:
-        self._columns = list(columns)
-        self._index = KeyIndex(pa.schema([schema.field(name) for name in columns]))
-        self._rows: I64 = np.zeros(0, np.int64)
-
-    def of(self, rows: pa.RecordBatch) -> I64:
-        """Return a number per row."""
-        numbers = self._index.slots(rows.select(self._columns))
-        self._rows = grown(self._rows, self._index.slot_limit)
-        return numbers
-
-    def counted(self, numbers: I64, coming: Any, done: Any) -> int:
-        """Take note of the rows that came, and went (`done`); return how many should have gone and were not there."""
-        np.add.at(self._rows, numbers[coming], 1)
-        np.subtract.at(self._rows, numbers[~coming & done], 1)
-        self._index.remove(np.unique(numbers[self._rows[numbers] == 0]))
-        return int(np.count_nonzero(~coming & ~done))
 
 
 def _build(rows: FrozenRows, keys: Sequence[str], schema: pa.Schema, max_parallelism: int) -> pa.Table:

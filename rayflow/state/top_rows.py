@@ -2,9 +2,10 @@
 
 Theory of operation. A row that is kept has an *id*, under which its columns lie in a pool of Arrow chunks, and its
 place in the order in an array of codes (`sort_codes`). Per slot there is a list of ids in order (`top_kernels`).
-A batch is merged in compiled loops: rows that are worse than the worst of a full list are dropped first, without
-looking at their other columns; the rest enter one by one, so that the result does not depend on how rows
-are cut into batches. Only rows that are still there at the end of the batch go into the pool.
+A batch is merged in compiled loops. With a limit, rows that are worse than the worst of a full list are dropped first,
+without looking at their other columns, and the rest enter one by one. Without, rows may go: which, their *ident* says,
+a number that rows equal in identity share. The result does not depend on how rows are cut into batches. Only rows that
+are still there at the end of the batch go into the pool.
 
 Where codes are not stable (strings), those of the slots' stored rows are computed anew, together with those of the
 batch.
@@ -12,7 +13,7 @@ batch.
 Invariants:
 
 1. A list is in order; of rows with equal codes the one that came first is first (last, with `last_wins`).
-2. An id is in exactly one list (`alive`), or free, or left its list in the last `merge` and waits for `forget`.
+2. An id is in exactly one list (`alive`), or free, or left its list in the last merge and waits for `forget`.
 """
 
 from __future__ import annotations
@@ -47,11 +48,15 @@ class Lists:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge did: the slots whose lists may have changed, and their first rows before and after."""
+    """What a merge did: the slots whose lists may have changed, and their first rows before and after. `left` are
+    the rows that went, which keep their columns until `forget`; `missed` counts those that should have gone and
+    were not there."""
 
     slots: I64
     before: Lists
     after: Lists
+    left: I64
+    missed: int = 0
 
 
 class TopRows:
@@ -66,6 +71,7 @@ class TopRows:
         self._kernels: Any = top_kernels
         self._schema = schema
         self._order = SortCodes(keys, schema)
+        self._bounded = limit is not None
         self._limit = 2**62 if limit is None else limit
         self._last_wins = last_wins
         self._groups = SlotGroups()
@@ -74,110 +80,138 @@ class TopRows:
         self._free_segments: I64 = np.full(top_kernels.SIZES, -1, np.int64)
         self._meta: I64 = np.zeros(1, np.int64)
         self._codes: Codes = np.zeros((0, self._order.width), np.uint64)
-        self._idents: I64 = np.zeros(0, np.int64)
+        self._newest, self._older = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._alive: Bools = np.zeros(0, np.bool_)
         self._ids = _Ids()
         self._rows = PooledValues(pa.struct(list(schema)))
-        self.merge(_no_rows(schema), np.zeros(0, np.int64), 0, first=1)  # compiles
+        self._compile()
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        lists = (self._start, self._count, self._cap, self._entries, self._codes, self._idents, self._alive)
-        return sum(part.nbytes for part in lists) + self._rows.nbytes
+        lists = (self._start, self._count, self._cap, self._entries, self._codes, self._alive)
+        idents = self._newest.nbytes + self._older.nbytes
+        return sum(part.nbytes for part in lists) + idents + self._rows.nbytes
 
     @property
     def counts(self) -> I64:
         """How many rows each slot has. Valid until the next change."""
         return self._count
 
-    def merge(
+    def enter(
+        self, rows: pa.RecordBatch, slots: I64, slot_limit: int, *, first: int, restoring: bool = False
+    ) -> Merged:
+        """Let rows enter the lists of their slots (all below `slot_limit`), and return the lists' `first` rows before
+        and after. `restoring`: equal rows come best first."""
+        last_wins = self._last_wins and not restoring
+        codes = self._coded(rows, slots, slot_limit)
+        can = np.empty(len(slots), np.bool_)
+        self._kernels.can_enter(
+            slots, codes, self._start, self._count, self._entries, self._codes, self._limit, last_wins, can
+        )
+        if not can.all():
+            chosen = np.flatnonzero(can)
+            rows, slots, codes = take(rows, chosen), slots[chosen], codes[chosen]
+        touched, _ = self._groups.group(slots)
+        before = self.lists(touched, first)
+        ids = self._new_ids(codes)
+        row = 0
+        while row < len(slots):
+            row = self._kernels.enter(
+                slots, ids, row, self._start, self._count, self._cap, self._entries, self._free_segments,
+                self._meta, self._codes, self._alive, self._limit, last_wins,
+            )  # fmt: skip
+            if row < len(slots):
+                self._make_room(slots[row])
+        self._store(ids, rows)
+        left = before.ids[~self._alive[before.ids]]
+        return Merged(touched, before, self.lists(touched, first), left)
+
+    def change(
         self,
         rows: pa.RecordBatch,
         slots: I64,
         slot_limit: int,
+        comes: Bools,
+        idents: I64,
         *,
         first: int,
-        comes: Bools | None = None,
-        idents: I64 | None = None,
         restoring: bool = False,
     ) -> Merged:
-        """Let rows enter the lists of their slots (all below `slot_limit`), or, where not `comes`, one with the same
-        number in `idents` leave; and return the lists' `first` rows before and after.
+        """As `enter`, of lists without limit; but where not `comes`, a row with this ident goes instead."""
+        last_wins = self._last_wins and not restoring
+        codes = self._coded(rows, slots, slot_limit)
+        touched, places = self._groups.group(slots)
+        before = self.lists(touched, first)
+        coming = np.flatnonzero(comes)
+        new = self._new_ids(codes[coming])
+        ids, gone = np.full(len(slots), -1, np.int64), np.empty(len(slots), np.int64)
+        ids[coming] = new
+        self._newest = grown(self._newest, int(idents.max(initial=-1)) + 1, -1)
+        self._kernels.match(ids, comes, idents, self._newest, self._older, self._alive, gone)
+        left = gone[gone >= 0]
+        order = np.argsort(places, kind="stable")
+        bounds = np.searchsorted(places[order], np.arange(len(touched) + 1))
+        spare, more, at = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64), 0
+        while at < len(touched):
+            at = self._kernels.merge(
+                touched, order, bounds, ids, at, self._start, self._count, self._cap, self._entries,
+                self._free_segments, self._meta, self._codes, self._alive, last_wins, spare, more,
+            )  # fmt: skip
+            if at < len(touched):
+                self._make_room(touched[at])
+        missed = len(slots) - len(coming) - len(left)
+        # What came and went within the batch was never stored.
+        left = left[np.isin(left, new[~self._alive[new]], invert=True)]
+        self._store(new, take(rows, coming))
+        return Merged(touched, before, self.lists(touched, first), left, missed)
 
-        The rows that left keep their columns until `forget`. `restoring`: equal rows come best first.
-        """
+    def is_gone(self, idents: I64) -> Bools:
+        """Return which idents have no row."""
+        gone: Bools = self._newest[idents] < 0
+        return gone
+
+    def _coded(self, rows: pa.RecordBatch, slots: I64, slot_limit: int) -> Codes:
         for name in ("_start", "_count", "_cap"):
             setattr(self, name, grown(getattr(self, name), slot_limit))
         self._groups.reserve(slot_limit)
-        codes = self._order.of(rows) if self._order.stable else self._ranked(rows, slots)
-        last_wins = self._last_wins and not restoring
-        if comes is None:
-            can = np.empty(len(slots), np.bool_)
-            self._kernels.can_enter(
-                slots,
-                codes,
-                self._start,
-                self._count,
-                self._entries,
-                self._codes,
-                self._limit,
-                last_wins,
-                can,
-            )
-            if not can.all():
-                chosen = np.flatnonzero(can)
-                rows, slots, codes = take(rows, chosen), slots[chosen], codes[chosen]
-        touched, _ = self._groups.group(slots)
-        before = self.lists(touched, first)
-        self._change(rows, slots, codes, comes, idents, last_wins)
-        return Merged(touched, before, self.lists(touched, first))
+        return self._order.of(rows) if self._order.stable else self._ranked(rows, slots)
 
-    def _change(
-        self,
-        rows: pa.RecordBatch,
-        slots: I64,
-        codes: Codes,
-        comes: Bools | None,
-        idents: I64 | None,
-        last_wins: bool,
-    ) -> None:
-        if comes is None:
-            comes = np.ones(len(slots), np.bool_)
-        given = np.zeros(len(slots), np.int64) if idents is None else idents
-        coming = np.flatnonzero(comes)
-        new = self._ids.take(len(coming))
-        self._reserve_ids()
-        ids = np.full(len(slots), -1, np.int64)
-        ids[coming] = new
-        self._codes[new] = codes[coming]
-        self._idents[new] = given[coming]
-        self.done: Bools = np.empty(len(slots), np.bool_)
-        """Of the last merge: which rows entered, or found one to leave."""
-        row = 0
-        while row < len(slots):
-            row = self._kernels.change(
-                slots, ids, comes, given, codes, row, self._start, self._count, self._cap, self._entries,
-                self._free_segments, self._meta, self._codes, self._idents, self._alive, self._limit, last_wins,
-                self.done,
-            )  # fmt: skip
-            if row < len(slots):
-                needed = int(self._meta[0]) + max(1, 2 * int(self._cap[slots[row]]))
-                self._entries = grown(self._entries, needed)
-        stays = self._alive[new]
-        self._ids.give_back(new[~stays])
-        self._store(new[stays], take(rows, coming[stays]))
+    def _new_ids(self, codes: Codes) -> I64:
+        ids = self._ids.take(len(codes))
+        limit = self._ids.limit
+        for name in ("_codes", "_older", "_alive"):
+            setattr(self, name, grown(getattr(self, name), limit))
+        self._codes[ids] = codes
+        return ids
+
+    def _make_room(self, slot: int) -> None:
+        self._entries = grown(self._entries, int(self._meta[0]) + max(1, 2 * int(self._cap[slot])))
 
     def _store(self, ids: I64, rows: pa.RecordBatch) -> None:
-        if len(ids):
+        """Keep the rows that are in a list."""
+        stays = self._alive[ids]
+        if stays.any():
             self._rows.reserve(len(self._alive))
-            self._rows.put(ids, rows.to_struct_array())
+            kept = rows if stays.all() else take(rows, np.flatnonzero(stays))
+            self._rows.put(ids[stays], kept.to_struct_array())
+        self._ids.give_back(ids[~stays])
 
-    def _reserve_ids(self) -> None:
-        limit = self._ids.limit
-        self._codes = grown(self._codes, limit)
-        self._idents = grown(self._idents, limit)
-        self._alive = grown(self._alive, limit)
+    def _compile(self) -> None:
+        nothing, none = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+        rows = pa.RecordBatch.from_arrays([pa.nulls(0, f.type) for f in self._schema], schema=self._schema)
+        if self._bounded:
+            self.enter(rows, nothing, 0, first=1)
+            self._kernels.enter(
+                nothing, nothing, 0, self._start, self._count, self._cap, self._entries, self._free_segments,
+                self._meta, self._codes, self._alive, self._limit, self._last_wins,
+            )  # fmt: skip
+            return
+        self.change(rows, nothing, 0, none, nothing, first=1)
+        self._kernels.merge(
+            nothing, nothing, nothing, nothing, 0, self._start, self._count, self._cap, self._entries,
+            self._free_segments, self._meta, self._codes, self._alive, self._last_wins, nothing, nothing,
+        )  # fmt: skip
 
     def _ranked(self, rows: pa.RecordBatch, slots: I64) -> Codes:
         """Return codes of `rows`, and give the rows stored under their slots codes that compare with these."""
@@ -206,11 +240,10 @@ class TopRows:
         return _as_batch(self._rows.get(ids), self._schema)
 
     def forget(self, ids: I64) -> None:
-        """Let go of the rows that left, of `ids` (none twice)."""
-        gone = ids[~self._alive[ids]]
-        if len(gone):
-            self._rows.clear(gone)
-            self._ids.give_back(gone)
+        """Let go of the columns of rows that left (none twice)."""
+        if len(ids):
+            self._rows.clear(ids)
+            self._ids.give_back(ids)
 
     def all_rows(self) -> I64:
         """Return the ids of all rows, those of a slot side by side and in order."""
@@ -257,7 +290,3 @@ class _Ids:
 
 def _as_batch(rows: pa.StructArray, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(rows.flatten(), schema=schema)
-
-
-def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)

@@ -100,6 +100,24 @@ def test_a_row_that_goes_makes_room_for_the_next_best(harness: Any) -> None:
     assert driven.metrics.counter("unmatched_retractions").value == 1
 
 
+def test_what_went_leaves_room_for_what_comes(harness: Any) -> None:
+    rng = np.random.default_rng(1)
+    bounded, all_rows = harness(make(3)), harness(make(3, by=("id",)))
+    sizes = []
+    for _ in range(60):
+        new = batch(
+            [
+                {"k": "a", "i": int(i), "s": "x" * 50, "id": number}
+                for number, i in enumerate(rng.integers(0, 99, 50))
+            ]
+        )
+        bounded.feed(new)
+        old = with_op(new, DELETE).take(pa.array(rng.permutation(50)))
+        all_rows.feed(with_op(new, INSERT)).feed(old)
+        sizes.append(bounded.operator._rows.nbytes + all_rows.operator._rows.nbytes)
+    assert max(sizes) == max(sizes[:30])
+
+
 # ------------------------------------------------------------------------------------ against a model
 
 ORDERS = {
