@@ -15,6 +15,7 @@ import pyarrow as pa
 from rayflow.api.planning import StreamInfo, at_user_line, known_schema, output_schema, plan_error
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.batch.expressions import Expr, as_expr, col
+from rayflow.batch.hashing import is_key_type
 from rayflow.batch.nodes import Alias, Column
 
 Columns = list[tuple[str, Expr]]
@@ -55,13 +56,14 @@ def projected(info: StreamInfo, columns: Columns, what: str) -> StreamInfo:
     fields = [_field(info, name, expr, what) for name, expr in columns]
     if not fields:
         raise plan_error(f"{what}: no column is left; keep at least one")
+    schema = output_schema(fields, what)
     # The first of several copies carries the meaning.
     kept = {source: name for name, expr in reversed(columns) if (source := plain_column(expr)) is not None}
     return replace(
         info,
-        schema=output_schema(fields, what),
+        schema=schema,
         time_column=None if info.time_column is None else kept.get(info.time_column),
-        upsert_key=_mapped(info.upsert_key, kept),
+        upsert_key=_upsert_key(info, kept, schema),
         partitioned_by=_mapped(info.partitioned_by, kept),
     )
 
@@ -84,6 +86,14 @@ def _field(info: StreamInfo, name: str, expr: Expr, what: str) -> pa.Field:
     if source is not None:
         return known_schema(info, what).field(source).with_name(name)
     return pa.field(name, result_type(info, expr, what))
+
+
+def _upsert_key(info: StreamInfo, kept: Mapping[str, str], schema: pa.Schema) -> tuple[str, ...] | None:
+    key = _mapped(info.upsert_key, kept)
+    if key is None and info.whole_rows:
+        # All columns tell the rows apart anyhow; the key only says where a row goes.
+        return tuple(field.name for field in schema if is_key_type(field.type)) or None
+    return key
 
 
 def _mapped(names: tuple[str, ...] | None, kept: Mapping[str, str]) -> tuple[str, ...] | None:

@@ -10,10 +10,9 @@ import pyarrow as pa
 
 from rayflow.api.planning import StreamInfo, output_schema, plan_error, require_columns
 from rayflow.api.projection import as_column, result_type
-from rayflow.batch.hashing import check_key_type
+from rayflow.batch.hashing import is_key_type
 from rayflow.batch.ordering import SortKey
 from rayflow.graph.plan import Exchange
-from rayflow.model.errors import PlanError
 from rayflow.operators.top_n import TopNOperator
 from rayflow.state.sort_codes import SortCodes
 
@@ -72,13 +71,11 @@ def _identity(info: StreamInfo, schema: pa.Schema) -> tuple[str, ...] | None:
     if info.upsert_key and not info.whole_rows:
         return info.upsert_key
     for field in schema:
-        try:
-            check_key_type(field.name, field.type)
-        except PlanError:
+        if not is_key_type(field.type):
             raise plan_error(
                 f"top_n: column {field.name!r} is {field.type}: rows of this upsert stream are told apart by all their "
                 "columns, and such ones cannot be compared; leave it out with .drop()"
-            ) from None
+            )
     return tuple(schema.names)
 
 

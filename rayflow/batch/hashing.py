@@ -99,16 +99,23 @@ def groups_of_hashes(hashes: Hashes, max_parallelism: int) -> npt.NDArray[np.int
     return groups
 
 
-def check_key_type(name: str, type_: pa.DataType) -> None:
-    """Raise PlanError where column `name` of `type_` cannot be a key: lists, structs, maps and unions."""
+def is_key_type(type_: pa.DataType) -> bool:
+    """Return whether a column of `type_` can be a key."""
     try:
         _hash_array(pa.nulls(0, type_))
     except PlanError:
+        return False
+    return True
+
+
+def check_key_type(name: str, type_: pa.DataType) -> None:
+    """Raise PlanError where column `name` of `type_` cannot be a key: lists, structs, maps and unions."""
+    if not is_key_type(type_):
         raise PlanError(
             f"column {name!r} of type {type_} cannot be a key; keys may be integers, floats, booleans, "
             "strings, binaries, decimals, dates, times, timestamps and durations. Make a key column of it "
             "first, e.g. with_columns(key=...)"
-        ) from None
+        )
 
 
 def _mix(values: Hashes) -> Hashes:

@@ -78,6 +78,7 @@ class FilterOperator(Operator):
     def __init__(
         self, predicate: Expr | Callable[[Any], bool], scalar: bool = False, old_rows: bool = False
     ) -> None:
+        self._old_rows = old_rows
         self._changes = _with_old_rows if old_rows else _with_deletions
         self._expr = predicate if isinstance(predicate, Expr) else None
         self._function = None if isinstance(predicate, Expr) else UserFunction(predicate)
@@ -91,19 +92,27 @@ class FilterOperator(Operator):
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
-        mask = self._mask(visible(batch))
+        mask = self._mask(batch)
         if is_changelog(batch.schema):
             batch, mask = self._changes(batch, mask)
         kept = batch.filter(mask)
         if kept.num_rows:
             self.out.emit(batch if kept.num_rows == batch.num_rows else kept)
 
-    def _mask(self, rows: pa.RecordBatch) -> pa.Array:
+    def _mask(self, batch: pa.RecordBatch) -> pa.Array:
+        rows = visible(batch)
         if self._expr is not None:
             return self._expr.evaluate(rows)
         assert self._function is not None
+        asked = np.ones(rows.num_rows, np.bool_)
+        if not self._old_rows and is_changelog(batch.schema):
+            # A deletion may have no more than its key, which is no row to show to a function.
+            asked = ops(batch) != DELETE
+            rows = rows.filter(pa.array(asked))
         verdicts = _call_per_row(self._function, rows, self._scalar)
-        return pa.array([bool(verdict) for verdict in verdicts], pa.bool_())
+        kept = np.zeros(len(asked), np.bool_)
+        kept[asked] = [bool(verdict) for verdict in verdicts]
+        return pa.array(kept)
 
     def close(self) -> None:
         """See `Operator`."""

@@ -109,6 +109,9 @@ def test_filters_and_projections_keep_whole_rows_apart(lab: Any) -> None:
     highest = highest_bids(env(2).from_arrow(table), None)
     seen = highest.filter(col("price") < 195).select("auction", "price").execute_and_collect(local=True)
     assert lab.bag(seen) == sql(f"select auction, price from ({Q19}) where price < 195", table)
+    # Without the key they are still a multiset.
+    prices = highest_bids(env(2).from_arrow(table), None).select("price").execute_and_collect(local=True)
+    assert lab.bag(prices) == sql(f"select price from ({Q19})", table)
 
 
 # ------------------------------------------------------------------------------- aggregates of aggregates

@@ -29,6 +29,13 @@ def test_what_tells_the_rows_apart_depends_on_rank_and_number(rows: Any) -> None
     assert info(ranked).time_column is None
 
 
+def test_whole_rows_lie_by_what_is_left_of_them(rows: Any) -> None:
+    top = rows.key_by("k").top_n(2, "n")
+    assert info(top.rename(k="key").drop("s")).upsert_key == ("key",)
+    assert info(top.select("n", "l")).upsert_key == ("n",)
+    assert info(top.select("l")).upsert_key is None
+
+
 @pytest.mark.parametrize(
     ("order_by", "shown"),
     [

@@ -46,6 +46,16 @@ def test_an_update_to_a_row_that_is_not_kept_deletes_it(harness: Any, change: An
     assert filtered(harness, changes(change)) == becomes
 
 
+def test_a_function_is_not_asked_about_rows_that_are_gone(harness: Any) -> None:
+    driven = harness(lambda: FilterOperator(lambda row: row["n"] < 2))
+    driven.feed(changes((INSERT, "a", 1), (DELETE, "b", None), (UPDATE_AFTER, "c", 2)))
+    assert [(row[OP_COLUMN], row["k"]) for row in driven.rows] == [
+        (INSERT, "a"),
+        (DELETE, "b"),
+        (DELETE, "c"),
+    ]
+
+
 def last_rows(rows: list[tuple[int, str, int | None]]) -> dict[str, int | None]:
     table: dict[str, int | None] = {}
     for op, key, n in rows:
