@@ -67,7 +67,8 @@ class Outputs(Steps):
 
     def sink_to(self, sink: Sink, rate_limit: float | None = None) -> SinkStage:
         """Write to a sink of your own. It gets the rows of an append stream; one that says
-        `accepts_upserts = True` may have upsert streams too, with their hidden column."""
+        `accepts_upserts = True` may have upsert streams too, with their hidden column, and one that says
+        `wants_old_rows = True` the rows that are replaced."""
         if not isinstance(sink, Sink):
             raise plan_error(f"sink_to: expected an rf.Sink object; got {sink!r}")
         name = type(sink).__name__
@@ -77,9 +78,7 @@ class Outputs(Steps):
 
     def print(self) -> SinkStage:
         """Print rows on the console of each subtask (`--local`: here); upserts with `+I -U +U -D`."""
-        stage = self._add_sink("print", PrintSink())
-        self._env._wants_old_rows.add(stage._node.id)
-        return stage
+        return self._add_sink("print", PrintSink())
 
     def discard(self) -> SinkStage:
         """Drop all rows; for measuring."""
@@ -150,6 +149,8 @@ class Outputs(Steps):
             sink.validate(self._info.physical_schema)
         node = self._add_node(name, "sink", sink, self._info, rate_limit=rate_limit, detail=detail)
         self._env._sinks.append(node.id)
+        if sink.wants_old_rows:
+            self._env._wants_old_rows.add(node.id)
         return SinkStage(self._env, node)
 
     def _upsert_into_append(self, what: str) -> Any:

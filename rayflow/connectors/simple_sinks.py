@@ -19,6 +19,8 @@ class PrintSink(Sink):
     again. Each batch is written at once, so lines of several subtasks do not mix.
     """
 
+    wants_old_rows = True
+
     def __init__(self, prefix: str = "") -> None:
         self._prefix = f"{prefix} " if prefix else ""
 

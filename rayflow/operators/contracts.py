@@ -243,6 +243,10 @@ class Sink(ABC):
     """Whether `sink_to` may give it an upsert stream, whose batches have the hidden column that says what
     happened to each row (`rayflow.batch.changelog`)."""
 
+    wants_old_rows: bool = False
+    """Whether it wants each update as two rows, the one replaced and the new one, and deletions with all
+    columns; without, an update may be the new row only, and a deletion no more than the key."""
+
     def validate(self, schema: pa.Schema | None) -> None:
         """Raise PlanError where this sink cannot take rows of `schema`. Called when the plan is built."""
 

@@ -336,6 +336,16 @@ def test_old_rows_are_made_only_where_they_are_printed(rows: Any, env: Any) -> N
     assert emits == {"printed": True, "written": False}
 
 
+def test_a_sink_of_ones_own_may_want_old_rows(rows: Any, env: Any) -> None:
+    class Own(rf.Sink):
+        accepts_upserts = wants_old_rows = True
+
+        def write(self, batch: pa.RecordBatch) -> None: ...
+
+    rows.key_by("k").aggregate(n=rf.count()).sink_to(Own())
+    assert env.plan().vertices[1].operators[0].payload.args[-1]
+
+
 def test_old_rows_are_made_for_whoever_takes_them_back(rows: Any, env: Any) -> None:
     inner = rows.key_by("k").aggregate(n=rf.count()).uid("inner")
     outer = inner.filter(col("n") > 1).uid("kept").key_by("n").aggregate(keys=rf.count()).uid("outer")
