@@ -1,4 +1,4 @@
-"""`rayflow cluster up`, `status` and `down`: a local cluster of real Ray nodes that outlives the command."""
+"""`rayflow cluster`: a local cluster of real Ray nodes that outlives the command."""
 
 from __future__ import annotations
 
@@ -55,6 +55,25 @@ def status_command(as_json: bool) -> None:
                 for node in cluster.nodes
             ],
         )
+
+
+@cluster_group.command("add-node")
+def add_node_command() -> None:
+    """Start one more node in the recorded cluster."""
+    from rayflow.client.local_cluster import add_node
+
+    node = add_node()
+    click.echo(f"node {node.number} is up (process {node.pid})")
+
+
+@cluster_group.command("kill-node")
+@click.argument("node", type=click.IntRange(min=0))
+def kill_node_command(node: int) -> None:
+    """Kill all processes of NODE (its number; 0 is the head) at once, as a power failure would."""
+    from rayflow.client.local_cluster import kill_node
+
+    killed = kill_node(node)
+    click.echo(f"node {killed.number} is dead (was process {killed.pid})")
 
 
 @cluster_group.command("down")

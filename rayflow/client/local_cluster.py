@@ -53,6 +53,10 @@ class ClusterNode:
         """Whether the node's main process runs."""
         return is_alive(self.pid, self.start)
 
+    def kill(self) -> None:
+        """End every process of the node at once and unasked, as a power failure would."""
+        end(session_members(self.pid), None)
+
     def end(self) -> None:
         """End every process of the node."""
         # Its leader too may be gone already, and leave processes: they keep the session's number.
@@ -107,6 +111,34 @@ def up(nodes: int = 1) -> LocalCluster:
             if attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
+
+
+def add_node() -> ClusterNode:
+    """Start one more node in the recorded cluster. ConfigError if none runs; TransientError if Ray fails."""
+    cluster = _running_cluster()
+    number = max(node.number for node in cluster.nodes) + 1
+    role = (f"--address={cluster.address}",)
+    node = _start_node(cluster, number, cluster.address.rpartition(":")[0], role)
+    _with_node(cluster, node)
+    return node
+
+
+def kill_node(number: int) -> ClusterNode:
+    """Kill a node of the recorded cluster with SIGKILL, all its processes at once; 0 is the head. ConfigError if there
+    is no such node alive."""
+    cluster = _running_cluster()
+    alive = {node.number: node for node in cluster.nodes if node.alive}
+    if number not in alive:
+        raise ConfigError(f"the cluster has no living node {number}; alive are {', '.join(map(str, alive))}")
+    alive[number].kill()
+    return alive[number]
+
+
+def _running_cluster() -> LocalCluster:
+    cluster = recorded_cluster()
+    if cluster is None or not cluster.alive:
+        raise ConfigError("no cluster runs; `rayflow cluster up` starts one")
+    return cluster
 
 
 def down() -> bool:

@@ -42,9 +42,11 @@ def session_members(session: int) -> list[tuple[int, int]]:
     return found
 
 
-def end(processes: Sequence[tuple[int, int]], grace_s: float) -> None:
-    """Ask these processes to end, wait `grace_s` for it, kill those that have not, and see them gone."""
-    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_S)):
+def end(processes: Sequence[tuple[int, int]], grace_s: float | None) -> None:
+    """Ask these processes to end, wait `grace_s` for it, kill those that have not, and see them gone. With a grace of
+    None they are not asked."""
+    asked = () if grace_s is None else ((signal.SIGTERM, grace_s),)
+    for number, wait_s in (*asked, (signal.SIGKILL, _KILL_S)):
         _signal(processes, number)
         deadline_s = time.monotonic() + wait_s
         while any(is_alive(*p) for p in processes) and time.monotonic() < deadline_s:

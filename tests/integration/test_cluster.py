@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pyarrow.dataset as ds
 import pytest
 
 from rayflow.client import local_cluster
@@ -79,6 +80,46 @@ def test_a_cluster_of_two_nodes_outlives_commands_runs_a_detached_job_and_ends_w
     assert not [m for m in members if is_alive(*m)]
     assert local_cluster.recorded_cluster() is None
     assert not local_cluster.down()
+
+
+KEEP_RUNNING = """
+env = rf.StreamEnvironment(name="counted", parallelism=2, config={"checkpoint.interval": "200ms"})
+def batch(start, count):
+    import pyarrow as pa
+    return pa.record_batch({"n": range(start, start + count)})
+env.generate(batch, rows=60_000, rate_limit=4000).key_by("n").map_batches(
+    lambda b: b, returns={"n": "int64"}).write_parquet(OUT)
+from rayflow.client import submit
+submit(env.plan(), env.config, "counted", detach=True)
+handle = rf.connect().job("counted")
+while not handle.describe()["checkpoints"]["completed"]:
+    pass
+print(len({s["node_id"] for s in handle.describe()["subtasks"]}))
+"""
+
+AWAIT = """
+handle = rf.connect().job("counted")
+print(handle.wait(timeout=120).state)
+described = handle.describe()
+print(len(described["restarts"]), all("/chk-" in r["restored_from"] for r in described["restarts"]))
+"""
+
+
+def test_a_killed_node_costs_no_row_and_a_new_one_may_come(home, tmp_path):
+    out = tmp_path / "out"
+    python("local_cluster.up(2)")
+    assert python(KEEP_RUNNING.replace("OUT", repr(str(out)))) == ["2"]
+    killed = local_cluster.kill_node(1)
+    assert not killed.alive
+    assert not session_members(killed.pid)
+    with pytest.raises(ConfigError, match="no living node 1; alive are 0"):
+        local_cluster.kill_node(1)
+    assert local_cluster.add_node().number == 2
+    state, restarts = python(AWAIT)
+    assert state == "FINISHED"
+    assert restarts == "1 True"
+    numbers = ds.dataset(out, format="parquet").to_table()["n"].to_pylist()
+    assert sorted(numbers) == list(range(60_000))
 
 
 def test_a_process_that_got_the_pid_of_a_dead_node_is_left_alone(home):

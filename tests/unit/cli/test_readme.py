@@ -1,9 +1,10 @@
-"""The README's commands run: quick ones as they stand, of the others every command and option is parsed."""
+"""The commands of README and cluster/README run: quick ones as they stand; of the others all is parsed."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from rayflow.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[3]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall((ROOT / "README.md").read_text())
+CLUSTER_BLOCKS = BLOCK.findall((ROOT / "cluster" / "README.md").read_text())
 
 
 def blocks(language, mark=None):
@@ -26,7 +29,8 @@ def blocks(language, mark=None):
 
 
 def rayflow_commands():
-    lines = [line for text in blocks("bash") for line in text.splitlines()]
+    texts = [text for lang, _, text in [*BLOCKS, *CLUSTER_BLOCKS] if lang == "bash"]
+    lines = [line for text in texts for line in text.splitlines()]
     return sorted({found for line in lines for found in re.findall(r"\brayflow (?:[^|)&>]*)", line)})
 
 
@@ -83,6 +87,29 @@ def test_both_setup_commands_are_one_line_and_begin_with_nothing_but_python():
         (block,) = blocks("bash", mark)
         assert len(block.splitlines()) == 1
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install -q -e ")
+
+
+def test_what_ray_up_reads_is_valid():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "cluster" / "ray-cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    for command in [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]:
+        if "--system-config" in command:
+            (checks,) = re.findall(r"--system-config='(.*)'", command)
+            assert json.loads(checks)
+
+
+def test_the_kubernetes_manifest_is_a_ray_cluster_of_the_version_tested():
+    manifest = yaml.safe_load((ROOT / "cluster" / "kuberay.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    assert manifest["spec"]["rayVersion"].startswith("2.60")
+    groups = [manifest["spec"]["headGroupSpec"], *manifest["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["image"]
+    text = (ROOT / "cluster" / "README.md").read_text()
+    assert f"service/{manifest['metadata']['name']}-head-svc" in text
 
 
 def test_ci_runs_the_readmes_test_command():
