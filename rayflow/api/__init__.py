@@ -6,6 +6,7 @@
 | `sources` | its `read_*`, `from_*` and `generate` |
 | `stage` | what every operator has: name, uid, parallelism, resources |
 | `streams` | `DataStream`: relational steps, exchanges, grouping |
+| `joins` | its joins with another stream |
 | `functions` | its steps that run users' Python functions |
 | `outputs` | its sinks |
 | `keyed`, `windowed` | `KeyedStream`, `WindowedStream` |

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rayflow.api.functions import FunctionSteps
+from rayflow.api.joins import Joins
 from rayflow.api.keyed import KeyedStream
 from rayflow.api.outputs import Outputs
 from rayflow.api.planning import (
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from rayflow.api.plan_builder import PlanBuilder
 
 
-class DataStream(FunctionSteps, Outputs):
+class DataStream(FunctionSteps, Joins, Outputs):
     """A stream of rows with named, typed columns. Made by a `StreamEnvironment`; see API.md section 2."""
 
     def __init__(

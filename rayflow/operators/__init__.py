@@ -1,8 +1,9 @@
 """What runs inside a task: the contracts of operators, sources and sinks, and the operators of a plain stream.
 
 `contracts` comes first. `stateless`, `map_batches` and `assign_watermarks` work row by row or batch by batch,
-`aggregate` and `top_n` keep state by key, `sink` runs a `Sink` with two-phase commit. `functions` holds what operators
-that call users' Python share, `keyed_parts` what those with keyed state do. `process` runs process functions:
-`process_functions` and `states` are what users derive from and declare, `bound_states` and `keyed_states` what
-becomes of these in a subtask. Operators know neither the graph they are part of nor the engine that drives them.
+`aggregate` and `top_n` keep state by key, `joins` the rows of two inputs, `sink` runs a `Sink` with two-phase
+commit. `functions` holds what operators that call users' Python share, `keyed_parts` what those with keyed state do.
+`process` runs process functions: `process_functions` and `states` are what users derive from and declare,
+`bound_states` and `keyed_states` what becomes of these in a subtask. Operators know neither the graph they are part of
+nor the engine that drives them.
 """

@@ -146,11 +146,11 @@ class Subtasks:
             for index in range(self.parallelism)
         ]
 
-    def feed(self, batch: pa.RecordBatch) -> None:
+    def feed(self, batch: pa.RecordBatch, port: int = 0) -> None:
         groups = key_groups(batch, self.keys, 8).tolist()
         owners = np.array([subtask_of_key_group(g, 8, self.parallelism) for g in groups])
         for index, subtask in enumerate(self.subtasks):
-            subtask.feed(batch.filter(pa.array(owners == index)))
+            subtask.feed(batch.filter(pa.array(owners == index)), port)
 
     def watermark(self, watermark: int) -> None:
         for subtask in self.subtasks:
