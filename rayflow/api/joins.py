@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -18,17 +19,24 @@ from rayflow.api.planning import (
     StreamInfo,
     at_user_line,
     duration_ns,
+    event_time_unit,
     known_schema,
     output_schema,
     plan_error,
+    refuse_upsert,
     require_columns,
 )
-from rayflow.api.specs import Duration
 from rayflow.api.steps import Steps
+from rayflow.api.window_specs import Duration, Sliding, Tumbling
 from rayflow.batch.hashing import check_key_type
 from rayflow.graph.plan import Exchange, StreamEdge
+from rayflow.operators.joins.broadcast import BroadcastJoinOperator
 from rayflow.operators.joins.columns import How, JoinColumns, JoinSide
+from rayflow.operators.joins.interval import IntervalJoinOperator
 from rayflow.operators.joins.regular import Changes, RegularJoinOperator
+from rayflow.operators.joins.temporal import TemporalJoinOperator
+from rayflow.windows.bounds import WINDOW_END, WINDOW_START
+from rayflow.windows.joins import WindowJoinOperator
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
@@ -46,17 +54,25 @@ class Joins(Steps):
         other: DataStream,
         on: On,
         *,
+        window: Tumbling | Sliding | None = None,
         how: How = "inner",
         ttl: Duration | None = None,
         suffix: str = "_right",
     ) -> DataStream:
         """Pair rows of both streams whose columns `on` are equal: a name, several, or `{"left": "right"}`.
 
-        Every pair comes once, as soon as both rows are there, so the rows of both streams are kept for ever, or for
-        `ttl` (processing time). `how`: `"left"`, `"right"` and `"full"` also give rows without a match, beside nulls,
-        and take that back when a match comes: such a result changes, as an upsert stream does, and so does a join of
-        upsert streams. The result has no event time.
+        With `window` (`rf.Tumbling` or `rf.Sliding`, by event time) only rows in the same window; pairs come when the
+        watermark passes its end, with `window_start` and `window_end` behind the keys; the event time is
+        `window_start`. `how`: `"left"`, `"right"` and `"full"` also give the rows without a match in a window.
+
+        Without, every pair comes once, as soon as both rows are there, so the rows of both streams are kept for ever,
+        or for `ttl` (processing time). Rows without a match come beside nulls, and are taken back when a match comes:
+        an outer join is an upsert stream, and so is a join of upsert streams. The result has no event time.
         """
+        if window is not None:
+            if ttl is not None:
+                raise plan_error("join: ttl= and window= exclude each other; a window's rows go when it ends")
+            return window_join(JoinPlan("join", self, other, on, how, suffix), window)
         sides = JoinPlan("join", self, other, on, how, suffix)
         ttl_ns = None if ttl is None else duration_ns("join(ttl=)", ttl, positive=True)
         changes = (_changes(sides.left, "join"), _changes(sides.right, "join"))
@@ -87,6 +103,59 @@ class Joins(Steps):
             )
         return joined
 
+    def temporal_join(
+        self, other: DataStream, on: On, *, how: Literal["inner", "left"] = "inner", suffix: str = "_right"
+    ) -> DataStream:
+        """Pair each row with the version in `other` that was valid at its time: the latest row of the same key whose
+        event time is not after it. Both streams need a watermark.
+
+        A row comes out when the watermark has reached its time; its event time stays. `how="left"`: rows that no
+        version is valid for come too, beside nulls.
+        """
+        return temporal_join(JoinPlan("temporal_join", self, other, on, how, suffix, ("inner", "left")))
+
+    def broadcast_join(
+        self, other: DataStream, on: On, *, how: Literal["inner", "left"] = "inner", suffix: str = "_right"
+    ) -> DataStream:
+        """Pair each row with the rows of the same key in `other`, which is small: every subtask gets all of it, and
+        this stream's rows stay where they are.
+
+        If `other` is bounded, rows wait until it has ended (in memory and in checkpoints: it should end soon). If it is
+        not, rows meet the latest row of their key as of when they come. `how="left"`: rows without a match come too,
+        beside nulls. Event time stays; an `other` that never ends holds watermarks back unless it has its own.
+        """
+        return broadcast_join(JoinPlan("broadcast_join", self, other, on, how, suffix, ("inner", "left")))
+
+
+class KeyedJoins:
+    """The joins of a `KeyedStream`."""
+
+    _keys: tuple[str, ...]
+
+    @property
+    def _stream(self) -> DataStream:
+        raise TypeError("KeyedStream says what its stream is")
+
+    def interval_join(
+        self, other: KeyedJoins, lower: Duration, upper: Duration, *, suffix: str = "_right"
+    ) -> DataStream:
+        """Pair rows of the same key with left time + `lower` ≤ right time ≤ left time + `upper`, both included; bounds
+        may be negative: `"-10s"`. Both streams need a watermark, which decides what is late and what is kept.
+
+        A pair comes as soon as both rows are there. Its event time is the left row's; the watermark passes on later by
+        `upper`, if that is positive.
+        """
+        if not isinstance(other, KeyedJoins):
+            raise plan_error(f"interval_join: expected a keyed stream, such as b.key_by('k'); got {other!r}")
+        if len(other._keys) != len(self._keys):
+            raise plan_error(
+                f"interval_join: the streams have keys of different length: {', '.join(self._keys)}; and "
+                f"{', '.join(other._keys)}"
+            )
+        on = dict(zip(self._keys, other._keys))
+        plan = JoinPlan("interval_join", self._stream, other._stream, on, "inner", suffix)
+        return interval_join(plan, lower, upper)
+
 
 @dataclass(frozen=True)
 class JoinPlan:
@@ -103,7 +172,8 @@ class JoinPlan:
     def __post_init__(self) -> None:
         what = self.what
         if not isinstance(self.right, Joins):
-            raise plan_error(f"{what}: expected another stream; got {self.right!r}")
+            hint = " (the stream itself, not by key)" if isinstance(self.right, KeyedJoins) else ""
+            raise plan_error(f"{what}: expected another stream{hint}; got {self.right!r}")
         if self.right._env is not self.left._env:
             raise plan_error(f"{what}: the streams belong to different environments")
         if self.how not in self.hows:
@@ -177,9 +247,103 @@ class JoinPlan:
         keys = ", ".join(a if a == b else f"{a} = {b}" for a, b in self._pairs())
         return keys if self.how == "inner" else f"{self.how}: {keys}"
 
+    def times(self) -> tuple[str, str]:
+        """Return the columns of event time. Raises PlanError where a stream has none, or changes its rows."""
+        found = []
+        for side, stream in (("left", self.left), ("right", self.right)):
+            refuse_upsert(stream._info, self.what)
+            column = stream._info.time_column
+            if column is None:
+                raise plan_error(
+                    f"{self.what}: the {side} stream has no watermark; read it with watermark=rf.Watermark(column, "
+                    "delay=…), or call .assign_watermarks(…) before"
+                )
+            event_time_unit(stream._info, column, self.what)
+            found.append(column)
+        return found[0], found[1]
+
     def unbounded(self) -> bool:
         """Whether an input of either stream never ends."""
         return is_unbounded(self.left) or is_unbounded(self.right)
+
+
+def window_join(plan: JoinPlan, window: Any) -> DataStream:
+    """Return the stream of pairs in the same window."""
+    if not isinstance(window, Tumbling | Sliding) or window.time != "event":
+        raise plan_error(f"join(window=): expected rf.Tumbling or rf.Sliding by event time; got {window!r}")
+    times, schema = plan.times(), known_schema(plan.left._info, "join")
+    # Results of windows, joined by their start, have their bounds already.
+    have = (*plan.left_keys, *(schema.names if WINDOW_START in plan.left_keys else ()))
+    shown = tuple(name not in have for name in (WINDOW_START, WINDOW_END))
+    type_ = schema.field(times[0]).type
+    bounds = [pa.field(name, type_) for name, is_new in zip((WINDOW_START, WINDOW_END), shown) if is_new]
+    columns = plan.columns(bounds)
+    info = StreamInfo(
+        schema=output_schema(columns.fields, "join"),
+        time_column=WINDOW_START,
+        partitioned_by=plan.left_keys,
+        window_ns=(window.slide_ns, window.offset_ns),
+    )
+    durations = (window.size_ns, window.slide_ns, window.offset_ns)
+    payload = partial(WindowJoinOperator, *plan.sides(), columns, times, durations, (shown[0], shown[1]))
+    with at_user_line():
+        payload()  # it checks the durations against the unit of the event time
+    detail = f"{plan.detail()}, {window}"
+    return plan.left._then("join", payload, info, detail=detail, edges=plan.hash_edges())
+
+
+def interval_join(plan: JoinPlan, lower: Any, upper: Any) -> DataStream:
+    """Return the stream of pairs whose times lie close."""
+    lower_ns = _signed_ns("interval_join(lower=)", lower)
+    upper_ns = _signed_ns("interval_join(upper=)", upper)
+    if lower_ns > upper_ns:
+        raise plan_error(f"interval_join: lower={lower!r} is above upper={upper!r}, so nothing would match")
+    times, columns = plan.times(), plan.columns()
+    info = StreamInfo(
+        schema=output_schema(columns.fields, plan.what),
+        time_column=times[0],
+        partitioned_by=plan.left_keys,
+    )
+    payload = partial(IntervalJoinOperator, *plan.sides(), columns, times, lower_ns, upper_ns)
+    detail = f"{plan.detail()}, {times[1]} from {times[0]} {lower} to {upper}"
+    return plan.left._then(plan.what, payload, info, detail=detail, edges=plan.hash_edges())
+
+
+def temporal_join(plan: JoinPlan) -> DataStream:
+    """Return the stream of left rows with the version that was valid at their time."""
+    times, columns = plan.times(), plan.columns()
+    info = StreamInfo(
+        schema=output_schema(columns.fields, plan.what),
+        time_column=times[0],
+        partitioned_by=plan.left_keys,
+        window_ns=plan.left._info.window_ns,
+    )
+    payload = partial(TemporalJoinOperator, *plan.sides(), columns, times)
+    return plan.left._then(plan.what, payload, info, detail=plan.detail(), edges=plan.hash_edges())
+
+
+def broadcast_join(plan: JoinPlan) -> DataStream:
+    """Return the stream of left rows with the rows of a table that every subtask has."""
+    for stream in (plan.left, plan.right):
+        refuse_upsert(stream._info, plan.what)
+    columns, left = plan.columns(), plan.left._info
+    info = StreamInfo(
+        schema=output_schema(columns.fields, plan.what),
+        time_column=left.time_column,
+        partitioned_by=left.partitioned_by,
+        window_ns=left.window_ns,
+    )
+    payload = partial(BroadcastJoinOperator, *plan.sides(), columns, is_unbounded(plan.right))
+    edges = [plan.left._edge(), replace(plan.right._edge(Exchange("broadcast")), port=1)]
+    return plan.left._then(plan.what, payload, info, detail=plan.detail(), edges=edges)
+
+
+def _signed_ns(what: str, value: Any) -> int:
+    if isinstance(value, timedelta) and value < timedelta(0):
+        return -duration_ns(what, -value)
+    if isinstance(value, str) and value.lstrip().startswith("-"):
+        return -duration_ns(what, value.lstrip()[1:])
+    return duration_ns(what, value)
 
 
 def is_unbounded(stream: Steps) -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
+from rayflow.api.joins import KeyedJoins
 from rayflow.api.planning import StreamInfo, at_user_line, output_schema, refuse_upsert, require_columns
 from rayflow.api.processing import ConnectedStreams, connected, keyed_process
 from rayflow.api.top_n import top_n
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
 
 
-class KeyedStream:
+class KeyedStream(KeyedJoins):
     """Rows grouped by key columns. Made by `DataStream.key_by`."""
 
     def __init__(self, stream: DataStream, keys: list[str]) -> None:

@@ -110,6 +110,10 @@ class Operator(ABC):
     def notify_complete(self, permit: CommitPermit) -> None:
         """Checkpoint `permit.checkpoint_id` is complete: effects prepared up to it may be published."""
 
+    def end_input(self, port: int) -> None:
+        """Input `port` has ended: no more rows come in on it. Called once an attempt, before the watermark moves
+        for it; of the operators of a chain, the first only."""
+
     def end(self) -> None:
         """All inputs have ended; emit what is left."""
 

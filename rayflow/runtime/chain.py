@@ -99,6 +99,12 @@ class Chain:
                 fired = True
         return fired
 
+    def end_input(self, port: int) -> None:
+        """One of the inputs ended."""
+        for chained in self._operators[:1]:
+            with _Blame(chained, None):
+                chained.operator.end_input(port)
+
     def end(self) -> None:
         """All inputs ended: let every operator emit what it still holds."""
         for chained in self._operators:

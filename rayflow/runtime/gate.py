@@ -101,6 +101,10 @@ class InputGate:
                 return self._take(channel, queue)
         return None
 
+    def port(self, channel: ChannelId) -> int:
+        """Return the operator input that the channel feeds."""
+        return self._queues[channel].port
+
     def block(self, channel: ChannelId) -> None:
         """Hold the channel's frames back until `unblock`."""
         self._queues[channel].blocked = True

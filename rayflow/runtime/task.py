@@ -19,7 +19,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -112,7 +112,8 @@ class Task:
         self._on_snapshot = on_snapshot
         self._on_ended = on_ended
         channels = parts.gate.channels if parts.gate else ()
-        self._channels_left = len(channels)
+        # Channels that have not ended, by the input they feed.
+        self._channels_left = Counter(() if parts.gate is None else map(parts.gate.port, channels))
         self._aligner = BarrierAligner(channels)
         self._merger = WatermarkMerger(channels)
         self._aligning_since_ms: dict[CheckpointId, int] = {}
@@ -270,16 +271,21 @@ class Task:
             case IdleFrame():
                 self._merge(self._merger.handle(ChannelIdled(arrival.channel)))
             case EndFrame():
-                self._merge(self._merger.handle(ChannelEnded(arrival.channel)))
-                self._channels_left -= 1
-                if self._channels_left == 0:
-                    self._end()
+                self._channel_ended(arrival.channel, arrival.port)
             case BarrierFrame(checkpoint_id):
                 event = BarrierArrived(arrival.channel, checkpoint_id, self._now_ms)
                 self._obey(self._aligner.handle(event), gate)
             case DataFrame() | OpenFrame() | None:
                 raise ProtocolViolation(f"the gate of {arrival.channel} gave {arrival.frame!r}")
         return True
+
+    def _channel_ended(self, channel: ChannelId, port: int) -> None:
+        self._channels_left[port] -= 1
+        if self._channels_left[port] == 0:
+            self._chain.end_input(port)
+        self._merge(self._merger.handle(ChannelEnded(channel)))
+        if not any(self._channels_left.values()):
+            self._end()
 
     def _count(self, batch: pa.RecordBatch) -> None:
         self._rows_in.inc(batch.num_rows)

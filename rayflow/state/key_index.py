@@ -69,6 +69,10 @@ class KeyIndex:
         """As `slots`, and also return the rows (ascending) that brought a new key."""
         return self._table.insert(self._codec.encode(keys))
 
+    def find(self, keys: pa.RecordBatch) -> I64:
+        """As `slots`, but nothing is added: −1 for a key that is not there."""
+        return self._table.find(self._codec.encode(keys))
+
     def keys(self, slots: I64) -> pa.RecordBatch:
         """Return the key columns of `slots`, which must be live."""
         return self._codec.decode(self._table.stored().gather(slots))

@@ -216,6 +216,37 @@ def insert_bytes(data, offsets, valid, row, arena, starts, lengths, live, free, 
 
 
 @njit(cache=True, nogil=True)
+def find_words(words, valid, stored, table, old, meta, out):
+    """Write the slots of `words` into `out`, -1 where there is none; as `insert_words`, but nothing is added."""
+    for row in range(len(words)):
+        if len(valid) > 0 and valid[row] == 0:
+            out[row] = meta[NULL]
+        else:
+            word = words[row]
+            tag = _word_tag(word)
+            slot = _find_word(table, tag, word, stored)
+            if slot < 0 and len(old) > 1:
+                slot = _find_word(old, tag, word, stored)
+            out[row] = slot
+
+
+@njit(cache=True, nogil=True)
+def find_bytes(data, offsets, valid, arena, starts, lengths, table, old, meta, out):
+    """As `find_words`, for keys `data[offsets[i]:offsets[i + 1]]`."""
+    for row in range(len(offsets) - 1):
+        if len(valid) > 0 and valid[row] == 0:
+            out[row] = meta[NULL]
+        else:
+            begin = offsets[row]
+            length = offsets[row + 1] - begin
+            tag = _bytes_tag(data, begin, length)
+            slot = _find_bytes(table, tag, data, begin, length, arena, starts, lengths)
+            if slot < 0 and len(old) > 1:
+                slot = _find_bytes(old, tag, data, begin, length, arena, starts, lengths)
+            out[row] = slot
+
+
+@njit(cache=True, nogil=True)
 def remove_words(slots, stored, live, free, table, old, meta):
     """Remove the keys of `slots`, which must be live, and put the slots on the free stack."""
     for slot in slots:

@@ -133,6 +133,12 @@ class KeyTable(ABC):
             row = self._insert(keys, row, out, fresh)
         return out, fresh[: self._meta[self._kernels.FRESH]]
 
+    def find(self, keys: WordKeys | ByteKeys) -> I64:
+        """Return the slot of every key, −1 where it is not there."""
+        out = np.empty(len(keys), np.int64)
+        self._find(keys, out)
+        return out
+
     def remove(self, slots: I64) -> None:
         """Forget the keys of `slots` (live, none twice); the slots may be given to other keys."""
         self._free = grown(self._free, self.slot_limit)
@@ -143,6 +149,7 @@ class KeyTable(ABC):
         to be called while a subtask is set up, so that the first rows do not wait for it."""
         nothing = np.zeros(0, np.int64)
         self._insert(self.stored().gather(nothing), 0, nothing, nothing)
+        self._find(self.stored().gather(nothing), nothing)
         self._remove(nothing)
         self._kernels.migrate(_NOTHING_TO_MOVE, 0, 0, self._table, self._meta)
 
@@ -156,6 +163,9 @@ class KeyTable(ABC):
 
     @abstractmethod
     def _insert(self, keys: Any, row: int, out: I64, fresh: I64) -> int: ...
+
+    @abstractmethod
+    def _find(self, keys: Any, out: I64) -> None: ...
 
     @abstractmethod
     def _remove(self, slots: I64) -> None: ...
@@ -216,6 +226,9 @@ class WordTable(KeyTable):
         )  # fmt: skip
         return end
 
+    def _find(self, keys: Any, out: I64) -> None:
+        self._kernels.find_words(keys.words, keys.valid, self._words, self._table, self._old, self._meta, out)
+
     def _remove(self, slots: I64) -> None:
         self._kernels.remove_words(
             slots, self._words, self._live, self._free, self._table, self._old, self._meta
@@ -258,6 +271,12 @@ class ByteTable(KeyTable):
             self._free, self._table, self._old, self._meta, out, fresh,
         )  # fmt: skip
         return end
+
+    def _find(self, keys: Any, out: I64) -> None:
+        self._kernels.find_bytes(
+            keys.data, keys.offsets, keys.valid, self._arena, self._starts, self._lengths, self._table,
+            self._old, self._meta, out,
+        )  # fmt: skip
 
     def _remove(self, slots: I64) -> None:
         self._garbage_bytes += self._kernels.remove_bytes(

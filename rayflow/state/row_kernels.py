@@ -74,6 +74,31 @@ def match_rows(heads, tails, following, live, slots, place, probes, rows):
 
 
 @njit(cache=True, nogil=True)
+def match_rows_between(heads, tails, following, live, numbers, least, most, slots, place, probes, rows):
+    """As `match_rows`, of the rows whose number lies between `least[i]` and `most[i]`, both included."""
+    at = 0
+    probe, last = place[0], place[1]
+    while probe < len(slots):
+        slot = slots[probe]
+        if slot >= 0:
+            row = _next_live(heads, tails, following, live, slot, last)
+            while row >= 0:
+                if least[probe] <= numbers[row] <= most[probe]:
+                    if at == len(probes):
+                        place[0], place[1] = probe, last
+                        return at
+                    probes[at] = probe
+                    rows[at] = row
+                    at += 1
+                last = row
+                row = _next_live(heads, tails, following, live, slot, last)
+        probe += 1
+        last = -1
+    place[0], place[1] = probe, -1
+    return at
+
+
+@njit(cache=True, nogil=True)
 def first_rows(heads, tails, following, live, slots, out):
     """Write the oldest live row of the list of each slot into `out`, -1 for none."""
     for i in range(len(slots)):
@@ -93,3 +118,19 @@ def latest_rows(heads, tails, following, live, numbers, slots, limits, out):
                     found = np.int64(row)
                 row = _next_live(heads, tails, following, live, slots[i], np.int64(row))
         out[i] = found
+
+
+@njit(cache=True, nogil=True)
+def latest_sorted(row_slots, numbers, rows, slots, limits, out):
+    """As `latest_rows`, by halving `rows`, which are sorted by slot and number (`row_slots`, `numbers` of each)."""
+    for i in range(len(slots)):
+        low, high = 0, len(rows)
+        while low < high:
+            middle = (low + high) // 2
+            slot = row_slots[middle]
+            if slot < slots[i] or (slot == slots[i] and numbers[middle] <= limits[i]):
+                low = middle + 1
+            else:
+                high = middle
+        found = low > 0 and row_slots[low - 1] == slots[i] and slots[i] >= 0
+        out[i] = rows[low - 1] if found else -1

@@ -181,16 +181,34 @@ class RowStore:
         counts: I64 = np.where(slots < 0, 0, lists.counts[slots]).astype(np.int64)
         return counts
 
-    def match(self, name: str, slots: I64, max_pairs: int) -> Iterator[tuple[I64, I64]]:
+    def match(
+        self, name: str, slots: I64, max_pairs: int, between: tuple[str, I64, I64] | None = None
+    ) -> Iterator[tuple[I64, I64]]:
         """Yield (positions in `slots`, numbers of the rows listed there), at most `max_pairs` at a time, in the
-        order of `slots`, oldest rows first. A negative slot has none. The store may not change in between."""
+        order of `slots`, oldest rows first. A negative slot has none. The store may not change in between.
+
+        `between` is (number, least, most): only rows whose number lies between these, of each position."""
         lists = self._lists[name]
         slots = np.ascontiguousarray(slots, np.int64)
         lists.reserve(int(slots.max(initial=-1)) + 1)
         place = np.array([0, -1], np.int64)
         while place[0] < len(slots):
             probes, rows = np.empty(max_pairs, np.int64), np.empty(max_pairs, np.int64)
-            found = lists.kernels.match_rows(*lists.arrays(), self._live, slots, place, probes, rows)
+            if between is None:
+                found = lists.kernels.match_rows(*lists.arrays(), self._live, slots, place, probes, rows)
+            else:
+                number, least, most = between
+                found = lists.kernels.match_rows_between(
+                    *lists.arrays(),
+                    self._live,
+                    self._numbers[number],
+                    least,
+                    most,
+                    slots,
+                    place,
+                    probes,
+                    rows,
+                )
             if found:
                 yield probes[:found], rows[:found]
 
@@ -210,6 +228,17 @@ class RowStore:
         lists.reserve(int(slots.max(initial=-1)) + 1)
         limits = np.ascontiguousarray(limits, np.int64)
         lists.kernels.latest_rows(*lists.arrays(), self._live, self._numbers[number], slots, limits, out)
+        return out
+
+    def latest_sorted(self, name: str, slots: I64, number: str, limits: I64) -> I64:
+        """Return the same as `latest`, by sorting all rows first: for slots with very many rows."""
+        live = self.live()
+        row_slots, numbers = self._numbers[name][live], self._numbers[number][live]
+        order = np.lexsort((numbers, row_slots))
+        out = np.empty(len(slots), np.int64)
+        self._lists[name].kernels.latest_sorted(
+            row_slots[order], numbers[order], live[order], slots, limits, out
+        )
         return out
 
     def take(self, rows: I64, columns: Sequence[int] | None = None) -> pa.RecordBatch:
@@ -247,8 +276,12 @@ class RowStore:
             self.first(name, nothing)
             place = np.array([0, -1], np.int64)
             lists.kernels.match_rows(*lists.arrays(), self._live, nothing, place, nothing, nothing)
-            for number in self._numbers:
+            for number in self._numbers.keys() - self._lists.keys():
                 self.latest(name, nothing, number, nothing)
+                self.latest_sorted(name, nothing, number, nothing)
+                lists.kernels.match_rows_between(
+                    *lists.arrays(), self._live, nothing, nothing, nothing, nothing, place, nothing, nothing
+                )
 
 
 def _owned(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -58,6 +58,14 @@ class Keys:
         slots[~null] = self.index.slots(keys.filter(pa.array(~null)))
         return slots
 
+    def find(self, keys: pa.RecordBatch) -> I64:
+        """As `slots`, but nothing is added: −1 for a key that is not there too."""
+        slots = self.index.find(keys)
+        null = null_keys(keys)
+        if null is not None:
+            slots[null] = -1
+        return slots
+
     def forget(self, stores: Sequence[RowStore], number: str) -> None:
         """Forget the keys that no row is listed under."""
         live = self.index.live()
@@ -68,18 +76,24 @@ class Keys:
 
 
 class KeyedSides:
-    """Rows of two inputs by key; each has the `numbers` given for its side, beside the slot of its key."""
+    """Rows of two inputs by key. Beside the slot of its key a row has the numbers `stored` (for its side), which are
+    part of a snapshot, those `listed`, by which rows are found too, and `numbers`."""
 
     def __init__(
         self,
         sides: tuple[JoinSide, JoinSide],
-        numbers: tuple[Sequence[str], Sequence[str]],
+        stored: tuple[Sequence[str], Sequence[str]] = ((), ()),
         listed: tuple[Sequence[str], Sequence[str]] = ((), ()),
+        numbers: Sequence[str] = (),
     ) -> None:
-        self._sides, self._kept = sides, numbers
+        self._sides, self._stored = sides, stored
         self.keys = Keys(sides[LEFT].key_schema)
         self.stores = tuple(
-            RowStore(sides[port].schema, (SLOT, *numbers[port], *listed[port]), (SLOT, *listed[port]))
+            RowStore(
+                sides[port].schema,
+                (SLOT, *listed[port], *stored[port], *numbers),
+                (SLOT, *listed[port]),
+            )
             for port in (LEFT, RIGHT)
         )
         self._key_numbers = tuple(side.key_numbers for side in sides)
@@ -105,7 +119,7 @@ class KeyedSides:
                 _NAMES[port],
                 self.stores[port].freeze(),
                 self._sides[port].keys,
-                self._kept[port],
+                self._stored[port],
                 max_parallelism,
             )
             for port in (LEFT, RIGHT)
@@ -115,4 +129,4 @@ class KeyedSides:
         self, port: int, restored: Sequence[RestoredPart]
     ) -> Iterator[tuple[pa.RecordBatch, dict[str, I64]]]:
         """Yield (rows, numbers) of side `port`, to be added by the operator."""
-        return restored_rows(restored, _NAMES[port], self._sides[port].schema, self._kept[port])
+        return restored_rows(restored, _NAMES[port], self._sides[port].schema, self._stored[port])

@@ -43,17 +43,6 @@ def sql_rows(query: str, **tables: pa.Table) -> Counter[Any]:
         return Counter(connection.sql(query).fetchall())
 
 
-def crashing(lab: Any, times: int, seed: int) -> tuple[Any, list[str]]:
-    """A watcher that crashes subtasks after checkpoints, and the names of those it crashed."""
-    rng, crashed = random.Random(seed), []
-
-    def look(job: Any) -> None:
-        if len(crashed) < times and lab.completed(job) > len(crashed):
-            crashed.append(lab.crash(job, rng))
-
-    return lab.watch(look), crashed
-
-
 JOINED = "coalesce(a.k, b.k), coalesce(a.j, b.j), a.v, a.f, a.t, b.v, b.f, b.t"
 
 
@@ -66,19 +55,6 @@ def test_a_join_equals_duckdb(lab: Any, how: Any, parallelism: int, rows: int) -
     assert got.schema.names == ["k", "j", "v", "f", "t", "v_right", "f_right", "t_right"]
     expected = sql_rows(f"select {JOINED} from a {how} join b on a.k = b.k and a.j = b.j", a=a, b=b)
     assert lab.bag(got.execute_and_collect(local=True)) == expected
-
-
-@pytest.mark.parametrize("how", ["inner", "full"])
-def test_a_join_survives_crashes(lab: Any, tmp_path: Path, how: Any) -> None:
-    a, b = random_table(3000, 3), random_table(300, 4, "efghijkl")
-    made = env(3, 50, **{"source.rate_limit": 2500})
-    joined = made.from_arrow(a).join(made.from_arrow(b), on=["k", "j"], how=how)
-    joined.write_parquet(tmp_path / "out", mode="append" if how == "inner" else "upsert")
-    watcher, crashed = crashing(lab, 2, seed=5)
-    lab.finish(made, on_start=watcher, checkpoint__interval="50ms", restart__delay="1ms")
-    assert crashed
-    expected = sql_rows(f"select {JOINED} from a {how} join b on a.k = b.k and a.j = b.j", a=a, b=b)
-    assert lab.rows(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("how", ["inner", "left", "full"])
@@ -105,6 +81,100 @@ def test_a_stream_joins_itself_and_joins_follow_joins(lab: Any) -> None:
         "select a.k, a.v, b.v, c.v from a join a b on a.k = b.k left join a c on a.k = c.k", a=a
     )
     assert lab.bag(twice.execute_and_collect(local=True)) == expected
+
+
+# --------------------------------------------------------------------------------------- event time
+
+
+def timed(made: rf.StreamEnvironment, table: pa.Table) -> Any:
+    # Sorted by a time up to 5 s off, so that no row is late.
+    rng = random.Random(table.num_rows)
+    order = sorted(range(table.num_rows), key=lambda i: table["t"][i].value + rng.randrange(5000))
+    return made.from_arrow(table.take(order), watermark=rf.Watermark("t", delay="6s"))
+
+
+@pytest.mark.parametrize("how", ["inner", "full"])
+@pytest.mark.parametrize(("parallelism", "rows"), [(1, 65536), (3, 7)])
+def test_a_window_join_equals_duckdb(lab: Any, how: Any, parallelism: int, rows: int) -> None:
+    a, b = random_table(300, 21, "abcd"), random_table(200, 22, "cdef").select(["k", "v", "t"])
+    made = env(parallelism, rows)
+    got = timed(made, a).join(timed(made, b), on="k", window=rf.Sliding("10s", "5s"), how=how)
+    windows = """(select *, time_bucket(interval 5 second, t) + i * interval 5 second ws from
+        (select *, unnest([-1, 0]) i from {0})) {0}"""
+    expected = sql_rows(
+        f"""select coalesce(a.k, b.k), coalesce(a.ws, b.ws), coalesce(a.ws, b.ws) + interval 10 second,
+        a.j, a.v, a.f, a.t, b.v, b.t from {windows.format("a")} {how} join {windows.format("b")}
+        on a.k = b.k and a.ws = b.ws""",
+        a=a,
+        b=b,
+    )
+    assert lab.bag(got.execute_and_collect(local=True)) == expected
+
+
+@pytest.mark.parametrize(("parallelism", "rows"), [(1, 65536), (3, 7)])
+def test_an_interval_join_equals_duckdb_and_windows_may_follow(lab: Any, parallelism: int, rows: int) -> None:
+    a, b = random_table(300, 23, "abcd"), random_table(300, 24, "abcd").select(["k", "v", "t"])
+    made = env(parallelism, rows)
+    got = timed(made, a).key_by("k").interval_join(timed(made, b).key_by("k"), lower="-3s", upper="2s")
+    counts = got.key_by("k").window(rf.Tumbling("10s")).aggregate(n=rf.count(), t=col("t_right").max())
+    expected = sql_rows(
+        """select a.k, time_bucket(interval 10 second, a.t) ws, ws + interval 10 second, count(*), max(b.t)
+        from a join b on a.k = b.k and b.t between a.t - interval 3 second and a.t + interval 2 second
+        group by all""",
+        a=a,
+        b=b,
+    )
+    assert lab.bag(counts.execute_and_collect(local=True)) == expected
+
+
+@pytest.mark.parametrize("how", ["inner", "left"])
+@pytest.mark.parametrize(("parallelism", "rows"), [(1, 65536), (3, 7)])
+def test_a_temporal_join_equals_duckdb(lab: Any, how: Any, parallelism: int, rows: int) -> None:
+    a = random_table(300, 25, "abcd")
+    b = random_table(200, 26, "cdef").select(["k", "v", "t"])
+    b = b.filter(
+        pa.array(
+            [
+                (k, t) not in set(zip(b["k"].to_pylist()[:i], b["t"].to_pylist()[:i]))
+                for i, (k, t) in enumerate(zip(b["k"].to_pylist(), b["t"].to_pylist()))
+            ]
+        )
+    )
+    made = env(parallelism, rows)
+    got = timed(made, a).temporal_join(timed(made, b), on="k", how=how)
+    expected = sql_rows(
+        f"select a.k, a.j, a.v, a.f, a.t, b.v, b.t from a asof {how} join b on a.k = b.k and a.t >= b.t",
+        a=a,
+        b=b,
+    )
+    assert lab.bag(got.execute_and_collect(local=True)) == expected
+
+
+# ---------------------------------------------------------------------------------------- broadcast
+
+
+@pytest.mark.parametrize("how", ["inner", "left"])
+@pytest.mark.parametrize(("parallelism", "rows"), [(1, 65536), (3, 7)])
+def test_a_broadcast_join_equals_duckdb(lab: Any, how: Any, parallelism: int, rows: int) -> None:
+    a, b = random_table(300, 31, "abcdef"), random_table(40, 32, "defghi")
+    made = env(parallelism, rows)
+    got = made.from_arrow(a).broadcast_join(made.from_arrow(b), on=["k", "j"], how=how)
+    expected = sql_rows(
+        f"select a.k, a.j, a.v, a.f, a.t, b.v, b.f, b.t from a {how} join b on a.k = b.k and a.j = b.j",
+        a=a,
+        b=b,
+    )
+    assert lab.bag(got.execute_and_collect(local=True)) == expected
+
+
+def test_both_sides_of_a_broadcast_join_may_come_from_one_source(lab: Any) -> None:
+    a = random_table(2000, 33)
+    made = env(2, 10)
+    stream = made.from_arrow(a, watermark=rf.Watermark("t", delay="60s"))
+    lasts = stream.key_by("k").window(rf.Tumbling("1d")).aggregate(n=rf.count())
+    got = stream.broadcast_join(lasts.select("k", "n"), on="k").select("k", "v", "n")
+    expected = sql_rows("select k, v, count(*) over (partition by k) from a where k is not null", a=a)
+    assert lab.bag(got.execute_and_collect(local=True)) == expected
 
 
 # ------------------------------------------------------------------------------------------ NEXMark
@@ -145,3 +215,20 @@ def test_bids_with_their_auction(lab: Any) -> None:
         "where category = 10"
     )
     assert lab.bag(got.execute_and_collect(local=True)) == expected
+
+
+@needs_nexmark
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_persons_who_opened_an_auction_in_the_window_they_registered_in(lab: Any, parallelism: int) -> None:
+    made = env(parallelism)
+    watermark = rf.Watermark("dateTime")
+    persons = made.read_parquet(NEXMARK / "person", watermark=watermark).select("id", "name", "dateTime")
+    auctions = made.read_parquet(NEXMARK / "auction", watermark=watermark).select("seller", "dateTime")
+    joined = persons.join(auctions, on={"id": "seller"}, window=rf.Tumbling("10s"))
+    got = joined.select("id", "name", "window_start").execute_and_collect(local=True)
+    expected = nexmark(
+        """select p.id, p.name, time_bucket(interval 10 second, p.dateTime) w from {person} p join {auction} a
+        on p.id = a.seller
+        where time_bucket(interval 10 second, p.dateTime) = time_bucket(interval 10 second, a.dateTime)"""
+    )
+    assert lab.bag(got) == expected

@@ -126,3 +126,96 @@ def test_streams_of_different_environments_do_not_join(rows: Any) -> None:
 def test_keys_computed_before_join_by_their_new_type(rows: Any, rates: Any) -> None:
     joined = rows.join(rates.with_columns(n=col("n").cast("int64")), on=["k", "n"])
     assert fields(joined)[:3] == ["k string", "n int64", "x double"]
+
+
+# --------------------------------------------------------------------------------- joins by event time
+
+
+@pytest.fixture
+def timed(rows: Any, rates: Any) -> tuple[Any, Any]:
+    """Both streams, with event time `t`."""
+    watermark = rf.Watermark("t")
+    return rows.drop("tags").assign_watermarks(watermark), rates.assign_watermarks(watermark)
+
+
+def test_a_window_join_has_bounds_and_is_timed_by_their_start(timed: Any) -> None:
+    a, b = timed
+    joined = a.join(b, on="k", window=rf.Sliding("10s", "2s"), how="full")
+    assert fields(joined)[:4] == [
+        "k string",
+        "window_start timestamp[ms]",
+        "window_end timestamp[ms]",
+        "n int64",
+    ]
+    info = joined._info
+    assert (info.is_upsert, info.time_column, info.window_ns) == (False, "window_start", (2 * 10**9, 0))
+
+
+def test_windows_joined_by_their_start_have_it_once(timed: Any) -> None:
+    a, b = timed
+    counts = [s.key_by("k").window(rf.Tumbling("2s")).aggregate(c=rf.count()) for s in (a, b)]
+    joined = counts[0].join(
+        counts[1].drop("window_end"), on=["k", "window_start"], window=rf.Tumbling("2s"), suffix="_b"
+    )
+    assert joined.schema.names == ["k", "window_start", "window_end", "c", "c_b"]
+
+
+def test_interval_and_temporal_joins_keep_the_left_time(timed: Any) -> None:
+    a, b = timed
+    joined = a.key_by("k").interval_join(b.key_by("k"), lower="-10s", upper="0s")
+    assert joined.schema.names == ["k", "n", "x", "t", "n_right", "rate", "t_right"]
+    assert (joined._info.time_column, joined._info.is_upsert) == ("t", False)
+    assert a.temporal_join(b, on="k", how="left")._info.time_column == "t"
+
+
+def test_a_broadcast_join_sends_the_right_side_everywhere_and_keeps_the_left_time(
+    env: Any, timed: Any
+) -> None:
+    a, b = timed
+    joined = a.broadcast_join(b, on="k")
+    joined.discard()
+    edges = {edge.port: edge.exchange.kind for edge in env.plan().edges if edge.target == "broadcast_join-1"}
+    assert edges == {0: "forward", 1: "broadcast"}
+    assert joined._info.time_column == "t"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda a, b: a.key_by("k").aggregate(n=rf.count()).broadcast_join(b, on="k"),
+            "broadcast_join is not supported on upsert streams",
+        ),
+        (lambda a, b: a.broadcast_join(b, on="k", how="right"), "how='right': expected 'inner' or 'left'"),
+        (lambda a, b: a.drop("t").join(b, on="k", window=rf.Tumbling("1s")), "left stream has no watermark"),
+        (lambda a, b: a.temporal_join(b.drop("t"), on="k"), "right stream has no watermark"),
+        (lambda a, b: a.join(b, on="k", window="1s"), "expected rf.Tumbling or rf.Sliding by event time"),
+        (
+            lambda a, b: a.join(b, on="k", window=rf.Tumbling("1s", time="processing")),
+            "expected rf.Tumbling or rf.Sliding by event time",
+        ),
+        (lambda a, b: a.join(b, on="k", window=rf.Tumbling("1500us")), "no multiple of the unit"),
+        (lambda a, b: a.join(b, on="k", window=rf.Tumbling("1s"), ttl="1h"), "exclude each other"),
+        (lambda a, b: a.join(b.key_by("k"), on="k"), "the stream itself, not by key"),
+        (lambda a, b: a.temporal_join(b, on="k", how="full"), "how='full': expected 'inner' or 'left'"),
+        (lambda a, b: a.key_by("k").interval_join(b, "0s", "1s"), "expected a keyed stream"),
+        (
+            lambda a, b: a.key_by("k").interval_join(b.key_by("k", "n"), "0s", "1s"),
+            "keys of different length",
+        ),
+        (
+            lambda a, b: a.key_by("k").interval_join(b.key_by("k"), "1s", "-1s"),
+            "lower='1s' is above upper='-1s'",
+        ),
+        (lambda a, b: a.key_by("k").interval_join(b.key_by("k"), "-x", "1s"), r"interval_join\(lower=\)"),
+        (lambda a, b: a.key_by("n").interval_join(b.key_by("n"), "0s", "1s"), "int64 on the left"),
+        (
+            lambda a, b: a.temporal_join(b.key_by("k").aggregate(n=rf.count()), on="k"),
+            "temporal_join is not supported on upsert streams",
+        ),
+    ],
+)
+def test_what_cannot_work_in_time_is_a_plan_error(timed: Any, call: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message) as error:
+        call(*timed)
+    assert "test_joins.py" in str(error.value.location)

@@ -138,3 +138,23 @@ def test_sliced_and_dictionary_columns_are_read_from_their_offset() -> None:
 def test_a_list_cannot_be_a_key() -> None:
     with pytest.raises(TypeError, match=r"column 'tags'.*cannot be a key"):
         KeyIndex(pa.schema([("tags", pa.list_(pa.string()))]))
+
+
+@pytest.mark.parametrize(
+    ("type_", "known", "unknown"),
+    [
+        (pa.int64(), [3, None, 5], [4, 0]),
+        (pa.float64(), [float("nan"), -0.0], [1.0, None]),
+        (pa.string(), ["a", "", None], ["b", "aa"]),
+    ],
+)
+def test_find_adds_nothing(type_: pa.DataType, known: list[object], unknown: list[object]) -> None:
+    index = KeyIndex(pa.schema([("k", type_)]))
+
+    def column(values: list[object]) -> pa.RecordBatch:
+        return pa.RecordBatch.from_arrays([pa.array(values, type_)], ["k"])
+
+    slots = index.slots(column(known))
+    found = index.find(column([*unknown, *known]))
+    assert found.tolist() == [*[-1] * len(unknown), *slots.tolist()]
+    assert len(index) == len(known)

@@ -1,0 +1,114 @@
+"""Joins whose subtasks die: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+import rayflow as rf
+
+
+def env(parallelism: int = 1, rows: int = 65536, **config: Any) -> rf.StreamEnvironment:
+    return rf.StreamEnvironment(
+        parallelism=parallelism, max_parallelism=8, config={"batch.rows": rows, **config}
+    )
+
+
+def random_table(rows: int, seed: int, letters: str = "abcdefgh") -> pa.Table:
+    rng = random.Random(seed)
+    return pa.table(
+        {
+            "k": [rng.choice([None, *letters]) for _ in range(rows)],
+            "j": pa.array([rng.choice([None, 0, 1]) for _ in range(rows)], pa.int16()),
+            "v": [rng.randrange(3) for _ in range(rows)],
+            "f": [rng.choice([0.0, 1.5, None]) for _ in range(rows)],
+            "t": pa.array([rng.randrange(60_000) for _ in range(rows)], pa.timestamp("ms")),
+        }
+    )
+
+
+def sql_rows(query: str, **tables: pa.Table) -> Counter[Any]:
+    with duckdb.connect() as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        return Counter(connection.sql(query).fetchall())
+
+
+def timed(made: rf.StreamEnvironment, table: pa.Table) -> Any:
+    # Sorted by a time up to 5 s off, so that no row is late.
+    rng = random.Random(table.num_rows)
+    order = sorted(range(table.num_rows), key=lambda i: table["t"][i].value + rng.randrange(5000))
+    return made.from_arrow(table.take(order), watermark=rf.Watermark("t", delay="6s"))
+
+
+def crashing(lab: Any, times: int, seed: int) -> tuple[Any, list[str]]:
+    """A watcher that crashes subtasks after checkpoints, and the names of those it crashed."""
+    rng, crashed = random.Random(seed), []
+
+    def look(job: Any) -> None:
+        if len(crashed) < times and lab.completed(job) > len(crashed):
+            crashed.append(lab.crash(job, rng))
+
+    return lab.watch(look), crashed
+
+
+JOINED = "coalesce(a.k, b.k), coalesce(a.j, b.j), a.v, a.f, a.t, b.v, b.f, b.t"
+
+
+@pytest.mark.parametrize("how", ["inner", "full"])
+def test_a_join_survives_crashes(lab: Any, tmp_path: Path, how: Any) -> None:
+    a, b = random_table(2000, 3), random_table(300, 4, "efghijkl")
+    made = env(3, 50, **{"source.rate_limit": 2000})
+    joined = made.from_arrow(a).join(made.from_arrow(b), on=["k", "j"], how=how)
+    joined.write_parquet(tmp_path / "out", mode="append" if how == "inner" else "upsert")
+    watcher, crashed = crashing(lab, 2, seed=5)
+    lab.finish(made, on_start=watcher, checkpoint__interval="50ms", restart__delay="1ms")
+    assert crashed
+    expected = sql_rows(f"select {JOINED} from a {how} join b on a.k = b.k and a.j = b.j", a=a, b=b)
+    assert lab.rows(tmp_path / "out") == expected
+
+
+BY_EVENT_TIME = {
+    "window": lambda a, b: a.join(b, on="k", window=rf.Tumbling("10s"), how="left"),
+    "interval": lambda a, b: a.key_by("k").interval_join(b.key_by("k"), "-1s", "1s"),
+    "temporal": lambda a, b: a.temporal_join(b, on="k"),
+}
+
+
+@pytest.mark.parametrize("kind", list(BY_EVENT_TIME))
+def test_joins_by_event_time_survive_crashes(lab: Any, tmp_path: Path, kind: str) -> None:
+    a, b = random_table(1500, 27), random_table(1000, 28).select(["k", "v", "t"])
+    results = []
+    for crashes in (0, 2):
+        made = env(3 if crashes else 1, 50, **({"source.rate_limit": 2000} if crashes else {}))
+        left, right = timed(made, a), timed(made, b)
+        BY_EVENT_TIME[kind](left, right).write_parquet(tmp_path / str(crashes))
+        watcher, crashed = crashing(lab, crashes, seed=5)
+        lab.finish(made, on_start=watcher, checkpoint__interval="50ms", restart__delay="1ms")
+        assert bool(crashed) == bool(crashes)
+        results.append(lab.rows(tmp_path / str(crashes)))
+    assert results[0] == results[1]
+    assert results[0]
+
+
+def test_a_broadcast_join_survives_crashes_while_the_table_comes_and_after(lab: Any, tmp_path: Path) -> None:
+    a, b = random_table(2000, 34), random_table(1000, 35)
+    made = env(3, 50)
+    left = made.from_batches(a.to_batches(50), schema=a.schema, rate_limit=2000).rebalance()
+    right = made.from_batches(b.to_batches(50), schema=b.schema, rate_limit=2000)
+    left.broadcast_join(right, on=["k", "j"], how="left").write_parquet(tmp_path / "out")
+    watcher, crashed = crashing(lab, 3, seed=6)
+    lab.finish(made, on_start=watcher, checkpoint__interval="50ms", restart__delay="1ms")
+    assert crashed
+    expected = sql_rows(
+        "select a.k, a.j, a.v, a.f, a.t, b.v, b.f, b.t from a left join b on a.k = b.k and a.j = b.j",
+        a=a,
+        b=b,
+    )
+    assert lab.rows(tmp_path / "out") == expected
