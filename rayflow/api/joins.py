@@ -93,9 +93,8 @@ class Joins(Steps):
             None if ttl_ns is None else max(1, ttl_ns // _NANOS_PER_MS),
         )
         joined = self._then("join", payload, info, detail=sides.detail(), edges=sides.hash_edges())
-        for stream in (self, other):
-            if stream._info.is_upsert:
-                self._env._wants_old_rows.add(joined._node.id)
+        if any(_moves(*side) for side in ((self, sides.left_keys), (other, sides.right_keys))):
+            self._env._wants_old_rows.add(joined._node.id)
         if ttl_ns is None and sides.unbounded():
             joined._node.warnings = (
                 f"join ({joined._node.spec.location or 'unknown line'}) keeps all rows of both inputs for ever, and "
@@ -351,6 +350,13 @@ def is_unbounded(stream: Steps) -> bool:
     env = stream._env
     specs = [env._nodes[node].spec for node in env._upstream([stream._node.id])]
     return any(spec.kind == "source" and not spec.payload.bounded for spec in specs)
+
+
+def _moves(stream: Steps, keys: tuple[str, ...]) -> bool:
+    """Return whether a change of a row of `stream` may also change its join key. Then the old row must come, for
+    the subtask that has it; else the row that is kept is found by the upsert key, which the join keys are part of."""
+    info = stream._info
+    return info.is_upsert and (info.whole_rows or not set(keys) <= set(info.upsert_key or ()))
 
 
 def _changes(stream: Steps, what: str) -> Changes:

@@ -74,11 +74,16 @@ def test_a_join_that_keeps_rows_of_an_endless_input_for_ever_is_warned_of(env: A
     assert "test_joins.py" in warning
 
 
-def test_an_upsert_input_shows_its_old_rows_to_the_join(env: Any, rows: Any, rates: Any) -> None:
-    counts = rows.key_by("k").aggregate(total=rf.count())
-    joined = counts.join(rates, on="k")
-    assert joined._info.whole_rows
-    assert joined._node.id in env._wants_old_rows
+def test_an_upsert_input_shows_its_old_rows_where_their_join_key_may_change(
+    env: Any, rows: Any, rates: Any
+) -> None:
+    counts = rows.key_by("k").aggregate(n=rf.count(), x=col("x").max())
+    for on, wants in (("k", False), (["k", "n"], True), ("n", True)):
+        joined = counts.join(rates.with_columns(n=col("n").cast("int64")), on=on)
+        assert joined._info.whole_rows
+        assert (joined._node.id in env._wants_old_rows) == wants
+    again = joined.join(rates.drop("n"), on="k", suffix="_3")
+    assert again._node.id in env._wants_old_rows
 
 
 @pytest.mark.parametrize(
