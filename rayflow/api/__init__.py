@@ -16,7 +16,7 @@
 | `returns` | the columns of Python functions, from `returns=` or type hints |
 | `specs` | `Watermark` |
 | `window_specs`, `window_plan`, `time_windows` | windows and triggers; a windowed stream's plan; tumbling and sliding |
-| `row_windows` | sessions, count windows, the global window |
+| `row_windows`, `window_functions` | sessions, count windows, the global window; functions of whole windows |
 | `planning` | what is known of a stream, and errors at the user's line |
 | `execution` | running a plan, here or on Ray, and collecting rows |
 """

@@ -65,14 +65,7 @@ class FunctionSteps(Steps):
         """
         refuse_upsert(self._info, "map_batches")
         _check_callable(fn, "map_batches")
-        if batch_format not in _FORMATS:
-            raise plan_error(
-                f"map_batches: batch_format {batch_format!r}: expected one of {', '.join(_FORMATS)}"
-            )
-        if importlib.util.find_spec(batch_format) is None:
-            raise plan_error(
-                f"map_batches: batch_format {batch_format!r} needs that package; install it with pip"
-            )
+        check_format(batch_format, "map_batches")
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise plan_error(f"map_batches: batch_size: expected a number of rows from 1; got {batch_size!r}")
         schema = None if returns is None else returned_schema(returns, fn, "map_batches")
@@ -117,6 +110,14 @@ class FunctionSteps(Steps):
             window_ns=self._info.window_ns if keeps_time else None,
             partitioned_by=None,
         )
+
+
+def check_format(batch_format: Any, what: str) -> None:
+    """Raise PlanError unless batches can be had in that format here."""
+    if batch_format not in _FORMATS:
+        raise plan_error(f"{what}: batch_format {batch_format!r}: expected one of {', '.join(_FORMATS)}")
+    if importlib.util.find_spec(batch_format) is None:
+        raise plan_error(f"{what}: batch_format {batch_format!r} needs that package; install it with pip")
 
 
 def _check_callable(fn: Any, what: str) -> None:

@@ -80,13 +80,15 @@ class WindowPlan:
         """Return the edge that brings the input, by key."""
         return self.stream._edge(Exchange("hash", self.keys))
 
-    def side_outputs(self) -> SideOutputs | None:
-        """Return what can be read beside the results: late rows, with the columns of the input."""
-        if self.late_to is None:
-            return None
-        info = self.stream._info
-        late = StreamInfo(schema=info.schema, time_column=info.time_column, partitioned_by=self.keys)
-        return SideOutputs({self.late_to: late})
+    def side_outputs(self, made: Any = None) -> SideOutputs | None:
+        """Return what can be read beside the results: late rows, with the columns of the input, and what a
+        function puts aside, `made` of declared columns (see `SideOutputs`)."""
+        known = {}
+        if self.late_to is not None:
+            info = self.stream._info
+            late = StreamInfo(schema=info.schema, time_column=info.time_column, partitioned_by=self.keys)
+            known[self.late_to] = late
+        return SideOutputs(known, made) if known or made is not None else None
 
 
 def opened(stream: DataStream, keys: tuple[str, ...], spec: Any) -> WindowPlan:

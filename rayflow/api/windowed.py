@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rayflow.api.planning import duration_ns, plan_error
 from rayflow.api.row_windows import aggregate_count_windows, aggregate_global_window, aggregate_sessions
 from rayflow.api.time_windows import aggregate_time_windows
+from rayflow.api.window_functions import process_windows
 from rayflow.api.window_plan import WindowPlan
 from rayflow.api.window_specs import (
     CountWindow,
@@ -28,6 +29,7 @@ from rayflow.api.window_specs import (
     Tumbling,
 )
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.operators.map_batches import BatchFormat
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
@@ -77,12 +79,25 @@ class WindowedStream:
             raise plan_error(f"aggregate: not possible over {self._plan.spec} windows yet")
         return make(self._plan, aggs)
 
-    def process(self, fn: Any, returns: Any = None) -> DataStream:
-        """Give all rows of a key and window to `fn` at once, when the window ends."""
-        make = _PROCESS.get(type(self._plan.spec))
+    def process(self, fn: Any, returns: Any = None, batch_format: BatchFormat | None = None) -> DataStream:
+        """Give all rows of a key and window to `fn(rows, ctx)`, when the window is complete, and make rows of what
+        it returns.
+
+        `rows` is a list of dicts, or in `batch_format` ("pyarrow": a RecordBatch; "pandas", "polars", "numpy"), in
+        order of event time, those of one time as they came. `ctx` has `current_key` (a value, or a tuple of several),
+        `window_start`, `window_end`, `watermark`, `subtask_index`, `parallelism`, `counter(name)` and
+        `output(tag, row)`, which `.side_output(tag, returns=…)` reads. `fn` returns a row, returns or yields several,
+        or none (None): dicts, or values of the one column; with `batch_format`, whatever `map_batches` takes. It may
+        be a class with `__call__(self, rows, ctx)` or `process(self, rows, ctx)`, and `open(ctx)` and `close()`.
+
+        Results come behind the key columns, `window_start` and `window_end`; a column of one of these names that is
+        in `returns` replaces it. Where windows are updated (`allowed_lateness`, `trigger`) the output is an upsert
+        stream: `fn` is called again with the rows as they were, and what it gives for them goes. All rows of open
+        windows are kept until then: where an aggregate will do, it costs less."""
+        make = _AGGREGATE.get(type(self._plan.spec))
         if make is None:
             raise plan_error(f"process: not possible over {self._plan.spec} windows yet")
-        return make(self._plan, fn, returns)
+        return process_windows(self._plan, make, fn, returns, batch_format)
 
 
 _AGGREGATE: dict[type, Callable[[WindowPlan, dict[str, AggregateExpr]], DataStream]] = {
@@ -92,4 +107,3 @@ _AGGREGATE: dict[type, Callable[[WindowPlan, dict[str, AggregateExpr]], DataStre
     CountWindow: aggregate_count_windows,
     GlobalWindow: aggregate_global_window,
 }
-_PROCESS: dict[type, Callable[[WindowPlan, Any, Any], DataStream]] = {}

@@ -40,7 +40,7 @@ class MapBatchesOperator(Operator):
     ) -> None:
         self._function = UserFunction(fn_or_class)
         self._shape = ResultShape(self._function, returns)
-        self._to_format = _FORMATS[batch_format]
+        self._format = batch_format
         self._batch_size = batch_size
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
@@ -120,8 +120,8 @@ class MapBatchesOperator(Operator):
 
     def _call(self, rows: pa.RecordBatch) -> None:
         with self._function.blamed(rows):
-            returned = self._function(self._to_format(rows))
-        results = returned if _is_many(returned) else [returned]
+            returned = self._function(as_format(rows, self._format))
+        results = returned if is_many(returned) else [returned]
         iterator = iter(results)
         while True:
             # The next result of a generator is made here; what is emitted is none of its business.
@@ -130,31 +130,39 @@ class MapBatchesOperator(Operator):
                     result = next(iterator)
                 except StopIteration:
                     return
-                table = self._table(result, rows)
+                table = as_table(result, self._function, rows)
             for batch in self._shape.batches_of_table(table, rows):
                 if batch.num_rows:
                     self.out.emit(batch)
 
-    def _table(self, result: Any, rows: pa.RecordBatch) -> pa.Table:
-        if isinstance(result, pa.Table):
-            return result
-        if isinstance(result, pa.RecordBatch):
-            return pa.Table.from_batches([result])
-        if isinstance(result, Mapping):
-            return pa.table({name: _array(values) for name, values in result.items()})
-        package = type(result).__module__.partition(".")[0]
-        if package == "pandas" and hasattr(result, "columns"):
-            return pa.Table.from_pandas(result, preserve_index=False)
-        if package == "polars" and hasattr(result, "to_arrow") and hasattr(result, "columns"):
-            return result.to_arrow()
-        raise self._function.error(
-            f"the function returned {type(result).__name__}, expected a pyarrow RecordBatch or Table, a pandas "
-            "or Polars DataFrame, a dict of arrays, or an iterator of these",
-            rows,
-        )
+
+def as_table(result: Any, function: UserFunction, rows: pa.RecordBatch) -> pa.Table:
+    """Return what a function returned for `rows` as a table. Raises `UserFunctionError` where it is none."""
+    if isinstance(result, pa.Table):
+        return result
+    if isinstance(result, pa.RecordBatch):
+        return pa.Table.from_batches([result])
+    if isinstance(result, Mapping):
+        return pa.table({name: _array(values) for name, values in result.items()})
+    package = type(result).__module__.partition(".")[0]
+    if package == "pandas" and hasattr(result, "columns"):
+        return pa.Table.from_pandas(result, preserve_index=False)
+    if package == "polars" and hasattr(result, "to_arrow") and hasattr(result, "columns"):
+        return result.to_arrow()
+    raise function.error(
+        f"the function returned {type(result).__name__}, expected a pyarrow RecordBatch or Table, a pandas "
+        "or Polars DataFrame, a dict of arrays, or an iterator of these",
+        rows,
+    )
 
 
-def _is_many(returned: Any) -> bool:
+def as_format(rows: pa.RecordBatch, batch_format: BatchFormat) -> Any:
+    """Return `rows` as a function wants them."""
+    return _FORMATS[batch_format](rows)
+
+
+def is_many(returned: Any) -> bool:
+    """Return whether a function returned an iterator of results, rather than one."""
     if isinstance(returned, (pa.RecordBatch, pa.Table, Mapping, str, bytes)) or hasattr(returned, "columns"):
         return False
     return isinstance(returned, Iterable)

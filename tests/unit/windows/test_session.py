@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -98,6 +99,67 @@ def test_sessions_come_in_order_of_their_ends_and_in_bounded_batches(harness: An
     driven.watermark(90 * MS)
     assert [e for _, _, _, e, _ in shown(driven)] == [-20, 13, 39, 60]
     assert max(b.num_rows for b in driven.batches) == 2
+
+
+WIDE = pa.schema(
+    [
+        ("k", pa.int64()),
+        ("t", pa.timestamp("us")),
+        ("i", pa.int32()),
+        ("f", pa.float64()),
+        ("s", pa.string()),
+        ("d", pa.decimal128(9, 2)),
+    ]
+)
+EVERY_AGGREGATE = [
+    ("count", count()),
+    *(
+        (f"{name}_{agg}", getattr(col(name), agg)())
+        for name in "ifsd"
+        for agg in ("count", "min", "max", "first", "last", "count_distinct", "collect_list")
+    ),
+    *(
+        (f"{name}_{agg}", getattr(col(name), agg)())
+        for name in "ifd"
+        for agg in ("sum", "mean", "stddev", "variance")
+    ),
+    ("about", col("s").approx_count_distinct()),
+    ("middle", col("f").approx_quantile(0.5)),
+    ("some", col("i").sum().filter(col("f") > 0.5)),
+]
+
+
+def wide(times: list[int]) -> pa.RecordBatch:
+    texts = [None if t % 5 == 0 else f"text {t * 37 % 11}" for t in times]
+    columns = [
+        pa.array([t % 2 for t in times], pa.int64()),
+        pa.array(times).cast(pa.timestamp("us")),
+        pa.array([None if t % 3 == 0 else t * 7919 % 101 for t in times], pa.int32()),
+        pa.array([t * 7919 % 101 / 64 for t in times], pa.float64()),
+        pa.array(texts, pa.string()),
+        pa.array([Decimal(t * 31 % 17).scaleb(-2) for t in times], pa.decimal128(9, 2)),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=WIDE)
+
+
+def test_joined_sessions_have_every_aggregate_of_all_their_rows(harness: Any) -> None:
+    def make() -> SessionWindowOperator:
+        return SessionWindowOperator(("k",), SessionSpec(gap_ns=2_000), EVERY_AGGREGATE, WIDE, "t")
+
+    at_once = harness(make).feed(wide(list(range(100)))).watermark(WATERMARK_MAX)
+    # Every other row of a key stands alone until the rows between come: from the end, so that they join pairwise.
+    order = [*range(0, 100, 4), *range(1, 100, 4), *range(98, 0, -4), *range(99, 0, -4)]
+    for cut in (1, 7, 100):
+        joined = harness(make)
+        for at in range(0, 100, cut):
+            joined.feed(wide(order[at : at + cut]))
+        joined.watermark(WATERMARK_MAX)
+        assert len(joined.rows) == 2
+        for row, expected in zip(*(sorted(d.rows, key=lambda row: row["k"]) for d in (joined, at_once))):
+            assert row.keys() == expected.keys()
+            for name in row:
+                is_float = isinstance(row[name], float)
+                assert row[name] == (pytest.approx(expected[name]) if is_float else expected[name]), name
 
 
 # ------------------------------------------------------------------------------------------ late rows
