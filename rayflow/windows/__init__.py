@@ -1,9 +1,15 @@
 """Operators over windows.
 
-`bounds` has what all kinds of windows share; `panes` keeps state by key and stretch of time, and finds what a
-watermark closes; `tumbling` aggregates on it. `joins` pairs the rows of two inputs by window.
-
-`session`, `count` and `global_window` are windows that their rows make, over `session_table` and `count_table`,
-which have their compiled loops in `window_kernels`; `arrivals` is what the latter two show as bounds. `row_times`
-and `clock_times` give rows their times. `process` hands the rows of whole windows, of whatever kind, to a function.
+| module | what |
+|---|---|
+| `bounds`, `row_times`, `clock_times` | what all kinds share: bounds, times of rows, late rows |
+| `time_windows` | what tumbling and sliding windows share; `making` chooses between the two ways to keep them: |
+| `pane_windows` | a pane per window |
+| `sliced_windows`, `slice_tree` | a pane per slice, merged for each window |
+| `grid`, `panes`, `updates` | the arithmetic of slices; state by key and stretch of time; results that come again |
+| `session`, `count`, `global_window` | windows that their rows make, over `session_table` and `count_table` |
+| `arrivals` | what count and global windows show as bounds |
+| `process` | hands the rows of whole windows, of whatever kind, to a function |
+| `joins` | pairs the rows of two inputs by window |
+| `window_kernels`, `slice_kernels` | compiled loops |
 """

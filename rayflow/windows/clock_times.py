@@ -33,7 +33,7 @@ class ClockTimes:
         return in_units(duration_ns, _NANOS_PER_MS, what, None)
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
-        """Take up where the clock had come. Called once, first."""
+        """Take up where the clock had come, at the subtask that was least far (see `by_writer`). Called once, first."""
         self._ctx = ctx
         self._over = restored_watermark(restored)
 
@@ -65,3 +65,40 @@ class ClockTimes:
     def snapshot(self) -> StatePart:
         """Return how far the clock has come, with every key group."""
         return watermark_part(self._ctx, self._over)
+
+
+def by_writer(restored: Sequence[RestoredPart]) -> list[tuple[int, list[RestoredPart]]]:
+    """Return, for each subtask that wrote some of `restored`, how far its clock had come (ns) and its parts; the
+    one least far first."""
+    writers = sorted({part.writer_index for part in restored})
+    parts = [[part for part in restored if part.writer_index == writer] for writer in writers]
+    return sorted(((restored_watermark(own), own) for own in parts), key=lambda pair: pair[0])
+
+
+class HeldRows(Output):
+    """An output for rows only, which keeps them until they are released."""
+
+    def __init__(self) -> None:
+        self.batches: list[pa.RecordBatch] = []
+
+    def emit(self, batch: pa.RecordBatch) -> None:
+        """See `Output`."""
+        self.batches.append(batch)
+
+    def emit_side(self, tag: str, batch: pa.RecordBatch) -> None:
+        """Not here."""
+        raise AssertionError(f"rows for side output {tag!r} before the operator is open")
+
+    def emit_watermark(self, watermark: int) -> None:
+        """Not here."""
+        raise AssertionError("a watermark before the operator is open")
+
+    def emit_idle(self) -> None:
+        """Not here."""
+        raise AssertionError("idleness before the operator is open")
+
+    def release(self, out: Output) -> None:
+        """Pass on what was kept."""
+        batches, self.batches = self.batches, []
+        for batch in batches:
+            out.emit(batch)

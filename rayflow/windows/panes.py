@@ -1,16 +1,16 @@
 """State by key and pane: which slot belongs to a key in a stretch of time, and which slots a pane has.
 
-Theory of operation. A *pane* is a window, or a slice of several overlapping ones, named by its start (in the
-units of the event-time column). Keys are stored once however many panes they are in: one index turns a key
-into a key number, a second the pane's start into a pane number, and a third the pair of both, packed into a
-word, into the slot under which accumulators keep the aggregate. The slots of a pane are listed with it, and
-panes wait in a heap by start, so that finding and dropping what a watermark closes costs what it closes, not
-what is open. A key that is in no pane any more is forgotten.
+Theory of operation. A *pane* is a window, or a slice of several overlapping ones, known by a number that grows
+with time. Keys are stored once however many panes they are in: one index turns a key into a key number, a
+second the pane's number into a dense one, and a third the pair of both, packed into a word, into the slot under
+which accumulators keep the aggregate. The slots of a pane are listed with it, and open panes are kept in order,
+so that finding and dropping what a watermark closes costs what it closes, not what is open. A key that is in
+no pane any more is forgotten.
 """
 
 from __future__ import annotations
 
-import heapq
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,18 +35,18 @@ class FrozenPanes:
 
     slots: I64
     keys: FrozenKeys
-    starts: StoredWords
+    panes: StoredWords
     pairs: StoredWords
 
     def keys_of(self, slots: I64) -> pa.RecordBatch:
         """Return the key columns of `slots`."""
         return self.keys.keys((self.pairs.words[slots] >> _PANE_BITS).astype(np.int64))
 
-    def starts_of(self, slots: I64) -> I64:
-        """Return the starts of the panes of `slots`."""
-        panes = (self.pairs.words[slots] & _PANE_MASK).astype(np.int64)
-        starts: I64 = self.starts.words[panes].view(np.int64)
-        return starts
+    def panes_of(self, slots: I64) -> I64:
+        """Return the panes of `slots`."""
+        dense = (self.pairs.words[slots] & _PANE_MASK).astype(np.int64)
+        panes: I64 = self.panes.words[dense].view(np.int64)
+        return panes
 
 
 class PaneTable:
@@ -54,12 +54,12 @@ class PaneTable:
 
     def __init__(self, key_schema: pa.Schema) -> None:
         self._keys = KeyIndex(key_schema)
-        self._starts = WordTable()
+        self._panes = WordTable()
         self._pairs = WordTable()
         self._pairs.warm_up()
         self._panes_of_key = SlotArray(np.int64)
+        # Open panes in order, and the slots of each, in the pieces in which they came.
         self._open: list[int] = []
-        # Slots of each open pane, by its start, in the pieces in which they came.
         self._members: dict[int, list[I64]] = {}
 
     def __len__(self) -> int:
@@ -71,60 +71,105 @@ class PaneTable:
         return self._pairs.slot_limit
 
     @property
+    def key_limit(self) -> int:
+        """All key numbers ever given out are below this."""
+        return self._keys.slot_limit
+
+    @property
+    def key_count(self) -> int:
+        """How many keys are in some pane."""
+        return len(self._keys)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
         members = sum(piece.nbytes for pieces in self._members.values() for piece in pieces)
-        indexes = self._keys.nbytes + self._starts.nbytes + self._pairs.nbytes
+        indexes = self._keys.nbytes + self._panes.nbytes + self._pairs.nbytes
         return indexes + self._panes_of_key.nbytes + members
 
-    def slots(self, keys: pa.RecordBatch, starts: I64) -> I64:
-        """Return the slot of every row's key in the pane that begins at `starts[row]`, adding new ones."""
+    def slots(self, keys: pa.RecordBatch, panes: I64) -> I64:
+        """Return the slot of every row's key in pane `panes[row]`, adding new ones."""
         key_numbers = self._keys.slots(keys)
-        panes, new_panes = self._starts.insert(WordKeys(starts.view(np.uint64), _NO_NULLS))
-        for start in starts[new_panes].tolist():
-            heapq.heappush(self._open, start)
-            self._members[start] = []
-        words = (key_numbers.view(np.uint64) << _PANE_BITS) | panes.view(np.uint64)
+        dense, new_panes = self._panes.insert(WordKeys(panes.view(np.uint64), _NO_NULLS))
+        for pane in panes[new_panes].tolist():
+            bisect.insort(self._open, pane)
+            self._members[pane] = []
+        words = (key_numbers.view(np.uint64) << _PANE_BITS) | dense.view(np.uint64)
         slots, fresh = self._pairs.insert(WordKeys(words, _NO_NULLS))
         if len(fresh):
             self._panes_of_key.reserve(self._keys.slot_limit)
             np.add.at(self._panes_of_key.values, key_numbers[fresh], 1)
-            self._list(slots[fresh], starts[fresh])
+            self._list(slots[fresh], panes[fresh])
         return slots
 
-    def _list(self, slots: I64, starts: I64) -> None:
-        order = np.argsort(starts, kind="stable")
-        ordered = starts[order]
+    def number_keys(self, keys: pa.RecordBatch) -> I64:
+        """Return the number of every row's key. Whoever asks must add these keys to some pane next."""
+        return self._keys.slots(keys)
+
+    def _list(self, slots: I64, panes: I64) -> None:
+        order = np.argsort(panes, kind="stable")
+        ordered = panes[order]
         begins = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
-        for start, piece in zip(ordered[begins].tolist(), np.split(slots[order], begins[1:])):
-            self._members[start].append(piece)
+        for pane, piece in zip(ordered[begins].tolist(), np.split(slots[order], begins[1:])):
+            self._members[pane].append(piece)
 
-    def first_start(self) -> int | None:
-        """Return the start of the earliest open pane, None where there is none."""
-        return self._open[0] if self._open else None
+    def open_panes(self, begin: int | None, end: int) -> list[int]:
+        """Return the open panes from `begin` (None: the first) to before `end`, in order."""
+        first = 0 if begin is None else bisect.bisect_left(self._open, begin)
+        return self._open[first : bisect.bisect_left(self._open, end)]
 
-    def pop_first(self) -> tuple[int, I64]:
-        """Close the earliest open pane (there must be one): return its start and its slots. The slots stay,
-        listed nowhere, until `drop` is called with them, which must be before rows come again."""
-        start = heapq.heappop(self._open)
-        return start, np.concatenate(self._members.pop(start))
+    def next_pane(self, begin: int | None = None) -> int | None:
+        """Return the first open pane from `begin` (None: of all) on, None where there is none."""
+        at = 0 if begin is None else bisect.bisect_left(self._open, begin)
+        return self._open[at] if at < len(self._open) else None
 
-    def keys_of(self, slots: I64) -> pa.RecordBatch:
-        """Return the key columns of `slots`."""
-        return self._keys.keys((self._pairs.stored().words[slots] >> _PANE_BITS).astype(np.int64))
+    def members(self, pane: int) -> I64:
+        """Return the slots of a pane (none where it is not open), in order of their coming."""
+        pieces = self._members.get(pane)
+        if not pieces:
+            return np.zeros(0, np.int64)
+        if len(pieces) > 1:
+            pieces[:] = [np.concatenate(pieces)]
+        return pieces[0]
 
-    def drop(self, starts: I64, slots: I64) -> None:
-        """Forget closed panes (`starts`) and all of their `slots`."""
-        key_numbers = (self._pairs.stored().words[slots] >> _PANE_BITS).astype(np.int64)
+    def key_numbers(self, slots: I64) -> I64:
+        """Return the numbers of the keys of `slots`; each stands for a key while that is in some pane."""
+        numbers: I64 = (self._pairs.stored().words[slots] >> _PANE_BITS).astype(np.int64)
+        return numbers
+
+    def panes_of(self, slots: I64) -> I64:
+        """Return the panes of `slots`."""
+        dense = (self._pairs.stored().words[slots] & _PANE_MASK).astype(np.int64)
+        panes: I64 = self._panes.stored().words[dense].view(np.int64)
+        return panes
+
+    def keys(self, key_numbers: I64) -> pa.RecordBatch:
+        """Return the key columns of keys given by number."""
+        return self._keys.keys(key_numbers)
+
+    def live(self) -> I64:
+        """Return the slots in use, ascending."""
+        return self._pairs.live()
+
+    def drop_before(self, end: int) -> I64:
+        """Forget the panes before `end`; return what were their slots."""
+        count = bisect.bisect_left(self._open, end)
+        if count == 0:
+            return np.zeros(0, np.int64)
+        panes = np.array(self._open[:count])
+        slots = np.concatenate([piece for pane in panes.tolist() for piece in self._members.pop(pane)])
+        del self._open[:count]
+        key_numbers = self.key_numbers(slots)
         np.subtract.at(self._panes_of_key.values, key_numbers, 1)
         gone = np.unique(key_numbers[self._panes_of_key.values[key_numbers] == 0])
         self._keys.remove(gone)
         self._pairs.remove(slots)
-        panes, _ = self._starts.insert(WordKeys(starts.view(np.uint64), _NO_NULLS))
-        self._starts.remove(panes)
+        dense, _ = self._panes.insert(WordKeys(panes.view(np.uint64), _NO_NULLS))
+        self._panes.remove(dense)
+        return slots
 
     def freeze(self) -> FrozenPanes:
         """Return the table as it is now, for building a snapshot on another thread."""
         return FrozenPanes(
-            self._pairs.live(), self._keys.freeze(), self._starts.freeze(), self._pairs.freeze()
+            self._pairs.live(), self._keys.freeze(), self._panes.freeze(), self._pairs.freeze()
         )

@@ -23,7 +23,8 @@ from rayflow.operators.aggregate import RunningAggregateOperator
 from rayflow.operators.contracts import Sink, SinkContext, Source, Split, SplitReader
 from rayflow.operators.stateless import IdentityOperator
 from rayflow.protocol.commits import CommitPermit
-from rayflow.windows.tumbling import TumblingWindowOperator
+from rayflow.windows.making import time_window_operator
+from rayflow.windows.time_windows import TimeWindows
 
 SCHEMA = pa.schema([("key", pa.int64()), ("value", pa.int64()), ("time", pa.timestamp("ms"))])
 WINDOW_MS = 1_000
@@ -141,9 +142,9 @@ def running_sum() -> Any:
 
 
 def windowed_sum() -> Any:
-    return TumblingWindowOperator(
-        ("key",), WINDOW_MS * 1_000_000, 0, [("n", count()), ("total", col("value").sum())], SCHEMA, "time"
-    )
+    size_ns = WINDOW_MS * 1_000_000
+    windows = TimeWindows(keys=("key",), size_ns=size_ns, slide_ns=size_ns, time_column="time")
+    return time_window_operator(windows, [("n", count()), ("total", col("value").sum())], SCHEMA)
 
 
 KINDS = {"passthrough": passthrough, "running": running_sum, "windowed": windowed_sum}

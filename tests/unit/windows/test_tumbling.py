@@ -13,15 +13,21 @@ from rayflow.batch.aggregates import count
 from rayflow.batch.expressions import col
 from rayflow.model.errors import PlanError, UserFunctionError
 from rayflow.model.times import WATERMARK_MAX
-from rayflow.windows.tumbling import TumblingWindowOperator
+from rayflow.windows.making import time_window_operator
+from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows
 
 MS = 1_000_000
 SCHEMA = pa.schema([("k", pa.float64()), ("t", pa.timestamp("ms")), ("v", pa.int64())])
 AGGREGATES = [("n", count()), ("total", col("v").sum()), ("last", col("v").last())]
 
 
-def make() -> TumblingWindowOperator:
-    return TumblingWindowOperator(("k",), 10 * MS, 3 * MS, AGGREGATES, SCHEMA, "t")
+def tumbling(size: int, offset: int, aggregates: Any, schema: pa.Schema) -> TimeWindowOperator:
+    windows = TimeWindows(keys=("k",), size_ns=size, slide_ns=size, offset_ns=offset, time_column="t")
+    return time_window_operator(windows, aggregates, schema)
+
+
+def make() -> TimeWindowOperator:
+    return tumbling(10 * MS, 3 * MS, AGGREGATES, SCHEMA)
 
 
 def batch(*rows: tuple[Any, ...]) -> pa.RecordBatch:
@@ -49,7 +55,7 @@ def test_a_window_is_emitted_when_the_watermark_reaches_its_last_instant(harness
     assert shown(driven) == [(1.0, 3, 13, 2, 3)]
     driven.watermark(WATERMARK_MAX)
     assert shown(driven)[1:] == [(2.0, 13, 23, 1, 3)]
-    assert driven.watermarks == [12 * MS - 1, 12 * MS, WATERMARK_MAX]
+    assert driven.watermarks == [2 * MS, 12 * MS, WATERMARK_MAX]
     assert driven.batches[0].schema.names == ["k", "window_start", "window_end", "n", "total", "last"]
     assert driven.batches[0].schema.field("window_end").type == pa.timestamp("ms")
 
@@ -82,7 +88,7 @@ def test_lateness_is_judged_the_same_after_a_restart_at_another_parallelism(subt
 
 def test_a_zone_and_times_before_the_epoch_keep_their_type(harness: Any) -> None:
     schema = pa.schema([("k", pa.int8()), ("t", pa.timestamp("us", "Europe/Berlin"))])
-    driven = harness(lambda: TumblingWindowOperator(("k",), 60_000 * MS, 0, [("n", count())], schema, "t"))
+    driven = harness(lambda: tumbling(60_000 * MS, 0, [("n", count())], schema))
     driven.feed(
         pa.RecordBatch.from_arrays(
             [pa.array([1], pa.int8()), pa.array([-1], schema.field("t").type)], schema=schema
@@ -109,7 +115,7 @@ def test_a_window_that_its_type_cannot_hold_is_refused(harness: Any) -> None:
 def test_what_cannot_work_is_a_plan_error(size: int, type_: pa.DataType, message: str) -> None:
     schema = pa.schema([("k", pa.int64()), ("t", type_)])
     with pytest.raises(PlanError, match=message):
-        TumblingWindowOperator(("k",), size, 0, [("n", count())], schema, "t")
+        tumbling(size, 0, [("n", count())], schema)
 
 
 def test_closed_windows_leave_nothing_behind(harness: Any) -> None:

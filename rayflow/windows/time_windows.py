@@ -1,0 +1,273 @@
+"""Aggregates over tumbling and sliding windows, of event or of processing time: what both ways to keep them share.
+
+Theory of operation. A row belongs to the windows that hold its time; all arithmetic is on integers of the time's
+own unit (see `grid`). Rows are added to the accumulators of their key and pane as they come. When the watermark
+(the clock, in windows of processing time) reaches a window's last instant, end − 1 unit, the window is *over*: its
+results are emitted, in order of window starts. When it reaches end − 1 + the allowed lateness the window is
+closed for good, and what no other window needs of it is forgotten.
+
+A row is late once its last window is closed: dropped, or put aside, and counted in `late_rows`. A row that is late
+for some of its windows only counts for the others. A row that comes into a window which is over, but not closed,
+brings an updated result. Rows without a time are treated as late, and counted in `null_time_rows`. Where windows
+leave gaps (slide > size), rows in a gap are dropped and counted in `gap_rows`.
+
+The event time of a result is its window's start. So that no result is late for whoever comes behind, the
+watermark passed on is one unit before the start of the earliest window that is not closed. Windows of processing
+time pass the watermark on as it is, and are all over at its end.
+
+`PaneWindows` keeps a pane per window: tumbling windows, and sliding ones with early results. `SlicedWindows`
+keeps a pane per slice and merges slices when a window is over.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.changelog import visible
+from rayflow.model.times import WATERMARK_MAX
+from rayflow.operators.contracts import Operator, OperatorContext, Output
+from rayflow.operators.functions import user_error
+from rayflow.operators.keyed_parts import keyed_table, restored_batches
+from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregates
+from rayflow.state.parts import RestoredPart, StatePart
+from rayflow.windows.bounds import I64, WINDOW_END, WINDOW_START, unit_ns
+from rayflow.windows.clock_times import ClockTimes, HeldRows, by_writer
+from rayflow.windows.grid import WindowGrid
+from rayflow.windows.panes import FrozenPanes, PaneTable
+from rayflow.windows.row_times import RowTimes
+
+_PANES = "windows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeWindows:
+    """Windows of `size_ns` every `slide_ns` from `offset_ns`, of rows by `keys`.
+
+    `time_column` None: of processing time. Late rows go to the side output `late_to`, if any. Early results come
+    whenever `early_rows` rows more are in a window, or every `early_ms` of processing time."""
+
+    keys: tuple[str, ...]
+    size_ns: int
+    slide_ns: int
+    offset_ns: int = 0
+    time_column: str | None = None
+    lateness_ns: int = 0
+    late_to: str | None = None
+    early_rows: int | None = None
+    early_ms: int | None = None
+
+    @property
+    def has_early_results(self) -> bool:
+        """Whether results come before a window is over."""
+        return self.early_rows is not None or self.early_ms is not None
+
+    @property
+    def updates(self) -> bool:
+        """Whether a window's result may come more than once."""
+        return self.has_early_results or self.lateness_ns > 0
+
+
+class TimeWindowOperator(Operator):
+    """Aggregates rows by key and time window; `aggregates` are (output column, expression).
+
+    Emits the key columns, `window_start` and `window_end` of the time column's type, and the results; where
+    results are updated also the hidden operation column, and with `emit_before` the old row of an update. Raises
+    PlanError where the time column is no timestamp, or a duration is no multiple of its unit.
+    """
+
+    def __init__(
+        self,
+        windows: TimeWindows,
+        aggregates: Sequence[tuple[str, AggregateExpr]],
+        input_schema: pa.Schema,
+        emit_before: bool = False,
+    ) -> None:
+        self._windows, self._emit_before = windows, emit_before
+        self._keys = list(windows.keys)
+        self._times: RowTimes | ClockTimes
+        if windows.time_column is None:
+            self._times, self._unit_ns = ClockTimes(), 1_000_000
+        else:
+            self._times = RowTimes(windows.time_column, input_schema, windows.late_to)
+            self._unit_ns = unit_ns(windows.time_column, self._times.type)
+        units = self._times.in_units
+        self._grid = WindowGrid(
+            units(windows.size_ns, "size"),
+            units(windows.slide_ns, "slide"),
+            units(windows.offset_ns, "offset"),
+        )
+        self._lateness = units(windows.lateness_ns, "allowed lateness")
+        self._key_schema = pa.schema([input_schema.field(key) for key in windows.keys])
+        self._make_columns = partial(AggregateColumns, aggregates, input_schema)
+        self._panes, self._columns = PaneTable(self._key_schema), self._make_columns()
+        bounds = [
+            pa.field(name, self._times.type)
+            for name in (WINDOW_START, WINDOW_END)
+            if name not in windows.keys
+        ]
+        self._schema = pa.schema([*self._key_schema, *bounds, *self._columns.fields])
+        self._held = HeldRows()
+
+    def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
+        """See `Operator`."""
+        super().open(ctx, out, restored)
+        self._times.open(ctx, out, restored)
+        self._gap_rows = ctx.metrics.counter("gap_rows") if self._grid.has_gaps else None
+        if not isinstance(self._times, ClockTimes):
+            self._restore(restored)
+            return
+        # By the clock subtasks are not equally far: what one had not yet shown is shown now; not before the
+        # output is open, though.
+        self.out = self._held
+        for over, parts in by_writer(restored):
+            self._advance(over)
+            self._restore(parts)
+        self.out = out
+
+    def _restore(self, restored: Sequence[RestoredPart]) -> None:
+        """Take up state that was written when time had come as far as it has now."""
+        for keys, others in restored_batches(restored, _PANES, self._key_schema):
+            slots = self._slots_of(keys, others)
+            self._columns.merge(others.select(range(1, others.num_columns)), slots, self._panes.slot_limit)
+
+    def _slots_of(self, keys: pa.RecordBatch, others: pa.RecordBatch) -> I64:
+        starts = np.array(others.column(0).cast(pa.int64()).to_numpy())
+        return self._panes.slots(keys, self._panes_from(starts))
+
+    # ---------------------------------------------------------------------------------- rows
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        """See `Operator`."""
+        self._held.release(self.out)
+        grid = self._grid
+        rows, ticks = self._times.timely(visible(batch), grid.size + grid.slide + grid.offset)
+        slices = grid.slices_of(ticks)
+        last = grid.last_window(slices)
+        if self._gap_rows is not None:
+            held = grid.first_window(slices) <= last
+            self._gap_rows.inc(len(held) - int(np.count_nonzero(held)))
+            rows, ticks, slices, last = rows.filter(pa.array(held)), ticks[held], slices[held], last[held]
+        late = last < self._first_open()
+        if late.any():
+            self._times.put_aside(rows.filter(pa.array(late)))
+            timely = ~late
+            rows, ticks, slices = rows.filter(pa.array(timely)), ticks[timely], slices[timely]
+        if len(ticks):
+            self._add(rows, slices, ticks)
+
+    @abstractmethod
+    def _add(self, rows: pa.RecordBatch, slices: I64, ticks: I64) -> None:
+        """Add rows, none of them late."""
+
+    def _first_going_on(self) -> int:
+        """Return the number of the first window that is not over."""
+        return self._grid.first_open(self._times.reached)
+
+    def _first_open(self) -> int:
+        """Return the number of the first window that is not closed."""
+        return self._grid.first_open(self._times.reached, self._lateness)
+
+    # ---------------------------------------------------------------------------------- time
+
+    def on_watermark(self, watermark: int) -> int | None:
+        """Emit the windows that are over."""
+        self._held.release(self.out)
+        if self._windows.time_column is None:
+            if watermark == WATERMARK_MAX:
+                self._advance(watermark)
+            return watermark
+        self._advance(watermark)
+        if watermark == WATERMARK_MAX:
+            return watermark
+        return (self._grid.start_of(self._first_open()) - 1) * self._unit_ns
+
+    def next_timer_ms(self) -> int | None:
+        """See `Operator`."""
+        if self._windows.time_column is not None:
+            return None
+        if self._held.batches:
+            return self.ctx.now_ms()
+        window = self._next_window(self._first_going_on())
+        return None if window is None else self._grid.start_of(window) + self._grid.size
+
+    def on_timer(self, now_ms: int) -> None:
+        """Emit the windows that are over by the clock."""
+        self._held.release(self.out)
+        if isinstance(self._times, ClockTimes):
+            self._advance((now_ms - 1) * self._unit_ns)
+
+    def _advance(self, nanos: int) -> None:
+        begin = self._first_going_on()
+        self._times.advance(nanos)
+        end = self._first_going_on()
+        if end > begin:
+            self._finish(begin, end)
+        self._forget(self._first_open())
+
+    @abstractmethod
+    def _finish(self, begin: int, end: int) -> None:
+        """Emit the results of the windows from `begin` to before `end`, which are over now."""
+
+    @abstractmethod
+    def _forget(self, end: int) -> None:
+        """Forget what only windows before `end` needed."""
+
+    @abstractmethod
+    def _next_window(self, begin: int) -> int | None:
+        """Return the first window from `begin` on that has rows."""
+
+    # ------------------------------------------------------------------------------- results
+
+    def _rows(self, key_numbers: I64, windows: I64, columns: AggregateColumns, slots: I64) -> pa.RecordBatch:
+        """Return result rows: of the keys and windows given by number, with the values in `slots`."""
+        keys = self._panes.keys(key_numbers)
+        try:
+            results = columns.results(slots)
+        except OverflowError as error:
+            raise user_error(self.ctx, str(error), keys) from error
+        starts = self._grid.window_start(windows)
+        bounds = [
+            self._times.column(bound)
+            for name, bound in ((WINDOW_START, starts), (WINDOW_END, starts + self._grid.size))
+            if name not in self._keys
+        ]
+        return pa.RecordBatch.from_arrays([*keys.columns, *bounds, *results], schema=self._schema)
+
+    # --------------------------------------------------------------------------------- state
+
+    def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
+        """Return the open panes, and how far time has come."""
+        self._held.release(self.out)
+        build = partial(self._pane_table(), self._columns.freeze())
+        return (StatePart(name=_PANES, kind="keyed", build=build), self._times.snapshot())
+
+    def _pane_table(self) -> partial[pa.Table]:
+        return partial(_pane_table, self._panes.freeze(), self._pane_times(), self.ctx.max_parallelism)
+
+    @abstractmethod
+    def _pane_times(self) -> partial[pa.Array]:
+        """Return a function of pane numbers that gives the times at which the panes start."""
+
+    @abstractmethod
+    def _panes_from(self, starts: I64) -> I64:
+        """Return the panes that start at these times; what `_pane_times` gave, read back."""
+
+
+def pane_times(size: int, offset: int, type_: pa.DataType, panes: I64) -> pa.Array:
+    """Return the times `panes · size + offset`."""
+    return pa.array(panes * size + offset).cast(type_)
+
+
+def _pane_table(
+    panes: FrozenPanes, times: partial[pa.Array], max_parallelism: int, columns: FrozenAggregates
+) -> pa.Table:
+    slots = panes.slots
+    others = [(WINDOW_START, times(panes.panes_of(slots))), *columns.state_columns(slots)]
+    return keyed_table(panes.keys_of(slots), others, max_parallelism)
