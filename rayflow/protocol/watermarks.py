@@ -142,7 +142,7 @@ class WatermarkMerger:
             )
         self._idle.pop(channel, None)
         self._active[channel] = watermark
-        self._all_idle = False
+        self._all_idle = self._all_idle and watermark == WATERMARK_MAX
         # Most watermarks come from a channel that is ahead of the slowest: nothing to find out then.
         return () if last > self._watermark else self._settle()
 
@@ -157,11 +157,14 @@ class WatermarkMerger:
         return last
 
     def _settle(self) -> tuple[WatermarkCommand, ...]:
-        if self._active:
-            return self._advance(min(self._active.values()))
+        if self._active and (slowest := min(self._active.values())) < WATERMARK_MAX:
+            return self._advance(slowest)
         if not self._idle:
             return self._advance(WATERMARK_MAX)
-        commands = self._advance(max(self._idle.values()))
+        # Active ones have said the last there is to say, but an idle one may hold rows yet: it must not be late
+        # with them because another was quicker to end.
+        ahead = [watermark for watermark in self._idle.values() if watermark < WATERMARK_MAX]
+        commands = self._advance(max(ahead, default=WATERMARK_MAX))
         if not self._all_idle:
             self._all_idle = True
             commands = (*commands, GoIdle())
