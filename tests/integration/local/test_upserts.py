@@ -93,6 +93,42 @@ def test_the_last_and_the_highest_rows_of_keys_equal_duckdb(lab: Any, parallelis
     assert lab.bag(unranked) == sql(Q19.replace("*", "* exclude (rank_number)", 1), table)
 
 
+def test_columns_without_nulls_and_columns_of_every_type_are_kept(lab: Any) -> None:
+    table = bids(9, 300)
+    columns = {
+        "day": table["dateTime"].cast(pa.date32()),
+        "exact": table["price"].cast(pa.decimal128(22, 2)),
+        "names": pa.array([[str(n)] for n in range(300)]),
+        "kind": table["channel"].dictionary_encode(),
+        "both": pa.StructArray.from_arrays([table["price"].combine_chunks()], ["p"]),
+        "flag": pa.array([n % 3 == 0 for n in range(300)]),
+        "nothing": pa.nulls(300),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    table = table.cast(pa.schema([field.with_nullable(field.name == "nothing") for field in table.schema]))
+    order = [
+        col("exact").desc(),
+        col("kind").asc(),
+        col("day").asc(),
+        col("flag").desc(),
+        col("event_order").asc(),
+    ]
+    for stream in (
+        env(2, 7).from_arrow(table),
+        env(2, 7).from_arrow(table).with_columns(bidder=col("bidder") + 0),
+    ):
+        got = stream.key_by("auction").top_n(2, order, rank="r").execute_and_collect(local=True)
+        columns_ = [name for name in got.schema.names if name not in ("kind", "both", "names")]
+        want = sql(
+            f"select {', '.join(columns_)} from (select *, row_number() over (partition by auction "
+            "order by exact desc, kind, day, flag desc, event_order) r from bids) where r <= 2",
+            table,
+        )
+        assert lab.bag(got.select(columns_)) == want
+        assert all(row["both"] == {"p": row["price"]} for row in got.to_pylist())
+
+
 def test_the_last_row_is_the_same_by_aggregates_and_by_top_n(lab: Any) -> None:
     table = bids(3)
     keyed = env(2).from_arrow(table, watermark=rf.Watermark("dateTime")).key_by("auction")
@@ -180,6 +216,30 @@ def test_aggregates_of_the_first_rows_follow_them(lab: Any) -> None:
         assert lab.bag(per_bidder.execute_and_collect(local=True)) == sql(
             f"select bidder, count(*), avg(price) from ({Q19}) group by bidder", table
         )
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+def test_sessions_that_late_rows_merge_are_taken_back(lab: Any, parallelism: int) -> None:
+    rng = np.random.default_rng(parallelism)
+    times = np.sort(rng.integers(0, 100_000, 1000))
+    times = times[np.argsort(times + rng.integers(0, 3000, len(times)))]
+    table = pa.table({"k": rng.integers(0, 15, len(times)), "t": pa.array(times, pa.timestamp("ms"))})
+
+    def sessions() -> Any:
+        stream = env(parallelism, 20).from_arrow(table, watermark=rf.Watermark("t"))
+        return stream.key_by("k").window(rf.Session("1s")).allowed_lateness("1h").aggregate(n=rf.count())
+
+    final = sessions().execute_and_collect(local=True)
+    by_size = sessions().key_by("n").aggregate(sessions=rf.count(), keys=col("k").sum())
+    assert lab.bag(by_size.execute_and_collect(local=True)) == sql(
+        "select n, count(*), sum(k) from bids group by n", final
+    )
+    longest = sessions().key_by("k").top_n(2, ["n", "window_start"], rank="r")
+    assert lab.bag(longest.execute_and_collect(local=True)) == sql(
+        """select *, row_number() over (partition by k order by n desc, window_start desc) r from bids
+           qualify r <= 2""",
+        final,
+    )
 
 
 def test_print_shows_what_comes_and_goes(capfd: pytest.CaptureFixture[str], lab: Any) -> None:
