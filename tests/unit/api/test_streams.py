@@ -117,7 +117,7 @@ def test_a_mistake_is_a_plan_error_at_the_users_line(rows: Any, call: Any, says:
 
 
 def test_later_features_are_absent_rather_than_stubs(rows: Any) -> None:
-    for name in ("map_async", "deduplicate"):
+    for name in ("deduplicate",):
         assert not hasattr(rows, name)
 
 
