@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from rayflow.batch.event_times import believed_times
 from rayflow.model.errors import PlanError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.operators.contracts import Operator, OperatorContext, Output
@@ -38,7 +38,8 @@ class AssignWatermarksOperator(Operator):
 
     `delay`: how far out of order rows may come. `idle_after`: processing time without rows after which the
     subtask steps aside; noticed up to a quarter late. `max_ahead`: a time further ahead of the watermark than
-    this does not move it, and is counted in `far_future_rows`. Nulls are counted in `null_time_rows`.
+    this becomes null and is counted in `far_future_rows` (see `batch.event_times`). Times that are null before
+    are counted in `null_time_rows`.
     """
 
     def __init__(self, column: str, delay: int, idle_after: int | None, max_ahead: int | None) -> None:
@@ -66,21 +67,12 @@ class AssignWatermarksOperator(Operator):
                 self.ctx.location,
             )
         machine = self._machine or self._start(unit)
-        newest = self._newest_time(column, unit, machine.limit(_INPUT))
+        found = believed_times(batch, self._column, unit, machine.limit(_INPUT), machine.step)
+        self.ctx.metrics.counter("null_time_rows").inc(found.nulls)
+        self.ctx.metrics.counter("far_future_rows").inc(found.future)
         self._rows_came = True
-        self.out.emit(batch)
-        self._obey(machine.handle(RowsRead(_INPUT, newest, self._now_ms)))
-
-    def _newest_time(self, column: pa.Array, unit: int, limit: int | None) -> int | None:
-        if column.null_count:
-            self.ctx.metrics.counter("null_time_rows").inc(column.null_count)
-        ticks = column.cast(pa.int64())
-        newest = pc.max(ticks).as_py()
-        if newest is not None and limit is not None and newest * unit > limit:
-            believed = ticks.filter(pc.less_equal(ticks, limit // unit))
-            self.ctx.metrics.counter("far_future_rows").inc(len(ticks) - ticks.null_count - len(believed))
-            newest = pc.max(believed).as_py()
-        return None if newest is None else newest * unit
+        self.out.emit(found.batch)
+        self._obey(machine.handle(RowsRead(_INPUT, found.newest, self._now_ms)))
 
     def _start(self, unit: int) -> SplitWatermarks:
         # The unit is the column's, so the machine starts with the first rows.

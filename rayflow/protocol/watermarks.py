@@ -11,16 +11,17 @@ delay − unit. The subtask's is the smallest over its open splits that are not 
 to hold it back, it rises no further than the largest split watermark seen.
 
 `WatermarkMerger`, one per task, takes the smallest over its active channels. Idle channels have nothing to
-say and ended ones never will, so neither holds it back. When the last active channel falls idle the
-watermark rises to the largest among the idle ones, as if that channel had been the first to fall idle: the
-order in which channels fall idle does not matter.
+say and ended ones never will, so neither holds it back. When no active channel is left the watermark rises to
+the largest that an idle or ended one had come to, as if that channel had been the last to be active: the order in
+which channels fall idle or end does not matter. An end, which is announced by WATERMARK_MAX, is none for
+those that are idle: they may go on, and what they bring then must not be late.
 
 Invariants:
 
 1. Watermarks that come out strictly grow (I9), also over a restore.
 2. A channel's watermarks never go back, and end with it: an ended channel says nothing more.
 3. A merged watermark is at most that of every active channel that has never been idle.
-4. `WATERMARK_MAX` is merged exactly when every channel has ended, or has said so itself.
+4. `WATERMARK_MAX` is merged exactly when every channel has ended, or has announced it.
 5. `GoIdle` comes once per time of idleness, and only while nothing is active and not all has ended.
 6. A source's watermark is at most the cap in force, and at most that of every open split, whenever it is
    advanced; idle splits excepted.
@@ -94,9 +95,12 @@ class WatermarkMerger:
     """Merges the watermarks of one task's input channels (at least one)."""
 
     def __init__(self, channels: Sequence[ChannelId]) -> None:
-        # Every channel is in exactly one of these, with its last watermark, or has ended.
+        # Every channel is in exactly one of these, with its last watermark (`_over`: WATERMARK_MAX), or has ended.
         self._active = dict.fromkeys(channels, WATERMARK_MIN)
         self._idle: dict[ChannelId, int] = {}
+        self._over: dict[ChannelId, int] = {}
+        # The largest watermark of those that are over or have ended, from before they were.
+        self._reached = WATERMARK_MIN
         self._all_idle = False
         self._watermark = WATERMARK_MIN
 
@@ -127,11 +131,17 @@ class WatermarkMerger:
                 return ()
             case ChannelEnded():
                 self._last_of(event.channel)
-                self._active.pop(event.channel, None)
-                self._idle.pop(event.channel, None)
+                self._finish(event.channel)
+                self._over.pop(event.channel, None)
                 return self._settle()
             case _:
                 unhandled(event)
+
+    def _finish(self, channel: ChannelId) -> None:
+        last = self._active.pop(channel, None)
+        if last is None:
+            last = self._idle.pop(channel, WATERMARK_MIN)
+        self._reached = max(self._reached, last)
 
     def _on_watermark(self, channel: ChannelId, watermark: int) -> tuple[WatermarkCommand, ...]:
         last = self._last_of(channel)
@@ -140,6 +150,10 @@ class WatermarkMerger:
                 f"watermark {watermark} on {channel} after {last}: expected one from {last} to {WATERMARK_MAX} "
                 "(invariant 2)"
             )
+        if watermark == WATERMARK_MAX:
+            self._finish(channel)
+            self._over[channel] = watermark
+            return self._settle()
         self._idle.pop(channel, None)
         self._active[channel] = watermark
         self._all_idle = False
@@ -151,6 +165,8 @@ class WatermarkMerger:
         if last is None:
             last = self._idle.get(channel)
         if last is None:
+            last = self._over.get(channel)
+        if last is None:
             raise ProtocolViolation(
                 f"event time of {channel}: no such channel, or it has ended (invariant 2)"
             )
@@ -161,7 +177,7 @@ class WatermarkMerger:
             return self._advance(min(self._active.values()))
         if not self._idle:
             return self._advance(WATERMARK_MAX)
-        commands = self._advance(max(self._idle.values()))
+        commands = self._advance(max(self._reached, *self._idle.values()))
         if not self._all_idle:
             self._all_idle = True
             commands = (*commands, GoIdle())
@@ -187,8 +203,8 @@ class SplitOpened:
 
 @dataclass(frozen=True, slots=True)
 class RowsRead:
-    """Rows of a split were emitted; `max_time` is the largest event time up to `limit(split_id)` among them
-    (None: none has a time that can be believed)."""
+    """Rows of a split were emitted; `max_time` is the largest event time among them that can be believed, by `limit`
+    and `step` (None: there is none)."""
 
     split_id: str
     max_time: int | None
@@ -270,11 +286,16 @@ class SplitWatermarks:
         return self._watermark
 
     def limit(self, split_id: str) -> int | None:
-        """Return the largest event time of the split's next rows that may move its watermark; None: any."""
+        """Return the event time up to which the split's next rows can be believed; None: not known."""
         watermark = self._open(split_id).watermark
         if self._max_ahead is None or watermark == WATERMARK_MIN:
             return None
         return watermark + self._max_ahead
+
+    @property
+    def step(self) -> int | None:
+        """How much later than a believed time the next one may be (ns); None: as much as it likes."""
+        return None if self._max_ahead is None else max(0, self._max_ahead - self._lag)
 
     def next_deadline_ms(self) -> int | None:
         """Return when a `Ticked` would next make something idle; None: not by time alone."""
@@ -306,12 +327,11 @@ class SplitWatermarks:
         return self._advance()
 
     def _on_rows(self, event: RowsRead) -> None:
-        limit = self.limit(event.split_id)
-        split = self._splits[event.split_id]
+        split = self._open(event.split_id)
         split.active_ms = event.now_ms
         split.idle = False
         self._idle = False
-        if event.max_time is not None and (limit is None or event.max_time <= limit):
+        if event.max_time is not None:
             split.watermark = max(split.watermark, event.max_time - self._lag)
             self._highest = max(self._highest, split.watermark)
 

@@ -145,7 +145,6 @@ class Assembly:
             spec,
             parallelism=self._vertex.parallelism,
             batch_rows=min(self._config.batch_rows, piece_rows),
-            metrics=self._metrics,
             watermark=None if restore is None else restore.watermark,
         )
 

@@ -63,6 +63,7 @@ class Chain:
         self._holding = [
             op.operator for op in self._operators if type(op.operator).drained is not Operator.drained
         ]
+        self._watermarks: list[int | None] = [None] * len(self._operators)
         self._ending = 0
         self._ended = 0
 
@@ -85,7 +86,8 @@ class Chain:
     def advance(self, watermark: int, start: int = 0) -> None:
         """Take a watermark through the operators from `start` on."""
         current: int | None = watermark
-        for chained in self._operators[start:]:
+        for index, chained in enumerate(self._operators[start:], start):
+            self._watermarks[index] = watermark
             with _Blame(chained, None):
                 current = chained.operator.on_watermark(watermark)
             if current is None:
@@ -168,9 +170,13 @@ class Chain:
                 errors.append(error)
         return errors
 
-    def statistics(self) -> dict[str, dict[str, float]]:
-        """Return the operators' metrics, by uid."""
-        return {c.context.uid: c.context.metrics.snapshot() for c in self._operators}
+    def statistics(self) -> dict[str, dict[str, float | None]]:
+        """Return the operators' metrics, by uid, and with them the `watermark` (ns) that each has come to, None
+        where none has come yet."""
+        return {
+            c.context.uid: {**c.context.metrics.snapshot(), "watermark": watermark}
+            for c, watermark in zip(self._operators, self._watermarks, strict=True)
+        }
 
     def _run(self, index: int, batch: pa.RecordBatch, port: int) -> None:
         chained = self._operators[index]

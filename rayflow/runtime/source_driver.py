@@ -12,8 +12,8 @@ Splits that end (files) are read one after the other, so that few files are open
 Watermarks follow API.md section 3: per split, largest time − delay − 1 unit; over splits, the minimum; never past
 the *cap*, before which no split that has yet to be read holds rows (`protocol.watermarks.SplitWatermarks`).
 
-Rows further ahead than `max_ahead` do not move the watermark; they are counted as `far_future_rows`. Null times are
-counted as `null_time_rows`.
+Times further ahead than `max_ahead` become null and are counted as `far_future_rows` (see `batch.event_times`). Times
+that are null before are counted as `null_time_rows`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from rayflow.batch.event_times import believed_times
 from rayflow.graph.plan import OperatorSpec, TimeSpec
 from rayflow.model.errors import DataError, PlanError, RayflowError, UserFunctionError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
@@ -68,12 +68,12 @@ class SourceDriver:
         *,
         parallelism: int,
         batch_rows: int,
-        metrics: MetricGroup,
         watermark: int | None,
     ) -> None:
         self._spec = spec
         self._source: Source = spec.payload
-        self._metrics = metrics
+        self._metrics = MetricGroup()
+        self._rows_in = self._metrics.counter("rows_in")
         self._batch_rows = batch_rows
         self._endless_splits = not self._source.bounded and self._source.discovery_interval_ms() is None
         self._assigned: deque[SplitState] = deque()
@@ -85,7 +85,7 @@ class SourceDriver:
         self._retry_at_ms = 0
         self._looking = False
         self._looked_at_ms = 0
-        self._clock = _EventClock(spec, spec.time, watermark, metrics) if spec.time else None
+        self._clock = _EventClock(spec, spec.time, watermark, self._metrics) if spec.time else None
         rate = spec.rate_limit
         self._limiter: RateLimiter | None = None
         if rate is not None:
@@ -174,6 +174,11 @@ class SourceDriver:
         ]
         return (*opened, *self._assigned, *self._finished)
 
+    def statistics(self) -> dict[str, float]:
+        """Return the source's metrics: `rows_in` is what it read; rows whose time is null or too far ahead of the
+        watermark are counted in `null_time_rows` and `far_future_rows`."""
+        return self._metrics.snapshot()
+
     def close(self) -> list[Exception]:
         """Close the readers; return what they raised."""
         errors: list[Exception] = []
@@ -218,8 +223,11 @@ class SourceDriver:
         self._move_cap()
 
     def _read(self, current: _OpenSplit, batch: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
+        self._rows_in.inc(batch.num_rows)
         if self._clock is not None:
-            current.max_time = self._clock.read(current.split.id, batch, current.max_time, now_ms)
+            batch, newest = self._clock.read(current.split.id, batch, now_ms)
+            if newest is not None:
+                current.max_time = newest if current.max_time is None else max(current.max_time, newest)
         if self._limiter is not None:
             self._limiter.take(batch.num_rows, now_ms)
         if self._endless_splits:
@@ -276,25 +284,16 @@ class _EventClock:
     def cap(self, cap: int) -> None:
         self._tell(CapMoved(cap))
 
-    def read(self, split_id: str, batch: pa.RecordBatch, seen: int | None, now_ms: int) -> int | None:
-        """Account for rows; return the split's largest believable time so far (ns)."""
+    def read(self, split_id: str, batch: pa.RecordBatch, now_ms: int) -> tuple[pa.RecordBatch, int | None]:
+        """Account for rows; return them, and their largest believable time (ns)."""
         nanos = _unit_nanos(batch.schema, self._time.column, self._spec)
         machine = self._machine or self._start(nanos)
-        column = batch.column(self._time.column)
-        if column.null_count:
-            self._metrics.counter("null_time_rows").inc(column.null_count)
-        ticks = pc.cast(column, pa.int64())
-        newest = pc.max(ticks).as_py()
-        limit = machine.limit(split_id)
-        if newest is not None and limit is not None and newest * nanos > limit:
-            believable = pc.filter(ticks, pc.less_equal(ticks, limit // nanos))
-            beyond = len(ticks) - ticks.null_count - (len(believable) - believable.null_count)
-            self._metrics.counter("far_future_rows").inc(beyond)
-            newest = pc.max(believable).as_py()
+        found = believed_times(batch, self._time.column, nanos, machine.limit(split_id), machine.step)
+        self._metrics.counter("null_time_rows").inc(found.nulls)
+        self._metrics.counter("far_future_rows").inc(found.future)
         self._aside = False
-        time = None if newest is None else newest * nanos
-        self._take(machine.handle(RowsRead(split_id, time, now_ms)))
-        return seen if time is None else time if seen is None else max(seen, time)
+        self._take(machine.handle(RowsRead(split_id, found.newest, now_ms)))
+        return found.batch, found.newest
 
     def next_deadline_ms(self) -> int | None:
         """When time alone may make the source idle."""

@@ -428,5 +428,9 @@ class Task:
             "queued_out": sum(c.queued_frames for c in channels.values()),
             "blocked_channels": [] if gate is None else [str(c) for c in gate.blocked_channels],
             "watermark": self.watermark,
-            "operators": self._chain.statistics(),
+            "operators": {**self._source_statistics(), **self._chain.statistics()},
         }
+
+    def _source_statistics(self) -> dict[str, dict[str, float | None]]:
+        source = self._source
+        return {} if source is None else {source.uid: {**source.statistics(), "watermark": self.watermark}}
