@@ -8,7 +8,8 @@ are whole nanoseconds (`rayflow.model.times`).
 out-of-orderness `delay`, and `unit` because another row may bear that very time, its watermark is max_time −
 delay − unit. The subtask's is the smallest over its open splits that are not idle, and never above the
 *cap*, the assigner's promise that splits nobody has begun hold only later rows. When no open split is left
-to hold it back, it rises no further than the largest split watermark seen.
+to hold it back, it rises no further than the largest split watermark seen. With `max_drift`, a split whose watermark is
+further ahead of the slowest one's than that is not to be read for now (`may_read`), wherever the slowest one is read.
 
 `WatermarkMerger`, one per task, takes the smallest over its active channels. Idle channels have nothing to
 say and ended ones never will, so neither holds it back. When no active channel is left the watermark rises to
@@ -241,7 +242,14 @@ class ReadingResumed:
     now_ms: int
 
 
-SourceEvent = SplitOpened | RowsRead | SplitFinished | CapMoved | Ticked | ReadingResumed
+@dataclass(frozen=True, slots=True)
+class OthersMoved:
+    """The slowest split that other subtasks of the source read has come to `watermark` (None: they have none)."""
+
+    watermark: int | None
+
+
+SourceEvent = SplitOpened | RowsRead | SplitFinished | CapMoved | Ticked | ReadingResumed | OthersMoved
 
 
 class _Split:
@@ -257,8 +265,9 @@ class _Split:
 class SplitWatermarks:
     """Makes the watermarks of one source subtask.
 
-    `delay`, `unit` (the time unit of the event-time column), `idle_after` and `max_ahead` in nanoseconds;
-    None turns idleness, or the bound on far-future rows, off. `watermark` is where a restored source had come.
+    `delay`, `unit` (the time unit of the event-time column), `idle_after`, `max_ahead` and `max_drift` in
+    nanoseconds; None turns idleness, the bound on far-future rows, or that on the distance of splits off.
+    `watermark` is where a restored source had come.
     """
 
     def __init__(
@@ -268,10 +277,13 @@ class SplitWatermarks:
         idle_after: int | None = None,
         max_ahead: int | None = None,
         watermark: int = WATERMARK_MIN,
+        max_drift: int | None = None,
     ) -> None:
         self._lag = delay + unit
         self._idle_after_ms = None if idle_after is None else max(1, idle_after // _NANOS_PER_MS)
         self._max_ahead = max_ahead
+        self._max_drift = max_drift
+        self._others: int | None = None
         self._watermark = watermark
         self._highest = watermark
         self._cap = WATERMARK_MIN
@@ -291,6 +303,19 @@ class SplitWatermarks:
         if self._max_ahead is None or watermark == WATERMARK_MIN:
             return None
         return watermark + self._max_ahead
+
+    @property
+    def slowest(self) -> int | None:
+        """The watermark of the slowest split that is read here; None while there is none, or nothing is known."""
+        known = [s.watermark for s in self._splits.values() if not s.idle and s.watermark != WATERMARK_MIN]
+        return min(known, default=None)
+
+    def may_read(self, split_id: str) -> bool:
+        """Whether the split is not too far ahead of the slowest one."""
+        if self._max_drift is None:
+            return True
+        known = [w for w in (self.slowest, self._others) if w is not None]
+        return not known or self._open(split_id).watermark <= min(known) + self._max_drift
 
     @property
     def step(self) -> int | None:
@@ -322,6 +347,8 @@ class SplitWatermarks:
                 return self._on_tick(event.now_ms)
             case ReadingResumed():
                 self._on_resumed(event.now_ms)
+            case OthersMoved():
+                self._others = event.watermark
             case _:
                 unhandled(event)
         return self._advance()
@@ -347,8 +374,8 @@ class SplitWatermarks:
     def _on_tick(self, now_ms: int) -> tuple[WatermarkCommand, ...]:
         if self._idle_after_ms is None:
             return ()
-        for split in self._splits.values():
-            if split.active_ms is None:
+        for split_id, split in self._splits.items():
+            if split.active_ms is None or not self.may_read(split_id):
                 split.active_ms = now_ms
             split.idle = split.idle or now_ms - split.active_ms >= self._idle_after_ms
         all_idle = all(split.idle for split in self._splits.values())

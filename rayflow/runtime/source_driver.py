@@ -12,6 +12,9 @@ Splits that end (files) are read one after the other, so that few files are open
 Watermarks follow API.md section 3: per split, largest time − delay − 1 unit; over splits, the minimum; never past
 the *cap*, before which no split that has yet to be read holds rows (`protocol.watermarks.SplitWatermarks`).
 
+With `max_drift` a split that is too far ahead is passed over until the slowest one has caught up. Subtasks hear of
+each other's slowest splits through the master (`progress`), a few times a second.
+
 Times further ahead than `max_ahead` become null and are counted as `far_future_rows` (see `batch.event_times`). Times
 that are null before are counted as `null_time_rows`.
 """
@@ -37,6 +40,7 @@ from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     CapMoved,
     GoIdle,
+    OthersMoved,
     ReadingResumed,
     RowsRead,
     SplitFinished,
@@ -48,6 +52,7 @@ from rayflow.runtime.messages import AssignSplits
 from rayflow.state.manifest import SplitState
 
 _EMPTY_POLL_MS = 20
+_PROGRESS_MS = 100
 _HELD_UP_MS = 5 * _EMPTY_POLL_MS
 _BATCHES_PER_SECOND = 20
 
@@ -57,6 +62,14 @@ class _OpenSplit:
     split: Split
     reader: SplitReader
     max_time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitProgress:
+    """The slowest split of source `uid` here has come to `watermark` (ns); None: nobody need wait for one here."""
+
+    uid: str
+    watermark: int | None
 
 
 class SourceDriver:
@@ -85,6 +98,8 @@ class SourceDriver:
         self._retry_at_ms = 0
         self._looking = False
         self._looked_at_ms = 0
+        self._told: int | None = None
+        self._told_at_ms = 0
         self._clock = _EventClock(spec, spec.time, watermark, self._metrics) if spec.time else None
         rate = spec.rate_limit
         self._limiter: RateLimiter | None = None
@@ -109,6 +124,8 @@ class SourceDriver:
         if message.splits:
             self._asked = False
         self._move_cap()
+        if self._clock is not None:
+            self._clock.others(message.others)
 
     def wants_splits(self) -> bool:
         """Whether the master should be asked for splits now; True at most once until it answers."""
@@ -135,6 +152,9 @@ class SourceDriver:
             self._open_next()
         for _ in range(len(self._open)):
             current = self._open[0]
+            if self._clock is not None and not self._clock.may_read(current.split.id):
+                self._open.rotate(-1)
+                continue
             with self._blamed():
                 batch = current.reader.read(self._read_rows)
             if batch is None:
@@ -160,6 +180,17 @@ class SourceDriver:
         waiting = not self._open and not self._assigned and not self._no_more
         step_aside = waiting and self._cap == WATERMARK_MAX
         return self._clock.take(now_ms if self._looking else None, step_aside=step_aside)
+
+    def progress(self, now_ms: int) -> SplitProgress | None:
+        """Return news for the source's other subtasks, at most every `_PROGRESS_MS` (at once when there is nothing
+        to wait for any more), None where there is none."""
+        if self._clock is None or self._spec.time is None or self._spec.time.max_drift is None:
+            return None
+        slowest = self._clock.slowest
+        if slowest == self._told or (slowest is not None and now_ms < self._told_at_ms + _PROGRESS_MS):
+            return None
+        self._told, self._told_at_ms = slowest, now_ms
+        return SplitProgress(self.uid, slowest)
 
     @property
     def current_watermark(self) -> int | None:
@@ -266,7 +297,7 @@ class _EventClock:
         self._time = time
         self._metrics = metrics
         self._restored = WATERMARK_MIN if watermark is None else watermark
-        self._early: list[SplitOpened | SplitFinished | CapMoved] = []
+        self._early: list[SplitOpened | SplitFinished | CapMoved | OthersMoved] = []
         self._answer: int | GoIdle | None = watermark
         self._aside = False
         self._machine: SplitWatermarks | None = None
@@ -283,6 +314,17 @@ class _EventClock:
 
     def cap(self, cap: int) -> None:
         self._tell(CapMoved(cap))
+
+    def others(self, watermark: int | None) -> None:
+        self._tell(OthersMoved(watermark))
+
+    def may_read(self, split_id: str) -> bool:
+        return self._machine is None or self._machine.may_read(split_id)
+
+    @property
+    def slowest(self) -> int | None:
+        """The watermark of the slowest split that is read here, None where nobody need wait for one."""
+        return None if self._machine is None else self._machine.slowest
 
     def read(self, split_id: str, batch: pa.RecordBatch, now_ms: int) -> tuple[pa.RecordBatch, int | None]:
         """Account for rows; return them, and their largest believable time (ns)."""
@@ -317,13 +359,15 @@ class _EventClock:
     def _start(self, nanos: int) -> SplitWatermarks:
         # The unit is the column's, so the machine starts with the first rows.
         t = self._time
-        self._machine = SplitWatermarks(t.delay, nanos, t.idle_after, t.max_ahead, watermark=self._restored)
+        self._machine = SplitWatermarks(
+            t.delay, nanos, t.idle_after, t.max_ahead, watermark=self._restored, max_drift=t.max_drift
+        )
         for event in self._early:
             self._take(self._machine.handle(event))
         self._early.clear()
         return self._machine
 
-    def _tell(self, event: SplitOpened | SplitFinished | CapMoved) -> None:
+    def _tell(self, event: SplitOpened | SplitFinished | CapMoved | OthersMoved) -> None:
         if self._machine is None:
             self._early.append(event)
         else:

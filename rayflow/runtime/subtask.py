@@ -58,6 +58,7 @@ from rayflow.runtime.messages import (
     HeartbeatAnswered,
     InputsEnded,
     PeerLost,
+    SplitsProgressed,
     SplitsRequested,
     Start,
     Stopped,
@@ -237,6 +238,9 @@ class SubtaskEngine:
             self._link.report(
                 SplitsRequested(*self._here(), self._deploy.graph.vertex(self._deploy.subtask.vertex).id)
             )
+        progress = task.split_progress(self._now_ms)
+        if progress is not None:
+            self._link.report(SplitsProgressed(*self._here(), progress.uid, progress.watermark))
         return progressed
 
     def _guard(self, do: Callable[..., Any], *args: Any) -> bool:

@@ -68,7 +68,7 @@ from rayflow.runtime.messages import (
     WatermarkFrame,
 )
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
-from rayflow.runtime.source_driver import SourceDriver
+from rayflow.runtime.source_driver import SourceDriver, SplitProgress
 from rayflow.state.manifest import SplitState
 from rayflow.state.parts import RestoredPart, StatePart
 
@@ -175,6 +175,10 @@ class Task:
     def wants_splits(self) -> bool:
         """Whether the master should be asked for splits (True once until it answers)."""
         return self._running and self._source is not None and self._source.wants_splits()
+
+    def split_progress(self, now_ms: int) -> SplitProgress | None:
+        """What the master should tell the source's other subtasks now, None for nothing."""
+        return None if not self._running or self._source is None else self._source.progress(now_ms)
 
     def trigger(self, checkpoint_id: CheckpointId, now_ms: int) -> None:
         """The master triggered a checkpoint; only sources get this."""

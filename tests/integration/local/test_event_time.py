@@ -234,3 +234,95 @@ def test_an_idle_input_steps_aside_and_is_heard_behind_map_async(lab: Any, tmp_p
     result = lab.run(made, on_start=lab.watch(cancel), checkpoint__interval="20ms")
     assert result.state is JobState.CANCELLED
     assert counts(lab.read(tmp_path))[at(0)] == 10
+
+
+# ---------------------------------------------------------------------------------------------- drift
+
+
+class Race:
+    """Where two splits are, in seconds of event time."""
+
+    def __init__(self) -> None:
+        self.at = {"slow": -1, "fast": -1}
+        self.lead = 0
+        self.hold_slow = False
+
+
+RACE = Race()
+
+
+class Racing(rf.Source):
+    """Two splits that never end: `slow` has a row a second, `fast` one every `stride` seconds."""
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+
+    @property
+    def schema(self) -> pa.Schema:
+        return SCHEMA
+
+    @property
+    def bounded(self) -> bool:
+        return False
+
+    def splits(self) -> Sequence[rf.Split]:
+        return [rf.Split(id="slow"), rf.Split(id="fast")]
+
+    def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
+        return RacingReader(split.id, 1 if split.id == "slow" else self.stride)
+
+
+class RacingReader(rf.SplitReader):
+    def __init__(self, name: str, stride: int) -> None:
+        self.name, self.stride = name, stride
+
+    def read(self, max_rows: int) -> pa.RecordBatch | None:
+        race = RACE
+        wait = race.hold_slow and race.at["slow"] >= 0 if self.name == "slow" else race.at["slow"] < 0
+        if wait:
+            return pa.RecordBatch.from_pylist([], SCHEMA)
+        race.at[self.name] += self.stride
+        race.lead = max(race.lead, race.at["fast"] - race.at["slow"])
+        return table((0, at(race.at[self.name]))).to_batches()[0]
+
+    def position(self) -> int:
+        return 0
+
+
+def test_within_a_subtask_no_split_runs_further_ahead_than_max_drift(lab: Any) -> None:
+    global RACE
+    RACE = Race()
+    made = env()
+    made.from_source(Racing(7), watermark=rf.Watermark("at", max_drift="20s")).discard()
+
+    def cancel(job: LocalJob) -> bool | None:
+        if RACE.at["slow"] < 300:
+            return None
+        job.master.cancel()
+        return True
+
+    assert lab.run(made, on_start=lab.watch(cancel)).state is JobState.CANCELLED
+    assert 20 < RACE.lead <= 20 + 7
+
+
+def test_a_split_waits_for_a_slower_one_of_another_subtask(lab: Any) -> None:
+    global RACE
+    RACE = Race()
+    RACE.hold_slow = True
+    made = env(2)
+    source = made.from_source(Racing(1), watermark=rf.Watermark("at", max_drift="100s"), rate_limit=200)
+    source.discard()
+    waited: list[int] = []
+
+    def cancel(job: LocalJob) -> bool | None:
+        if RACE.hold_slow:
+            waited.append(RACE.at["fast"])
+            # It has stopped: it would have come ten seconds further in this time.
+            RACE.hold_slow = not (len(waited) > 5 and waited[-1] == waited[-6] > 50)
+        elif RACE.at["fast"] > waited[-1] + 20:
+            job.master.cancel()
+            return True
+        return None
+
+    assert lab.run(made, on_start=lab.watch(cancel)).state is JobState.CANCELLED
+    assert waited[-1] == 101

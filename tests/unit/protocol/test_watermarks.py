@@ -12,6 +12,7 @@ from rayflow.protocol.watermarks import (
     ChannelIdled,
     ChannelResumed,
     GoIdle,
+    OthersMoved,
     ReadingResumed,
     RowsRead,
     SplitFinished,
@@ -311,3 +312,47 @@ def test_source_equals_a_model_that_looks_at_all_splits_every_time(steps, idle_m
         told_idle = GoIdle() in commands
         assert not told_idle or (kind == "t" and not active and not idle)
         idle = (idle or told_idle) and kind not in "or"
+
+
+def test_a_split_too_far_ahead_of_the_slowest_one_is_not_to_be_read():
+    machine = source(max_drift=50)
+    for split in "abc":
+        machine.handle(SplitOpened(split))
+        assert machine.may_read(split), "nothing is known of it"
+    machine.handle(RowsRead("a", 1000, 0))
+    machine.handle(RowsRead("b", 1050, 0))
+    assert machine.slowest == 899
+    assert machine.may_read("b")
+    machine.handle(RowsRead("b", 1051, 0))
+    assert not machine.may_read("b")
+    assert machine.may_read("a")
+    machine.handle(RowsRead("a", 1001, 0))
+    assert machine.may_read("b")
+
+
+def test_splits_of_other_subtasks_count_and_their_absence_does_not():
+    machine = source(max_drift=50)
+    machine.handle(SplitOpened("a"))
+    machine.handle(RowsRead("a", 1000, 0))
+    machine.handle(OthersMoved(848))
+    assert not machine.may_read("a")
+    machine.handle(OthersMoved(849))
+    assert machine.may_read("a")
+    machine.handle(OthersMoved(0))
+    machine.handle(OthersMoved(None))
+    assert machine.may_read("a")
+
+
+def test_a_split_that_waits_for_others_is_not_idle_and_an_idle_one_is_not_waited_for():
+    machine = source(max_drift=50, idle_after=1000 * MS)
+    machine.handle(SplitOpened("a"))
+    machine.handle(SplitOpened("b"))
+    machine.handle(RowsRead("a", 1000, 0))
+    machine.handle(RowsRead("b", 2000, 0))
+    machine.handle(Ticked(900))
+    assert not machine.may_read("b")
+    machine.handle(Ticked(1000))  # now a is idle
+    assert machine.slowest == 1899
+    assert machine.may_read("b")
+    machine.handle(Ticked(1899))
+    assert machine.slowest == 1899, "the time of idleness of b began when it could last not be read"
