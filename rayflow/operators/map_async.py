@@ -108,7 +108,7 @@ class MapAsyncOperator(Operator):
             self._waiting.extend(batch for batch in rows.to_batches() if batch.num_rows)
         self._function.open(ctx)
         self._calls = ctx.open_async_calls()
-        self._calls.start([(_OPENING, self._function.begin)])
+        self._calls.start([(_OPENING, self._function.prepare)])
 
     # ------------------------------------------------------------------------------------- input
 
@@ -308,10 +308,10 @@ class _AsyncFunction(UserFunction):
     """The user's function; its coroutines run wherever calls do."""
 
     def open(self, ctx: OperatorContext) -> None:
-        """Take the context; `begin` does the rest."""
+        """Take the context; `prepare` does the rest."""
         self._ctx = ctx
 
-    async def begin(self) -> None:
+    async def prepare(self) -> None:
         """Make the object, and let it get ready."""
         self._fn = self._given() if isinstance(self._given, type) else self._given
         await _hook(self._fn, "open", FunctionContext(self._ctx))
