@@ -20,6 +20,7 @@ from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     CapMoved,
     GoIdle,
+    ReadingResumed,
     RowsRead,
     SplitOpened,
     SplitWatermarks,
@@ -30,6 +31,7 @@ from rayflow.state.parts import RestoredPart, StatePart
 
 _INPUT = "input"
 _TICKS_PER_IDLE_TIME = 4
+_SLACK_MS = 50
 _NANOS_PER_MS = 1_000_000
 
 
@@ -47,9 +49,12 @@ class AssignWatermarksOperator(Operator):
         self._idle_after, self._max_ahead = idle_after, max_ahead
         self._machine: SplitWatermarks | None = None
         self._restored = WATERMARK_MIN
-        self._now_ms = 0
         self._tick_ms = 0
-        self._rows_came = False
+        # When the last tick was due at the latest, had nothing held the task up.
+        self._expected_ms: int | None = None
+        # Without any row yet: since when, and whether that was told.
+        self._quiet_since_ms: int | None = None
+        self._stepped_aside = False
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
@@ -70,9 +75,8 @@ class AssignWatermarksOperator(Operator):
         found = believed_times(batch, self._column, unit, machine.limit(_INPUT), machine.step)
         self.ctx.metrics.counter("null_time_rows").inc(found.nulls)
         self.ctx.metrics.counter("far_future_rows").inc(found.future)
-        self._rows_came = True
         self.out.emit(found.batch)
-        self._obey(machine.handle(RowsRead(_INPUT, found.newest, self._now_ms)))
+        self._obey(machine.handle(RowsRead(_INPUT, found.newest, self.ctx.now_ms())))
 
     def _start(self, unit: int) -> SplitWatermarks:
         # The unit is the column's, so the machine starts with the first rows.
@@ -82,6 +86,7 @@ class AssignWatermarksOperator(Operator):
         self._obey(machine.handle(SplitOpened(_INPUT, seen)))
         self._obey(machine.handle(CapMoved(WATERMARK_MAX)))
         self._machine = machine
+        self._stepped_aside = False
         return machine
 
     def on_watermark(self, watermark: int) -> int | None:
@@ -90,18 +95,26 @@ class AssignWatermarksOperator(Operator):
 
     def next_timer_ms(self) -> int | None:
         """See `Operator`."""
-        return None if self._idle_after is None or self._machine is None else self._tick_ms
+        return None if self._idle_after is None or self._stepped_aside else self._tick_ms
 
     def on_timer(self, now_ms: int) -> None:
-        """See `Operator`. Rows since the last tick count as come now: `process` is not told the time."""
-        if self._idle_after is None or self._machine is None:
+        """See `Operator`. A tick that comes late shows that the task was held up: who was not given the rows that
+        wait for it is not idle."""
+        if self._idle_after is None:
             return
-        self._now_ms = now_ms
-        self._tick_ms = now_ms + max(1, self._idle_after // _NANOS_PER_MS // _TICKS_PER_IDLE_TIME)
-        if self._rows_came:
-            self._rows_came = False
-            self._obey(self._machine.handle(RowsRead(_INPUT, None, now_ms)))
-        self._obey(self._machine.handle(Ticked(now_ms)))
+        idle_after_ms = max(1, self._idle_after // _NANOS_PER_MS)
+        pause_ms = max(1, idle_after_ms // _TICKS_PER_IDLE_TIME)
+        held_up = self._expected_ms is not None and now_ms > self._expected_ms
+        self._tick_ms, self._expected_ms = now_ms + pause_ms, now_ms + 2 * pause_ms + _SLACK_MS
+        if self._machine is not None:
+            if held_up:
+                self._obey(self._machine.handle(ReadingResumed(now_ms)))
+            self._obey(self._machine.handle(Ticked(now_ms)))
+        elif self._quiet_since_ms is None or held_up:
+            self._quiet_since_ms = now_ms
+        elif now_ms - self._quiet_since_ms >= idle_after_ms:
+            self._stepped_aside = True
+            self.out.emit_idle()
 
     def _obey(self, commands: tuple[WatermarkCommand, ...]) -> None:
         for command in commands:

@@ -207,8 +207,12 @@ class Quiet(rf.Source):
 
 
 class QuietReader(rf.SplitReader):
+    def __init__(self, rows: Sequence[tuple[int, datetime | None]] = ()) -> None:
+        self.rows = rows
+
     def read(self, max_rows: int) -> pa.RecordBatch | None:
-        return pa.RecordBatch.from_pylist([], SCHEMA)
+        rows, self.rows = self.rows, ()
+        return table(*rows).to_batches()[0] if rows else pa.RecordBatch.from_pylist([], SCHEMA)
 
     def position(self) -> int:
         return 0
@@ -233,6 +237,30 @@ def test_an_idle_input_steps_aside_and_is_heard_behind_map_async(lab: Any, tmp_p
 
     result = lab.run(made, on_start=lab.watch(cancel), checkpoint__interval="20ms")
     assert result.state is JobState.CANCELLED
+    assert counts(lab.read(tmp_path))[at(0)] == 10
+
+
+def test_a_subtask_that_gets_no_rows_at_all_steps_aside(lab: Any, tmp_path: Path) -> None:
+    class Lonely(Quiet):
+        """One of two subtasks has all the rows."""
+
+        def splits(self) -> Sequence[rf.Split]:
+            return [rf.Split(id="quiet"), rf.Split(id="rows")]
+
+        def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
+            return QuietReader(seconds(40) if split.id == "rows" else ())
+
+    made = env(2, 10)
+    stream = made.from_source(Lonely()).assign_watermarks(rf.Watermark("at", idle_after="50ms"))
+    windowed(stream).write_parquet(str(tmp_path))
+
+    def cancel(job: LocalJob) -> bool | None:
+        if not lab.files(tmp_path):
+            return None
+        job.master.cancel()
+        return True
+
+    assert lab.run(made, on_start=lab.watch(cancel), checkpoint__interval="20ms").state is JobState.CANCELLED
     assert counts(lab.read(tmp_path))[at(0)] == 10
 
 
