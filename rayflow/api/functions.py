@@ -8,16 +8,19 @@ may be an object with `open(ctx)` and `close()`, which subtasks call before its 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from rayflow.api.async_functions import async_options, check_async
 from rayflow.api.planning import StreamInfo, plan_error, refuse_upsert
 from rayflow.api.returns import returned_schema
 from rayflow.api.steps import Steps
+from rayflow.operators.map_async import MapAsyncOperator
 from rayflow.operators.stateless import FilterOperator, FlatMapOperator, MapBatchesOperator, MapOperator
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ _FORMATS = ("pyarrow", "pandas", "polars", "numpy")
 
 
 class FunctionSteps(Steps):
-    """`map`, `flat_map`, `map_batches`, and `filter` by a function."""
+    """`map`, `flat_map`, `map_batches`, `map_async`, and `filter` by a function."""
 
     def map(self, fn: Callable[[Any], Any], returns: Any = None) -> DataStream:
         """Replace each row by what `fn(row)` returns: a dict, or a value for a single column."""
@@ -74,6 +77,44 @@ class FunctionSteps(Steps):
         if num_cpus is not None or num_gpus is not None:
             stream.with_resources(num_cpus=num_cpus, num_gpus=num_gpus)
         return stream if concurrency is None else stream.with_parallelism(concurrency)
+
+    def map_async(
+        self,
+        fn: Callable[[Any], Awaitable[Any]] | type,
+        *,
+        capacity: int = 100,
+        timeout: str | timedelta | None = None,
+        ordered: bool = True,
+        returns: Any = None,
+        retries: int = 0,
+        retry_delay: str | timedelta = "100ms",
+        on_timeout: Literal["fail", "drop"] = "fail",
+    ) -> DataStream:
+        """Replace each row by what `await fn(row)` returns, as `map` does, with at most `capacity` calls under way per
+        subtask, on an event loop of its own.
+
+        `ordered=False` lets results go as they come, but not past a watermark. A call that raises, or takes longer
+        than `timeout` and is cancelled, is tried again `retries` times: after `retry_delay`, then twice that, and
+        so on (at most a minute; shortened at random by up to half). Then the job fails, or, `on_timeout="drop"`,
+        the row of a call that took too long is dropped and counted. Without `timeout` the stream waits for ever.
+
+        Rows under way are part of checkpoints and are called again after a failure: results are exactly-once, calls
+        are not. A class is made once per subtask; its `open(ctx)` and `close()` may be async.
+        """
+        refuse_upsert(self._info, "map_async")
+        check_async(fn)
+        options = async_options(
+            capacity=capacity,
+            timeout=timeout,
+            ordered=ordered,
+            retries=retries,
+            retry_delay=retry_delay,
+            on_timeout=on_timeout,
+        )
+        schema = returned_schema(returns, fn, "map_async")
+        keys = self._info.partitioned_by or ()
+        payload = partial(MapAsyncOperator, fn, schema, self._is_scalar(), options, keys)
+        return self._then("map_async", payload, self._made(schema), detail=_name_of(fn))
 
     def _filter_by_function(self, fn: Any) -> DataStream:
         _check_callable(fn, "filter")

@@ -212,9 +212,9 @@ class Sources(PlanBuilder):
         if rate_limit is not None and not rate_limit > 0:
             raise plan_error(f"{name}: rate_limit: expected rows per second, more than 0; got {rate_limit!r}")
         with at_user_line():
-            info = StreamInfo(
-                schema=source.schema, time_column=None if watermark is None else watermark.column
-            )
+            info = StreamInfo(schema=source.schema)
+            if watermark is not None:
+                info = StreamInfo(schema=watermark.stamped(info.schema), time_column=watermark.column)
         if info.schema is not None:
             output_schema(info.schema, name)
         if watermark is not None:

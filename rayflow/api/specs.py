@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+import pyarrow as pa
+
 from rayflow.api.planning import duration_ns, plan_error
 from rayflow.graph.plan import TimeSpec
 
@@ -20,8 +22,9 @@ class Watermark:
 
     After each batch a split's watermark is its largest `column` − `delay` − 1 unit; a row whose window the
     watermark has passed is late. `idle_after`: a split without rows for so long (processing time) is left out
-    of account. `max_ahead`: a timestamp further than this ahead of the split's watermark is taken for wrong,
-    treated as late, and counted. `max_drift`: a split that is further ahead of the slowest one waits.
+    of account. `max_ahead`: a timestamp further than this ahead of the split's watermark is taken for wrong: it
+    becomes null, hence the row late, and is counted (`far_future_rows`). `max_drift`: a split that is further ahead
+    of the slowest one waits.
     """
 
     column: str
@@ -33,7 +36,21 @@ class Watermark:
     def __post_init__(self) -> None:
         if not isinstance(self.column, str):
             raise plan_error(f"rf.Watermark: expected the name of a column; got {self.column!r}")
-        self.time_spec()
+        spec = self.time_spec()
+        if spec.max_ahead is not None and spec.max_ahead <= spec.delay:
+            raise plan_error(
+                f"rf.Watermark: max_ahead={self.max_ahead!r} must be longer than delay={self.delay!r}, by which every "
+                "new row is ahead of the watermark"
+            )
+
+    def stamped(self, schema: pa.Schema | None) -> pa.Schema | None:
+        """Return the schema of the rows that have this event time: wrong times become null."""
+        index = -1 if schema is None or self.max_ahead is None else schema.get_field_index(self.column)
+        return (
+            schema
+            if schema is None or index < 0
+            else schema.set(index, schema.field(index).with_nullable(True))
+        )
 
     def time_spec(self) -> TimeSpec:
         """Return the same in nanoseconds."""

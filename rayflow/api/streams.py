@@ -151,7 +151,8 @@ class DataStream(FunctionSteps, Joins, Outputs):
         event_time_unit(self._info, watermark.column, "assign_watermarks")
         spec = watermark.time_spec()
         payload = partial(AssignWatermarksOperator, spec.column, spec.delay, spec.idle_after, spec.max_ahead)
-        info = replace(self._info, time_column=watermark.column, window_ns=None)
+        schema = watermark.stamped(self._info.schema)
+        info = replace(self._info, schema=schema, time_column=watermark.column, window_ns=None)
         shown = f"{spec.column}, delay {format_duration_ns(spec.delay)}"
         return self._then("assign_watermarks", payload, info, detail=shown)
 

@@ -1,4 +1,4 @@
-"""`rayflow list`, `describe`, `cancel`, `checkpoints`, `events` and `logs`: what jobs do and did.
+"""`rayflow list`, `describe`, `metrics`, `cancel`, `checkpoints`, `events` and `logs`: what jobs do and did.
 
 They work on jobs in any state; those of ended jobs are read from their stored metadata. With `--json` the output
 is that of API.md section 6, else tables for people.
@@ -14,13 +14,15 @@ import click
 
 from rayflow.cli.errors import FAILED, OK
 from rayflow.cli.progress import ENDED_STATES
-from rayflow.cli.tables import echo_json, echo_table, json_text
+from rayflow.cli.tables import cell_text, echo_json, echo_table, json_text
 
 if TYPE_CHECKING:
     from rayflow.client.handle import JobHandle
 
 FOLLOW_INTERVAL_S = 0.5
 CANCEL_TIMEOUT_S = 60.0
+
+_OWN_COLUMN = ("rows_in", "watermark")
 
 _ADDRESS = click.option("--address", metavar="ADDRESS", help="The Ray cluster the job runs on.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -62,6 +64,24 @@ def describe_command(job: str, address: str | None, as_json: bool) -> None:
         echo_json(description)
     else:
         _echo_description(description)
+
+
+@_job_command("metrics")
+@_JSON
+def metrics_command(job: str, address: str | None, as_json: bool) -> None:
+    """Show what a job's operators have counted in this attempt, and the watermark each has come to. JOB is an id
+    or a name."""
+    metrics = _handle(job, address).metrics()
+    if as_json:
+        echo_json(metrics)
+        return
+    click.echo(
+        f"{metrics['job_id']}  {metrics['state']}  attempt {metrics['attempt']}  at {metrics['at'] or '–'}"
+    )
+    echo_table(
+        ("operator", "rows in", "watermark", "others"),
+        [_metrics_row(uid, values) for uid, values in metrics["operators"].items()],
+    )
 
 
 @_job_command("cancel")
@@ -203,6 +223,11 @@ def _echo_description(job: dict[str, Any]) -> None:
         ),
         [_subtask_row(subtask) for subtask in job["subtasks"]],
     )
+
+
+def _metrics_row(uid: str, values: dict[str, Any]) -> tuple[Any, ...]:
+    others = [f"{name} {cell_text(v)}" for name, v in sorted(values.items()) if name not in _OWN_COLUMN]
+    return uid, values.get("rows_in"), values.get("watermark"), ", ".join(others) or None
 
 
 def _subtask_row(subtask: dict[str, Any]) -> tuple[Any, ...]:

@@ -74,7 +74,7 @@ class JobHandle:
         return description
 
     def metrics(self) -> dict[str, Any]:
-        """Return the metrics of all operators and subtasks; those of an ended job are what `describe` says."""
+        """Return what `rayflow metrics --json` prints: the metrics of each operator, by uid, and of each subtask."""
         metrics: dict[str, Any] = self._ask(lambda m: m.metrics, self._stored_metrics)
         return metrics
 
@@ -170,6 +170,8 @@ class JobHandle:
         return description
 
     def _stored_metrics(self) -> dict[str, Any]:
-        description = self._stored_description()
-        kept = {key: description[key] for key in ("job_id", "state", "attempt", "subtasks")}
-        return {**kept, "at": None, "operators": {}}
+        document = self._stored_document()
+        description = document["describe"]
+        kept = {key: description[key] for key in ("job_id", "attempt", "subtasks")}
+        stored = document.get("metrics", {"at": None, "operators": {}})
+        return {**kept, **stored, "state": description["state"]}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from rayflow.batch.event_times import believed_times
 from rayflow.model.errors import PlanError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.operators.contracts import Operator, OperatorContext, Output
@@ -20,6 +20,7 @@ from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     CapMoved,
     GoIdle,
+    ReadingResumed,
     RowsRead,
     SplitOpened,
     SplitWatermarks,
@@ -30,6 +31,7 @@ from rayflow.state.parts import RestoredPart, StatePart
 
 _INPUT = "input"
 _TICKS_PER_IDLE_TIME = 4
+_SLACK_MS = 50
 _NANOS_PER_MS = 1_000_000
 
 
@@ -38,7 +40,8 @@ class AssignWatermarksOperator(Operator):
 
     `delay`: how far out of order rows may come. `idle_after`: processing time without rows after which the
     subtask steps aside; noticed up to a quarter late. `max_ahead`: a time further ahead of the watermark than
-    this does not move it, and is counted in `far_future_rows`. Nulls are counted in `null_time_rows`.
+    this becomes null and is counted in `far_future_rows` (see `batch.event_times`). Times that are null before
+    are counted in `null_time_rows`.
     """
 
     def __init__(self, column: str, delay: int, idle_after: int | None, max_ahead: int | None) -> None:
@@ -46,9 +49,12 @@ class AssignWatermarksOperator(Operator):
         self._idle_after, self._max_ahead = idle_after, max_ahead
         self._machine: SplitWatermarks | None = None
         self._restored = WATERMARK_MIN
-        self._now_ms = 0
         self._tick_ms = 0
-        self._rows_came = False
+        # When the last tick was due at the latest, had nothing held the task up.
+        self._expected_ms: int | None = None
+        # Without any row yet: since when, and whether that was told.
+        self._quiet_since_ms: int | None = None
+        self._stepped_aside = False
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
@@ -66,21 +72,11 @@ class AssignWatermarksOperator(Operator):
                 self.ctx.location,
             )
         machine = self._machine or self._start(unit)
-        newest = self._newest_time(column, unit, machine.limit(_INPUT))
-        self._rows_came = True
-        self.out.emit(batch)
-        self._obey(machine.handle(RowsRead(_INPUT, newest, self._now_ms)))
-
-    def _newest_time(self, column: pa.Array, unit: int, limit: int | None) -> int | None:
-        if column.null_count:
-            self.ctx.metrics.counter("null_time_rows").inc(column.null_count)
-        ticks = column.cast(pa.int64())
-        newest = pc.max(ticks).as_py()
-        if newest is not None and limit is not None and newest * unit > limit:
-            believed = ticks.filter(pc.less_equal(ticks, limit // unit))
-            self.ctx.metrics.counter("far_future_rows").inc(len(ticks) - ticks.null_count - len(believed))
-            newest = pc.max(believed).as_py()
-        return None if newest is None else newest * unit
+        found = believed_times(batch, self._column, unit, machine.limit(_INPUT), machine.step)
+        self.ctx.metrics.counter("null_time_rows").inc(found.nulls)
+        self.ctx.metrics.counter("far_future_rows").inc(found.future)
+        self.out.emit(found.batch)
+        self._obey(machine.handle(RowsRead(_INPUT, found.newest, self.ctx.now_ms())))
 
     def _start(self, unit: int) -> SplitWatermarks:
         # The unit is the column's, so the machine starts with the first rows.
@@ -90,6 +86,7 @@ class AssignWatermarksOperator(Operator):
         self._obey(machine.handle(SplitOpened(_INPUT, seen)))
         self._obey(machine.handle(CapMoved(WATERMARK_MAX)))
         self._machine = machine
+        self._stepped_aside = False
         return machine
 
     def on_watermark(self, watermark: int) -> int | None:
@@ -98,18 +95,26 @@ class AssignWatermarksOperator(Operator):
 
     def next_timer_ms(self) -> int | None:
         """See `Operator`."""
-        return None if self._idle_after is None or self._machine is None else self._tick_ms
+        return None if self._idle_after is None or self._stepped_aside else self._tick_ms
 
     def on_timer(self, now_ms: int) -> None:
-        """See `Operator`. Rows since the last tick count as come now: `process` is not told the time."""
-        if self._idle_after is None or self._machine is None:
+        """See `Operator`. A tick that comes late shows that the task was held up: who was not given the rows that
+        wait for it is not idle."""
+        if self._idle_after is None:
             return
-        self._now_ms = now_ms
-        self._tick_ms = now_ms + max(1, self._idle_after // _NANOS_PER_MS // _TICKS_PER_IDLE_TIME)
-        if self._rows_came:
-            self._rows_came = False
-            self._obey(self._machine.handle(RowsRead(_INPUT, None, now_ms)))
-        self._obey(self._machine.handle(Ticked(now_ms)))
+        idle_after_ms = max(1, self._idle_after // _NANOS_PER_MS)
+        pause_ms = max(1, idle_after_ms // _TICKS_PER_IDLE_TIME)
+        held_up = self._expected_ms is not None and now_ms > self._expected_ms
+        self._tick_ms, self._expected_ms = now_ms + pause_ms, now_ms + 2 * pause_ms + _SLACK_MS
+        if self._machine is not None:
+            if held_up:
+                self._obey(self._machine.handle(ReadingResumed(now_ms)))
+            self._obey(self._machine.handle(Ticked(now_ms)))
+        elif self._quiet_since_ms is None or held_up:
+            self._quiet_since_ms = now_ms
+        elif now_ms - self._quiet_since_ms >= idle_after_ms:
+            self._stepped_aside = True
+            self.out.emit_idle()
 
     def _obey(self, commands: tuple[WatermarkCommand, ...]) -> None:
         for command in commands:

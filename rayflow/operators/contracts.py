@@ -13,6 +13,10 @@ Life of an operator::
 `snapshot` is called between batches, at a barrier; `notify_complete` after the whole checkpoint is complete.
 `end` is called once when all inputs have ended (after the watermark became WATERMARK_MAX); snapshots go on
 being taken after it. `close` is called once, also after failures.
+
+An operator whose results take time (`map_async`) says with `blocked` that it wants no more rows now, and with
+`drained` whether it still owes results: the end of the stream waits for these, operator by operator. It gets on
+with its work in `on_timer`, due at once when something has completed.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from rayflow.observe.metrics import MetricGroup
+from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.state.parts import RestoredPart, StatePart
@@ -77,6 +82,8 @@ class OperatorContext:
     """Tags of the side outputs that somebody reads, with their columns where the plan knows them."""
     options: dict[str, Any] = field(default_factory=dict)
     """The job's flat configuration (`storage` credentials included), for connectors."""
+    open_async_calls: OpenAsyncCalls = no_async_calls
+    """Gives an operator a way to run coroutines off the task thread, which is woken when they complete."""
 
 
 class Operator(ABC):
@@ -95,6 +102,16 @@ class Operator(ABC):
         """Event time of the inputs advanced to `watermark` (ns). Return the watermark to pass on,
         usually the same; None passes on nothing now."""
         return watermark
+
+    def blocked(self) -> bool:
+        """Whether no more rows should come in now. Rows that come nevertheless (an operator before it
+        emits several batches at a time) must be taken and kept. Watermarks and barriers come all the same."""
+        return False
+
+    def drained(self) -> bool:
+        """Whether everything that came in has been emitted. False while rows or a watermark wait for more
+        than the next call: what must not overtake them (the end of the stream, word of being idle) waits."""
+        return True
 
     def next_timer_ms(self) -> int | None:
         """Earliest processing time (ms since the epoch) at which `on_timer` wants to be called."""
@@ -115,7 +132,7 @@ class Operator(ABC):
         for it; of the operators of a chain, the first only."""
 
     def end(self) -> None:
-        """All inputs have ended; emit what is left."""
+        """All inputs have ended; emit what is left, at once or, until `drained`, from `on_timer`."""
 
     def close(self) -> None:
         """Release resources. Must not emit. Called also when the attempt failed."""

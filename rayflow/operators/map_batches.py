@@ -81,6 +81,10 @@ class MapBatchesOperator(Operator):
         self._held_watermark = watermark
         return None
 
+    def drained(self) -> bool:
+        """See `Operator`."""
+        return not self._held
+
     def next_timer_ms(self) -> int | None:
         """See `Operator`. Due at once when rows began to wait, to learn the time."""
         if not self._held:

@@ -8,19 +8,21 @@ are whole nanoseconds (`rayflow.model.times`).
 out-of-orderness `delay`, and `unit` because another row may bear that very time, its watermark is max_time −
 delay − unit. The subtask's is the smallest over its open splits that are not idle, and never above the
 *cap*, the assigner's promise that splits nobody has begun hold only later rows. When no open split is left
-to hold it back, it rises no further than the largest split watermark seen.
+to hold it back, it rises no further than the largest split watermark seen. With `max_drift`, a split whose watermark is
+further ahead of the slowest one's than that is not to be read for now (`may_read`), wherever the slowest one is read.
 
 `WatermarkMerger`, one per task, takes the smallest over its active channels. Idle channels have nothing to
-say and ended ones never will, so neither holds it back. When the last active channel falls idle the
-watermark rises to the largest among the idle ones, as if that channel had been the first to fall idle: the
-order in which channels fall idle does not matter.
+say and ended ones never will, so neither holds it back. When no active channel is left the watermark rises to
+the largest that an idle or ended one had come to, as if that channel had been the last to be active: the order in
+which channels fall idle or end does not matter. An end, which is announced by WATERMARK_MAX, is none for
+those that are idle: they may go on, and what they bring then must not be late.
 
 Invariants:
 
 1. Watermarks that come out strictly grow (I9), also over a restore.
 2. A channel's watermarks never go back, and end with it: an ended channel says nothing more.
 3. A merged watermark is at most that of every active channel that has never been idle.
-4. `WATERMARK_MAX` is merged exactly when every channel has ended, or has said so itself.
+4. `WATERMARK_MAX` is merged exactly when every channel has ended, or has announced it.
 5. `GoIdle` comes once per time of idleness, and only while nothing is active and not all has ended.
 6. A source's watermark is at most the cap in force, and at most that of every open split, whenever it is
    advanced; idle splits excepted.
@@ -94,9 +96,12 @@ class WatermarkMerger:
     """Merges the watermarks of one task's input channels (at least one)."""
 
     def __init__(self, channels: Sequence[ChannelId]) -> None:
-        # Every channel is in exactly one of these, with its last watermark, or has ended.
+        # Every channel is in exactly one of these, with its last watermark (`_over`: WATERMARK_MAX), or has ended.
         self._active = dict.fromkeys(channels, WATERMARK_MIN)
         self._idle: dict[ChannelId, int] = {}
+        self._over: dict[ChannelId, int] = {}
+        # The largest watermark of those that are over or have ended, from before they were.
+        self._reached = WATERMARK_MIN
         self._all_idle = False
         self._watermark = WATERMARK_MIN
 
@@ -127,11 +132,17 @@ class WatermarkMerger:
                 return ()
             case ChannelEnded():
                 self._last_of(event.channel)
-                self._active.pop(event.channel, None)
-                self._idle.pop(event.channel, None)
+                self._finish(event.channel)
+                self._over.pop(event.channel, None)
                 return self._settle()
             case _:
                 unhandled(event)
+
+    def _finish(self, channel: ChannelId) -> None:
+        last = self._active.pop(channel, None)
+        if last is None:
+            last = self._idle.pop(channel, WATERMARK_MIN)
+        self._reached = max(self._reached, last)
 
     def _on_watermark(self, channel: ChannelId, watermark: int) -> tuple[WatermarkCommand, ...]:
         last = self._last_of(channel)
@@ -140,9 +151,13 @@ class WatermarkMerger:
                 f"watermark {watermark} on {channel} after {last}: expected one from {last} to {WATERMARK_MAX} "
                 "(invariant 2)"
             )
+        if watermark == WATERMARK_MAX:
+            self._finish(channel)
+            self._over[channel] = watermark
+            return self._settle()
         self._idle.pop(channel, None)
         self._active[channel] = watermark
-        self._all_idle = self._all_idle and watermark == WATERMARK_MAX
+        self._all_idle = False
         # Most watermarks come from a channel that is ahead of the slowest: nothing to find out then.
         return () if last > self._watermark else self._settle()
 
@@ -151,20 +166,19 @@ class WatermarkMerger:
         if last is None:
             last = self._idle.get(channel)
         if last is None:
+            last = self._over.get(channel)
+        if last is None:
             raise ProtocolViolation(
                 f"event time of {channel}: no such channel, or it has ended (invariant 2)"
             )
         return last
 
     def _settle(self) -> tuple[WatermarkCommand, ...]:
-        if self._active and (slowest := min(self._active.values())) < WATERMARK_MAX:
-            return self._advance(slowest)
+        if self._active:
+            return self._advance(min(self._active.values()))
         if not self._idle:
             return self._advance(WATERMARK_MAX)
-        # Active ones have said the last there is to say, but an idle one may hold rows yet: it must not be late
-        # with them because another was quicker to end.
-        ahead = [watermark for watermark in self._idle.values() if watermark < WATERMARK_MAX]
-        commands = self._advance(max(ahead, default=WATERMARK_MAX))
+        commands = self._advance(max(self._reached, *self._idle.values()))
         if not self._all_idle:
             self._all_idle = True
             commands = (*commands, GoIdle())
@@ -190,8 +204,8 @@ class SplitOpened:
 
 @dataclass(frozen=True, slots=True)
 class RowsRead:
-    """Rows of a split were emitted; `max_time` is the largest event time up to `limit(split_id)` among them
-    (None: none has a time that can be believed)."""
+    """Rows of a split were emitted; `max_time` is the largest event time among them that can be believed, by `limit`
+    and `step` (None: there is none)."""
 
     split_id: str
     max_time: int | None
@@ -228,7 +242,14 @@ class ReadingResumed:
     now_ms: int
 
 
-SourceEvent = SplitOpened | RowsRead | SplitFinished | CapMoved | Ticked | ReadingResumed
+@dataclass(frozen=True, slots=True)
+class OthersMoved:
+    """The slowest split that other subtasks of the source read has come to `watermark` (None: they have none)."""
+
+    watermark: int | None
+
+
+SourceEvent = SplitOpened | RowsRead | SplitFinished | CapMoved | Ticked | ReadingResumed | OthersMoved
 
 
 class _Split:
@@ -244,8 +265,9 @@ class _Split:
 class SplitWatermarks:
     """Makes the watermarks of one source subtask.
 
-    `delay`, `unit` (the time unit of the event-time column), `idle_after` and `max_ahead` in nanoseconds;
-    None turns idleness, or the bound on far-future rows, off. `watermark` is where a restored source had come.
+    `delay`, `unit` (the time unit of the event-time column), `idle_after`, `max_ahead` and `max_drift` in
+    nanoseconds; None turns idleness, the bound on far-future rows, or that on the distance of splits off.
+    `watermark` is where a restored source had come.
     """
 
     def __init__(
@@ -255,10 +277,13 @@ class SplitWatermarks:
         idle_after: int | None = None,
         max_ahead: int | None = None,
         watermark: int = WATERMARK_MIN,
+        max_drift: int | None = None,
     ) -> None:
         self._lag = delay + unit
         self._idle_after_ms = None if idle_after is None else max(1, idle_after // _NANOS_PER_MS)
         self._max_ahead = max_ahead
+        self._max_drift = max_drift
+        self._others: int | None = None
         self._watermark = watermark
         self._highest = watermark
         self._cap = WATERMARK_MIN
@@ -273,11 +298,29 @@ class SplitWatermarks:
         return self._watermark
 
     def limit(self, split_id: str) -> int | None:
-        """Return the largest event time of the split's next rows that may move its watermark; None: any."""
+        """Return the event time up to which the split's next rows can be believed; None: not known."""
         watermark = self._open(split_id).watermark
         if self._max_ahead is None or watermark == WATERMARK_MIN:
             return None
         return watermark + self._max_ahead
+
+    @property
+    def slowest(self) -> int | None:
+        """The watermark of the slowest split that is read here; None while there is none, or nothing is known."""
+        known = [s.watermark for s in self._splits.values() if not s.idle and s.watermark != WATERMARK_MIN]
+        return min(known, default=None)
+
+    def may_read(self, split_id: str) -> bool:
+        """Whether the split is not too far ahead of the slowest one."""
+        if self._max_drift is None:
+            return True
+        known = [w for w in (self.slowest, self._others) if w is not None]
+        return not known or self._open(split_id).watermark <= min(known) + self._max_drift
+
+    @property
+    def step(self) -> int | None:
+        """How much later than a believed time the next one may be (ns); None: as much as it likes."""
+        return None if self._max_ahead is None else max(0, self._max_ahead - self._lag)
 
     def next_deadline_ms(self) -> int | None:
         """Return when a `Ticked` would next make something idle; None: not by time alone."""
@@ -304,17 +347,18 @@ class SplitWatermarks:
                 return self._on_tick(event.now_ms)
             case ReadingResumed():
                 self._on_resumed(event.now_ms)
+            case OthersMoved():
+                self._others = event.watermark
             case _:
                 unhandled(event)
         return self._advance()
 
     def _on_rows(self, event: RowsRead) -> None:
-        limit = self.limit(event.split_id)
-        split = self._splits[event.split_id]
+        split = self._open(event.split_id)
         split.active_ms = event.now_ms
         split.idle = False
         self._idle = False
-        if event.max_time is not None and (limit is None or event.max_time <= limit):
+        if event.max_time is not None:
             split.watermark = max(split.watermark, event.max_time - self._lag)
             self._highest = max(self._highest, split.watermark)
 
@@ -330,8 +374,8 @@ class SplitWatermarks:
     def _on_tick(self, now_ms: int) -> tuple[WatermarkCommand, ...]:
         if self._idle_after_ms is None:
             return ()
-        for split in self._splits.values():
-            if split.active_ms is None:
+        for split_id, split in self._splits.items():
+            if split.active_ms is None or not self.may_read(split_id):
                 split.active_ms = now_ms
             split.idle = split.idle or now_ms - split.active_ms >= self._idle_after_ms
         all_idle = all(split.idle for split in self._splits.values())

@@ -17,6 +17,7 @@ from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
 from rayflow.model.config import JobConfig
 from rayflow.model.ids import ChannelId
 from rayflow.observe.metrics import MetricGroup
+from rayflow.operators.async_calls import OpenAsyncCalls
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.operators.sink import SinkOperator
 from rayflow.protocol.commits import CommitPermit
@@ -48,8 +49,8 @@ def input_ports(deploy: Deploy) -> dict[ChannelId, int]:
 class Assembly:
     """Makes the parts of a task.
 
-    `send` and `grant` lead to the transport, `emit…` to the task that will own the parts; `now_ms` gives
-    operators the time.
+    `send` and `grant` lead to the transport, `emit…` to the task that will own the parts; `now_ms` and
+    `open_async_calls` are for its operators.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Assembly:
         emit_watermark: Callable[[int], None],
         emit_idle: Callable[[], None],
         now_ms: Callable[[], int],
+        open_async_calls: OpenAsyncCalls,
     ) -> None:
         self._deploy = deploy
         self._config = config
@@ -73,6 +75,7 @@ class Assembly:
         self._emit_watermark = emit_watermark
         self._emit_idle = emit_idle
         self._now_ms = now_ms
+        self._open_async_calls = open_async_calls
         self._metrics = MetricGroup()
 
     def build(self) -> TaskParts:
@@ -124,6 +127,7 @@ class Assembly:
             batch_rows=self._config.batch_rows,
             side_outputs=dict(spec.side_outputs),
             options=dict(self._config.storage_options),
+            open_async_calls=self._open_async_calls,
         )
         operator: Operator = SinkOperator(spec.payload) if spec.kind == "sink" else spec.payload()
         return ChainedOperator(operator, context)
@@ -141,7 +145,6 @@ class Assembly:
             spec,
             parallelism=self._vertex.parallelism,
             batch_rows=min(self._config.batch_rows, piece_rows),
-            metrics=self._metrics,
             watermark=None if restore is None else restore.watermark,
         )
 

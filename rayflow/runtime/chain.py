@@ -51,8 +51,21 @@ class Chain:
         self._rows_in = [op.context.metrics.counter("rows_in") for op in self._operators]
         self._links = [_Link(self, index) for index in range(len(self._operators))]
         self._timed = [
-            op for op in self._operators if type(op.operator).next_timer_ms is not Operator.next_timer_ms
+            (index, op)
+            for index, op in enumerate(self._operators)
+            if type(op.operator).next_timer_ms is not Operator.next_timer_ms
         ]
+        self._blockable = [
+            (index, op.operator)
+            for index, op in enumerate(self._operators)
+            if type(op.operator).blocked is not Operator.blocked
+        ]
+        self._holding = [
+            op.operator for op in self._operators if type(op.operator).drained is not Operator.drained
+        ]
+        self._watermarks: list[int | None] = [None] * len(self._operators)
+        self._ending = 0
+        self._ended = 0
 
     def open(self, restored: dict[str, list[RestoredPart]]) -> None:
         """Open every operator with its restored parts (by uid), last operator first, so that whatever
@@ -73,7 +86,8 @@ class Chain:
     def advance(self, watermark: int, start: int = 0) -> None:
         """Take a watermark through the operators from `start` on."""
         current: int | None = watermark
-        for chained in self._operators[start:]:
+        for index, chained in enumerate(self._operators[start:], start):
+            self._watermarks[index] = watermark
             with _Blame(chained, None):
                 current = chained.operator.on_watermark(watermark)
             if current is None:
@@ -81,17 +95,24 @@ class Chain:
             watermark = current
         self._emit_watermark(watermark)
 
+    def blocked(self) -> bool:
+        """Whether some operator wants no rows now."""
+        return any(operator.blocked() for _, operator in self._blockable)
+
+    def drained(self) -> bool:
+        """Whether no operator still owes results of what came in."""
+        return all(operator.drained() for operator in self._holding)
+
     def next_timer_ms(self) -> int | None:
-        """Earliest processing-time timer of any operator."""
-        if not self._timed:
-            return None
-        timers = [t for op in self._timed if (t := op.operator.next_timer_ms()) is not None]
+        """Earliest processing-time timer of any operator that may emit now."""
+        timers = [t for op in self._free() if (t := op.operator.next_timer_ms()) is not None]
         return min(timers, default=None)
 
     def fire_timers(self, now_ms: int) -> bool:
-        """Call the operators whose timer is due; return whether any was."""
+        """Call the operators whose timer is due, unless they would emit into one that is blocked; return whether
+        any was."""
         fired = False
-        for chained in self._timed:
+        for chained in self._free():
             due = chained.operator.next_timer_ms()
             if due is not None and due <= now_ms:
                 with _Blame(chained, None):
@@ -105,11 +126,24 @@ class Chain:
             with _Blame(chained, None):
                 chained.operator.end_input(port)
 
-    def end(self) -> None:
-        """All inputs ended: let every operator emit what it still holds."""
-        for chained in self._operators:
-            with _Blame(chained, None):
-                chained.operator.end()
+    def _free(self) -> list[ChainedOperator]:
+        """Return the operators with timers that are not before a blocked one."""
+        last_blocked = max((index for index, op in self._blockable if op.blocked()), default=0)
+        return [op for index, op in self._timed if index >= last_blocked]
+
+    def end(self) -> bool:
+        """All inputs ended: let every operator in turn emit what it still holds. Return whether all have; if
+        not, call again after timers fired."""
+        while self._ended < len(self._operators):
+            chained = self._operators[self._ended]
+            if self._ending == self._ended:
+                self._ending += 1
+                with _Blame(chained, None):
+                    chained.operator.end()
+            if not chained.operator.drained():
+                return False
+            self._ended += 1
+        return True
 
     def snapshot(self, checkpoint_id: int) -> list[tuple[str, StatePart]]:
         """Return (uid, part) of all operators' state."""
@@ -136,9 +170,13 @@ class Chain:
                 errors.append(error)
         return errors
 
-    def statistics(self) -> dict[str, dict[str, float]]:
-        """Return the operators' metrics, by uid."""
-        return {c.context.uid: c.context.metrics.snapshot() for c in self._operators}
+    def statistics(self) -> dict[str, dict[str, float | None]]:
+        """Return the operators' metrics, by uid, and with them the `watermark` (ns) that each has come to, None
+        where none has come yet."""
+        return {
+            c.context.uid: {**c.context.metrics.snapshot(), "watermark": watermark}
+            for c, watermark in zip(self._operators, self._watermarks, strict=True)
+        }
 
     def _run(self, index: int, batch: pa.RecordBatch, port: int) -> None:
         chained = self._operators[index]

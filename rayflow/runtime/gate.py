@@ -91,13 +91,14 @@ class InputGate:
         queue.frames.append(frame)
         self.queued_frames += 1
 
-    def poll(self) -> Arrival | None:
-        """Take the next rows or frame, None if no channel can give one."""
+    def poll(self, *, rows: bool = True) -> Arrival | None:
+        """Take the next rows or frame, None if no channel can give one. Without `rows` only a frame that no rows
+        precede."""
         for _ in range(len(self._ring)):
             channel = self._ring[0]
             self._ring.rotate(-1)
             queue = self._queues[channel]
-            if queue.frames and not queue.blocked:
+            if queue.frames and not queue.blocked and (rows or not isinstance(queue.frames[0], DataFrame)):
                 return self._take(channel, queue)
         return None
 

@@ -172,6 +172,8 @@ class JobMaster:
     def metrics(self) -> dict[str, Any]:
         """Return what `rayflow metrics --json` prints."""
         with self._lock:
+            if self._over is not None and "metrics" in self._over.job:
+                return dict(self._over.job["metrics"])
             return metrics(self._ctx, self._run, self.state)
 
     def checkpoints(self) -> list[dict[str, Any]]:

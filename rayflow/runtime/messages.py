@@ -138,13 +138,15 @@ class CheckpointAborted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssignSplits:
     """To a source subtask: read these splits too. `cap`: no unassigned split holds rows at or before this
-    event time (ns); `no_more`: nothing will follow, so the source ends when its splits have."""
+    event time (ns); `no_more`: nothing will follow, so the source ends when its splits have; `others`: see
+    `protocol.watermarks.OthersMoved`."""
 
     attempt: Attempt
     uid: str
     splits: tuple[SplitState, ...]
     cap: int
     no_more: bool
+    others: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,17 @@ class SplitsRequested:
     subtask: SubtaskId
     attempt: Attempt
     uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class SplitsProgressed:
+    """The slowest split of source `uid` that the subtask reads has come to `watermark` (ns; None: it has none that
+    others should wait for). Only from sources with `max_drift`."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    uid: str
+    watermark: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +304,7 @@ class HeartbeatAnswered:
 FromSubtask = (
     Deployed
     | SplitsRequested
+    | SplitsProgressed
     | CheckpointAcked
     | CheckpointDeclined
     | Committed

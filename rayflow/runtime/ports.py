@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from rayflow.graph.plan import Resources
 from rayflow.model.ids import Attempt, ChannelId, SubtaskId
+from rayflow.operators.async_calls import AsyncCalls
 from rayflow.runtime.messages import CreditFrame, Frame, FromSubtask, ToSubtask
 
 
@@ -26,6 +27,11 @@ class IoPool(Protocol):
 
     def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         """Run `work()` off the engine's thread, then call `done(result, error)` on any thread."""
+
+
+AsyncRunner = Callable[[Callable[[], None]], AsyncCalls]
+"""Runs coroutines elsewhere: opens the calls of one operator in one attempt. What it is given is called, on any
+thread, when some have completed."""
 
 
 class FrameReceiver(Protocol):

@@ -12,8 +12,11 @@ Splits that end (files) are read one after the other, so that few files are open
 Watermarks follow API.md section 3: per split, largest time − delay − 1 unit; over splits, the minimum; never past
 the *cap*, before which no split that has yet to be read holds rows (`protocol.watermarks.SplitWatermarks`).
 
-Rows further ahead than `max_ahead` do not move the watermark; they are counted as `far_future_rows`. Null times are
-counted as `null_time_rows`.
+With `max_drift` a split that is too far ahead is passed over until the slowest one has caught up. Subtasks hear of
+each other's slowest splits through the master (`progress`), a few times a second.
+
+Times further ahead than `max_ahead` become null and are counted as `far_future_rows` (see `batch.event_times`). Times
+that are null before are counted as `null_time_rows`.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from rayflow.batch.event_times import believed_times
 from rayflow.graph.plan import OperatorSpec, TimeSpec
 from rayflow.model.errors import DataError, PlanError, RayflowError, UserFunctionError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
@@ -37,6 +40,7 @@ from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     CapMoved,
     GoIdle,
+    OthersMoved,
     ReadingResumed,
     RowsRead,
     SplitFinished,
@@ -48,6 +52,7 @@ from rayflow.runtime.messages import AssignSplits
 from rayflow.state.manifest import SplitState
 
 _EMPTY_POLL_MS = 20
+_PROGRESS_MS = 100
 _HELD_UP_MS = 5 * _EMPTY_POLL_MS
 _BATCHES_PER_SECOND = 20
 
@@ -59,6 +64,14 @@ class _OpenSplit:
     max_time: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class SplitProgress:
+    """The slowest split of source `uid` here has come to `watermark` (ns); None: nobody need wait for one here."""
+
+    uid: str
+    watermark: int | None
+
+
 class SourceDriver:
     """Reads the splits assigned to one source subtask. Task thread only."""
 
@@ -68,12 +81,12 @@ class SourceDriver:
         *,
         parallelism: int,
         batch_rows: int,
-        metrics: MetricGroup,
         watermark: int | None,
     ) -> None:
         self._spec = spec
         self._source: Source = spec.payload
-        self._metrics = metrics
+        self._metrics = MetricGroup()
+        self._rows_in = self._metrics.counter("rows_in")
         self._batch_rows = batch_rows
         self._endless_splits = not self._source.bounded and self._source.discovery_interval_ms() is None
         self._assigned: deque[SplitState] = deque()
@@ -85,7 +98,9 @@ class SourceDriver:
         self._retry_at_ms = 0
         self._looking = False
         self._looked_at_ms = 0
-        self._clock = _EventClock(spec, spec.time, watermark, metrics) if spec.time else None
+        self._told: int | None = None
+        self._told_at_ms = 0
+        self._clock = _EventClock(spec, spec.time, watermark, self._metrics) if spec.time else None
         rate = spec.rate_limit
         self._limiter: RateLimiter | None = None
         if rate is not None:
@@ -109,6 +124,8 @@ class SourceDriver:
         if message.splits:
             self._asked = False
         self._move_cap()
+        if self._clock is not None:
+            self._clock.others(message.others)
 
     def wants_splits(self) -> bool:
         """Whether the master should be asked for splits now; True at most once until it answers."""
@@ -135,6 +152,9 @@ class SourceDriver:
             self._open_next()
         for _ in range(len(self._open)):
             current = self._open[0]
+            if self._clock is not None and not self._clock.may_read(current.split.id):
+                self._open.rotate(-1)
+                continue
             with self._blamed():
                 batch = current.reader.read(self._read_rows)
             if batch is None:
@@ -161,6 +181,17 @@ class SourceDriver:
         step_aside = waiting and self._cap == WATERMARK_MAX
         return self._clock.take(now_ms if self._looking else None, step_aside=step_aside)
 
+    def progress(self, now_ms: int) -> SplitProgress | None:
+        """Return news for the source's other subtasks, at most every `_PROGRESS_MS` (at once when there is nothing
+        to wait for any more), None where there is none."""
+        if self._clock is None or self._spec.time is None or self._spec.time.max_drift is None:
+            return None
+        slowest = self._clock.slowest
+        if slowest == self._told or (slowest is not None and now_ms < self._told_at_ms + _PROGRESS_MS):
+            return None
+        self._told, self._told_at_ms = slowest, now_ms
+        return SplitProgress(self.uid, slowest)
+
     @property
     def current_watermark(self) -> int | None:
         """The last watermark, None if there is none."""
@@ -173,6 +204,11 @@ class SourceDriver:
             for o in self._open
         ]
         return (*opened, *self._assigned, *self._finished)
+
+    def statistics(self) -> dict[str, float]:
+        """Return the source's metrics: `rows_in` is what it read; rows whose time is null or too far ahead of the
+        watermark are counted in `null_time_rows` and `far_future_rows`."""
+        return self._metrics.snapshot()
 
     def close(self) -> list[Exception]:
         """Close the readers; return what they raised."""
@@ -218,8 +254,11 @@ class SourceDriver:
         self._move_cap()
 
     def _read(self, current: _OpenSplit, batch: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
+        self._rows_in.inc(batch.num_rows)
         if self._clock is not None:
-            current.max_time = self._clock.read(current.split.id, batch, current.max_time, now_ms)
+            batch, newest = self._clock.read(current.split.id, batch, now_ms)
+            if newest is not None:
+                current.max_time = newest if current.max_time is None else max(current.max_time, newest)
         if self._limiter is not None:
             self._limiter.take(batch.num_rows, now_ms)
         if self._endless_splits:
@@ -258,7 +297,7 @@ class _EventClock:
         self._time = time
         self._metrics = metrics
         self._restored = WATERMARK_MIN if watermark is None else watermark
-        self._early: list[SplitOpened | SplitFinished | CapMoved] = []
+        self._early: list[SplitOpened | SplitFinished | CapMoved | OthersMoved] = []
         self._answer: int | GoIdle | None = watermark
         self._aside = False
         self._machine: SplitWatermarks | None = None
@@ -276,25 +315,27 @@ class _EventClock:
     def cap(self, cap: int) -> None:
         self._tell(CapMoved(cap))
 
-    def read(self, split_id: str, batch: pa.RecordBatch, seen: int | None, now_ms: int) -> int | None:
-        """Account for rows; return the split's largest believable time so far (ns)."""
+    def others(self, watermark: int | None) -> None:
+        self._tell(OthersMoved(watermark))
+
+    def may_read(self, split_id: str) -> bool:
+        return self._machine is None or self._machine.may_read(split_id)
+
+    @property
+    def slowest(self) -> int | None:
+        """The watermark of the slowest split that is read here, None where nobody need wait for one."""
+        return None if self._machine is None else self._machine.slowest
+
+    def read(self, split_id: str, batch: pa.RecordBatch, now_ms: int) -> tuple[pa.RecordBatch, int | None]:
+        """Account for rows; return them, and their largest believable time (ns)."""
         nanos = _unit_nanos(batch.schema, self._time.column, self._spec)
         machine = self._machine or self._start(nanos)
-        column = batch.column(self._time.column)
-        if column.null_count:
-            self._metrics.counter("null_time_rows").inc(column.null_count)
-        ticks = pc.cast(column, pa.int64())
-        newest = pc.max(ticks).as_py()
-        limit = machine.limit(split_id)
-        if newest is not None and limit is not None and newest * nanos > limit:
-            believable = pc.filter(ticks, pc.less_equal(ticks, limit // nanos))
-            beyond = len(ticks) - ticks.null_count - (len(believable) - believable.null_count)
-            self._metrics.counter("far_future_rows").inc(beyond)
-            newest = pc.max(believable).as_py()
+        found = believed_times(batch, self._time.column, nanos, machine.limit(split_id), machine.step)
+        self._metrics.counter("null_time_rows").inc(found.nulls)
+        self._metrics.counter("far_future_rows").inc(found.future)
         self._aside = False
-        time = None if newest is None else newest * nanos
-        self._take(machine.handle(RowsRead(split_id, time, now_ms)))
-        return seen if time is None else time if seen is None else max(seen, time)
+        self._take(machine.handle(RowsRead(split_id, found.newest, now_ms)))
+        return found.batch, found.newest
 
     def next_deadline_ms(self) -> int | None:
         """When time alone may make the source idle."""
@@ -318,13 +359,15 @@ class _EventClock:
     def _start(self, nanos: int) -> SplitWatermarks:
         # The unit is the column's, so the machine starts with the first rows.
         t = self._time
-        self._machine = SplitWatermarks(t.delay, nanos, t.idle_after, t.max_ahead, watermark=self._restored)
+        self._machine = SplitWatermarks(
+            t.delay, nanos, t.idle_after, t.max_ahead, watermark=self._restored, max_drift=t.max_drift
+        )
         for event in self._early:
             self._take(self._machine.handle(event))
         self._early.clear()
         return self._machine
 
-    def _tell(self, event: SplitOpened | SplitFinished | CapMoved) -> None:
+    def _tell(self, event: SplitOpened | SplitFinished | CapMoved | OthersMoved) -> None:
         if self._machine is None:
             self._early.append(event)
         else:

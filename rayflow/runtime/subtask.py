@@ -39,6 +39,7 @@ from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
 from rayflow.runtime.assembly import Assembly, own_key_groups
+from rayflow.runtime.event_loop import EventLoopCalls
 from rayflow.runtime.faults import fault_of
 from rayflow.runtime.messages import (
     AssignSplits,
@@ -57,6 +58,7 @@ from rayflow.runtime.messages import (
     HeartbeatAnswered,
     InputsEnded,
     PeerLost,
+    SplitsProgressed,
     SplitsRequested,
     Start,
     Stopped,
@@ -64,7 +66,7 @@ from rayflow.runtime.messages import (
     ToSubtask,
     TriggerCheckpoint,
 )
-from rayflow.runtime.ports import IoPool, MasterLink, Transport
+from rayflow.runtime.ports import AsyncRunner, IoPool, MasterLink, Transport
 from rayflow.runtime.snapshots import OpenStore, restore, upload
 from rayflow.runtime.stepping import StepResult
 from rayflow.runtime.task import Snapshot, Task
@@ -136,6 +138,7 @@ class SubtaskEngine:
         open_store: OpenStore,
         wake: Callable[[], None],
         host_statistics: Callable[[], dict[str, Any]] = dict,
+        async_runner: AsyncRunner = EventLoopCalls,
     ) -> None:
         self._subtask = subtask
         self._host_statistics = host_statistics
@@ -144,6 +147,7 @@ class SubtaskEngine:
         self._io = io
         self._open_store = open_store
         self._wake = wake
+        self._async_runner = async_runner
         self._mail: deque[_Mail] = deque()
         self._inbox: deque[_Arrived] = deque()
         self._fence = AttemptFence(Attempt(0))
@@ -201,7 +205,10 @@ class SubtaskEngine:
     def waiting_for(self) -> Activity:
         """Why the last step made no progress."""
         task = self._task
-        return "backpressured" if task is not None and task.backpressured else "idle"
+        if task is None:
+            return "idle"
+        # Whoever waits for its own calls is what holds the stream up, however little its thread has to do.
+        return "backpressured" if task.backpressured else "busy" if task.blocked else "idle"
 
     # ------------------------------------------------------------------------------- task thread
 
@@ -231,6 +238,9 @@ class SubtaskEngine:
             self._link.report(
                 SplitsRequested(*self._here(), self._deploy.graph.vertex(self._deploy.subtask.vertex).id)
             )
+        progress = task.split_progress(self._now_ms)
+        if progress is not None:
+            self._link.report(SplitsProgressed(*self._here(), progress.uid, progress.watermark))
         return progressed
 
     def _guard(self, do: Callable[..., Any], *args: Any) -> bool:
@@ -332,6 +342,7 @@ class SubtaskEngine:
             emit_watermark=emit_watermark,
             emit_idle=emit_idle,
             now_ms=lambda: self._now_ms,
+            open_async_calls=lambda: self._async_runner(self._wake),
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task

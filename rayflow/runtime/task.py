@@ -8,8 +8,12 @@ takes the next rows (or frame) from the source or the gate through the chain.
 
 At a barrier (aligned over all input channels; for a source, on the master's trigger) the task snapshots its
 operators, puts the barrier behind all rows on all outputs, and hands the state to the uploader.
-When all inputs have ended the watermark becomes WATERMARK_MAX, operators emit what they hold, and an
-EndFrame goes out; barriers go on being served.
+When all inputs have ended the watermark becomes WATERMARK_MAX, operators emit what they hold, and, once they are
+drained, an EndFrame goes out; barriers go on being served.
+
+While an operator is blocked (its asynchronous calls are at their limit) no rows are taken, but watermarks and
+barriers that nothing precedes are, so that a checkpoint does not wait for the calls. Word that the input is idle
+waits until the chain owes nothing: who hears it stops waiting for this task's rows.
 
 Invariants
   T1  rows taken before a barrier are in the snapshot or before the barrier on every output; rows after are not.
@@ -64,7 +68,7 @@ from rayflow.runtime.messages import (
     WatermarkFrame,
 )
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
-from rayflow.runtime.source_driver import SourceDriver
+from rayflow.runtime.source_driver import SourceDriver, SplitProgress
 from rayflow.state.manifest import SplitState
 from rayflow.state.parts import RestoredPart, StatePart
 
@@ -121,6 +125,8 @@ class Task:
         self._now_ms = 0
         self._running = False
         self._throttled_rows = 0.0
+        self._input_ended = False
+        self._owes_idle = False
         self._rows_in = parts.metrics.counter("rows_in")
         self._bytes_in = parts.metrics.counter("bytes_in")
         self._batches_in = parts.metrics.counter("batches_in")
@@ -170,6 +176,10 @@ class Task:
         """Whether the master should be asked for splits (True once until it answers)."""
         return self._running and self._source is not None and self._source.wants_splits()
 
+    def split_progress(self, now_ms: int) -> SplitProgress | None:
+        """What the master should tell the source's other subtasks now, None for nothing."""
+        return None if not self._running or self._source is None else self._source.progress(now_ms)
+
     def trigger(self, checkpoint_id: CheckpointId, now_ms: int) -> None:
         """The master triggered a checkpoint; only sources get this."""
         self._now_ms = now_ms
@@ -200,19 +210,30 @@ class Task:
         if self.backpressured or self._wait_ms(now_ms) > 0:
             return sent
         worked = self._chain.fire_timers(now_ms)
+        if self._owes_idle:
+            self.emit_idle()
+        if self._input_ended and not self.ended:
+            self._end()
+        blocked = self._chain.blocked()
         if self._held:
-            self._process(*self._held.popleft())
-            return True
-        if self._source is not None:
+            if not blocked:
+                self._process(*self._held.popleft())
+            return worked or sent or not blocked
+        if self._gate is not None:
+            worked |= self._take(self._gate, rows=not blocked)
+        elif self._source is not None and not blocked:
             worked |= self._read(self._source)
-        elif self._gate is not None:
-            worked |= self._take(self._gate)
         return worked or sent
 
     @property
     def backpressured(self) -> bool:
         """Whether some output is full."""
         return any(edge.full for edge in self._parts.edges)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether some operator wants no rows now."""
+        return self._chain.blocked()
 
     def wake_at_ms(self, now_ms: int) -> int | None:
         """When there may be something to do without any message."""
@@ -223,7 +244,7 @@ class Task:
                 times.append(now_ms + wait)
             else:
                 times.append(self._chain.next_timer_ms())
-                if self._source is not None and not self.ended:
+                if self._source is not None and not self._input_ended and not self.blocked:
                     times.append(self._source.wake_at_ms(now_ms))
         return min((t for t in times if t is not None), default=None)
 
@@ -238,7 +259,7 @@ class Task:
         return 0 if throttle is None else throttle.wait_ms(now_ms)
 
     def _read(self, source: SourceDriver) -> bool:
-        if self.ended:
+        if self._input_ended:
             return False
         batch = source.poll(self._now_ms)
         if batch is not None:
@@ -255,8 +276,8 @@ class Task:
             return True
         return batch is not None
 
-    def _take(self, gate: InputGate) -> bool:
-        arrival = gate.poll()
+    def _take(self, gate: InputGate, *, rows: bool) -> bool:
+        arrival = gate.poll(rows=rows)
         if arrival is None:
             return False
         if arrival.batch is not None:
@@ -288,6 +309,7 @@ class Task:
             self._end()
 
     def _count(self, batch: pa.RecordBatch) -> None:
+        self._owes_idle = False
         self._rows_in.inc(batch.num_rows)
         self._batches_in.inc()
         self._bytes_in.inc(nbytes(batch))
@@ -317,11 +339,14 @@ class Task:
 
     def _advance_watermark(self, watermark: int) -> None:
         self.watermark = watermark
+        self._owes_idle = False
         self._chain.advance(watermark)
 
     def _end(self) -> None:
+        self._input_ended = True
+        if not self._chain.end():
+            return
         self.ended = True
-        self._chain.end()
         self._broadcast(EndFrame())
         self._pump()
         self._on_ended()
@@ -341,8 +366,10 @@ class Task:
             edge.emit_watermark(watermark, self._now_ms)
 
     def emit_idle(self) -> None:
-        """The chain has nothing to say about event time for now."""
-        self._broadcast(IdleFrame())
+        """The chain has nothing to say about event time for now, once it owes no rows."""
+        self._owes_idle = not self._chain.drained()
+        if not self._owes_idle:
+            self._broadcast(IdleFrame())
 
     def _broadcast(self, frame: Frame) -> None:
         for edge in self._parts.edges:
@@ -405,5 +432,9 @@ class Task:
             "queued_out": sum(c.queued_frames for c in channels.values()),
             "blocked_channels": [] if gate is None else [str(c) for c in gate.blocked_channels],
             "watermark": self.watermark,
-            "operators": self._chain.statistics(),
+            "operators": {**self._source_statistics(), **self._chain.statistics()},
         }
+
+    def _source_statistics(self) -> dict[str, dict[str, float | None]]:
+        source = self._source
+        return {} if source is None else {source.uid: {**source.statistics(), "watermark": self.watermark}}

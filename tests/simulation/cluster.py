@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import cloudpickle
 
 from rayflow.graph.plan import Resources
 from rayflow.model.ids import Attempt, ChannelId, SubtaskId
+from rayflow.operators.async_calls import Completion, Coroutine
 from rayflow.runtime.messages import CreditFrame, DataFrame, Deploy, Frame, FromSubtask, ToSubtask
 from rayflow.runtime.ports import FrameReceiver, WorkerEvents
 from rayflow.runtime.subtask import SubtaskEngine
@@ -121,6 +123,7 @@ class SimWorker:
             io=self,
             open_store=open_store,
             wake=lambda: world.wake(self.name),
+            async_runner=lambda wake: SimCalls(self, wake),
         )
 
     def submit(self, work: Any, done: Any) -> None:
@@ -144,6 +147,56 @@ class SimWorker:
             self.engine.post(
                 cloudpickle.loads(cloudpickle.dumps(message)) if isinstance(message, Deploy) else message
             )
+
+
+class SimCalls:
+    """`AsyncCalls` of one simulated worker: each call is answered at some later turn, in any order, or, one in
+    `HANGING`, never. Coroutines must not wait for anything else."""
+
+    HANGING = 40
+
+    def __init__(self, worker: SimWorker, wake: Callable[[], None]) -> None:
+        self._worker = worker
+        self._wake = wake
+        self._running: set[int] = set()
+        self._completed: list[Completion] = []
+
+    def start(self, calls: Sequence[tuple[int, Coroutine]]) -> None:
+        world = self._worker.pool.world
+        for call, make in calls:
+            self._running.add(call)
+            if call < 0 or world.rng.randrange(self.HANGING):
+                world.post(
+                    ("async", self._worker.name, id(self), call),
+                    f"answer {call} to {self._worker.name}",
+                    lambda c=call, m=make: self._answer(c, m),
+                )
+
+    def _answer(self, call: int, make: Coroutine) -> None:
+        if call not in self._running or not self._worker.alive:
+            return
+        self._running.remove(call)
+        try:
+            make().send(None)  # type: ignore[attr-defined]
+        except StopIteration as returned:
+            self._completed.append(Completion(call, returned.value, None))
+        except Exception as error:
+            self._completed.append(Completion(call, None, error))
+        self._wake()
+
+    def cancel(self, call: int) -> None:
+        self._running.discard(call)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._completed)
+
+    def completed(self) -> list[Completion]:
+        done, self._completed = self._completed, []
+        return done
+
+    def close(self, last: Coroutine | None) -> None:
+        self._running.clear()
 
 
 class SimPool:

@@ -21,6 +21,7 @@ from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorS
 from rayflow.model.ids import EdgeId, VertexId
 from rayflow.operators.aggregate import RunningAggregateOperator
 from rayflow.operators.contracts import Sink, SinkContext, Source, Split, SplitReader
+from rayflow.operators.map_async import AsyncOptions, MapAsyncOperator
 from rayflow.operators.stateless import IdentityOperator
 from rayflow.protocol.commits import CommitPermit
 from rayflow.windows.making import time_window_operator
@@ -147,7 +148,22 @@ def windowed_sum() -> Any:
     return time_window_operator(windows, [("n", count()), ("total", col("value").sum())], SCHEMA)
 
 
-KINDS = {"passthrough": passthrough, "running": running_sum, "windowed": windowed_sum}
+async def look_up(row: dict[str, Any]) -> dict[str, Any]:
+    return row
+
+
+def looked_up() -> Any:
+    return MapAsyncOperator(
+        look_up, SCHEMA, False, AsyncOptions(capacity=4, timeout_ms=500, retries=5, retry_delay_ms=20)
+    )
+
+
+KINDS = {
+    "passthrough": passthrough,
+    "running": running_sum,
+    "windowed": windowed_sum,
+    "looked_up": looked_up,
+}
 
 
 def job_graph(kind: str, run: int, source: SimSource, parallelism: int = 2) -> JobGraph:
@@ -189,7 +205,7 @@ def job_graph(kind: str, run: int, source: SimSource, parallelism: int = 2) -> J
 def check_output(kind: str, source: SimSource, external: External) -> None:
     """I1, I2, I3: the committed rows are those of a run without faults."""
     rows = [row for part in make_rows(*source.args) for row in part]
-    if kind == "passthrough":
+    if kind in ("passthrough", "looked_up"):
         got = Counter((k, v) for k, v, _ in external.rows())
         want = Counter((k, v) for k, v, _ in rows)
     elif kind == "windowed":

@@ -30,7 +30,7 @@ def test_some_seeds_restart_and_some_complete_several_checkpoints() -> None:
     outcomes = [simulate(seed) for seed in range(20)]
     assert any(o.attempts > 1 for o in outcomes)
     assert any(o.checkpoints > 2 for o in outcomes)
-    assert {o.kind for o in outcomes} == {"passthrough", "running", "windowed"}
+    assert {o.kind for o in outcomes} == {"passthrough", "running", "windowed", "looked_up"}
 
 
 def test_a_seed_gives_the_same_trace_under_any_hash_seed() -> None:

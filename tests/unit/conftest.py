@@ -12,6 +12,7 @@ import pytest
 from rayflow.batch.hashing import key_groups
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.observe.metrics import MetricGroup
+from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.key_groups import key_group_range, subtask_of_key_group
@@ -36,6 +37,7 @@ class Harness:
         restored_from: int | None = None,
         side_outputs: Mapping[str, pa.Schema | None] | None = None,
         now_ms: Callable[[], int] = lambda: 0,
+        open_async_calls: OpenAsyncCalls = no_async_calls,
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.metrics = MetricGroup()
@@ -60,6 +62,7 @@ class Harness:
             restored_permit=permit,
             batch_rows=batch_rows,
             side_outputs=side_outputs or {},
+            open_async_calls=open_async_calls,
         )
         self.operator.open(self.context, self, restored)
 

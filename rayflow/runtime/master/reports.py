@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rayflow.graph.describe import operator_json
 from rayflow.model.config import redact
-from rayflow.model.ids import SubtaskId
+from rayflow.model.ids import SubtaskId, VertexId
 from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.master.context import Context
@@ -22,6 +23,7 @@ _SHOWN = ("uid", "name", "parallelism", "chained")
 def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) -> dict[str, Any]:
     """Return `rayflow describe`. `run` is None while the master still reads what its predecessor left."""
     graph = ctx.job.graph
+    subtasks = [_subtask(ctx, run, subtask) for subtask in ctx.job.subtasks]
     restore = run.opening.restore if run is not None else None
     return {
         "job_id": ctx.job.job_id,
@@ -32,10 +34,13 @@ def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) ->
         "restored_from": None if restore is None else restore.path,
         "restarts": [] if run is None else run.restarts.records(),
         "operators": [
-            {key: value for key, value in operator_json(graph, vertex).items() if key in _SHOWN}
+            {
+                **{key: value for key, value in operator_json(graph, vertex).items() if key in _SHOWN},
+                "watermark": _watermark(_slowest(ctx, vertex.id)),
+            }
             for vertex in graph.vertices
         ],
-        "subtasks": [_subtask(ctx, run, subtask) for subtask in ctx.job.subtasks],
+        "subtasks": subtasks,
         "job_manager": {"pid": os.getpid(), "node_id": node_id},
         "checkpoints": _checkpoint_counts(run),
         "stale_messages": 0 if run is None else run.stale_messages,
@@ -43,26 +48,45 @@ def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) ->
 
 
 def metrics(ctx: Context, run: JobRun | None, state: JobState) -> dict[str, Any]:
-    """Return `rayflow metrics`: per subtask, and summed per operator. Counters are of the current attempt."""
+    """Return `rayflow metrics`: per subtask, and per operator: sums, and the slowest watermark (null while some
+    subtask has none). Counters are of the current attempt."""
     subtasks = []
-    operators: dict[str, dict[str, float]] = {}
+    operators: dict[str, list[dict[str, Any]]] = {}
     for subtask in ctx.job.subtasks:
-        shown = _subtask(ctx, run, subtask)
         worker = ctx.fleet.known(subtask)
         per_operator = worker.statistics.get("operators", {}) if worker is not None else {}
-        subtasks.append({**shown, "operators": per_operator})
         for uid, values in per_operator.items():
-            total = operators.setdefault(uid, {})
-            for name, value in values.items():
-                total[name] = total.get(name, 0) + value
+            operators.setdefault(uid, []).append(values)
+        shown = {uid: _totals([values]) for uid, values in per_operator.items()}
+        subtasks.append({**_subtask(ctx, run, subtask), "operators": shown})
     return {
         "job_id": ctx.job.job_id,
         "state": state.value,
         "attempt": ctx.attempt,
         "at": iso_utc(ctx.now_ms),
-        "operators": operators,
+        "operators": {uid: _totals(values) for uid, values in operators.items()},
         "subtasks": subtasks,
     }
+
+
+def _totals(subtasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    totals: dict[str, Any] = {"watermark": _watermark(_minimum(v.get("watermark") for v in subtasks))}
+    for values in subtasks:
+        for name, value in values.items():
+            if name != "watermark":
+                totals[name] = totals.get(name, 0) + value
+    return totals
+
+
+def _slowest(ctx: Context, vertex: VertexId) -> int | None:
+    """Return the watermark (ns) that all subtasks of a chain have come to; None while some have none."""
+    known = [ctx.fleet.known(subtask) for subtask in ctx.job.subtasks if subtask.vertex == vertex]
+    return _minimum(None if worker is None else worker.statistics.get("watermark") for worker in known)
+
+
+def _minimum(watermarks: Iterable[int | None]) -> int | None:
+    found = list(watermarks)
+    return None if None in found else min((w for w in found if w is not None), default=None)
 
 
 def job_document(
@@ -83,6 +107,7 @@ def job_document(
         "sinks_started": run.opening.sinks_started,
         "checkpoints": run.checkpoints.reports(),
         "describe": description,
+        "metrics": metrics(ctx, run, run.coming_state if ended else run.state),
     }
 
 

@@ -23,6 +23,7 @@ from rayflow.runtime.messages import (
     FromSubtask,
     InputsEnded,
     PeerLost,
+    SplitsProgressed,
     SplitsRequested,
     Start,
 )
@@ -94,6 +95,8 @@ class Running:
         match message:
             case SplitsRequested():
                 self._deliver(self._sources[message.uid].requested(message.subtask))
+            case SplitsProgressed(subtask, _, uid, watermark):
+                self._deliver(self._sources[uid].progressed(subtask, watermark))
             case CheckpointAcked():
                 checkpoints.acked(message)
             case CheckpointDeclined():

@@ -40,10 +40,12 @@ Assignments = list[tuple[SubtaskId, AssignSplits]]
 
 @dataclass(slots=True)
 class _Reader:
-    """What a subtask was last told."""
+    """What a subtask was last told, and the slowest of its splits, as it last said (see `SplitsProgressed`)."""
 
     cap: int = WATERMARK_MIN
     no_more: bool = False
+    others: int | None = None
+    slowest: int | None = None
 
 
 class SourceSplits:
@@ -100,6 +102,20 @@ class SourceSplits:
             raise ProtocolViolation(f"{subtask} asked for splits of {self.uid} before an attempt began")
         return self._messages(self._assigner.handle(SplitRequested(subtask)))
 
+    def progressed(self, subtask: SubtaskId, watermark: int | None) -> Assignments:
+        """A subtask's slowest split came to `watermark`: tell those whom it concerns, which are others."""
+        self._readers[subtask].slowest = watermark
+        ordered = sorted(r.slowest for r in self._readers.values() if r.slowest is not None)
+        concerned = []
+        for other, reader in self._readers.items():
+            # The slowest subtask is told of the one after it: what it said itself is old news to it.
+            behind = ordered[1:] if ordered and reader.slowest == ordered[0] else ordered
+            others = behind[0] if behind else None
+            if others != reader.others:
+                reader.others = others
+                concerned.append((other, self._message(other, [])))
+        return concerned
+
     def merged(self, acked: Iterable[SplitState]) -> tuple[SplitState, ...]:
         """Return the checkpoint's record: the restored one, overlaid by `acked`."""
         merged = dict(self._restored)
@@ -132,6 +148,7 @@ class SourceSplits:
             splits=tuple(splits),
             cap=reader.cap,
             no_more=reader.no_more,
+            others=reader.others,
         )
 
     def _state(self, key: str) -> SplitState:

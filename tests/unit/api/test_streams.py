@@ -116,8 +116,13 @@ def test_a_mistake_is_a_plan_error_at_the_users_line(rows: Any, call: Any, says:
     assert here(error, "lambda s:")
 
 
+def test_a_row_in_order_must_not_be_too_far_ahead() -> None:
+    with pytest.raises(PlanError, match=r"max_ahead='1h' must be longer than delay='2h'"):
+        rf.Watermark("t", delay="2h", max_ahead="1h")
+
+
 def test_later_features_are_absent_rather_than_stubs(rows: Any) -> None:
-    for name in ("map_async", "deduplicate"):
+    for name in ("deduplicate",):
         assert not hasattr(rows, name)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -37,18 +38,67 @@ def test_nulls_and_far_future_times_are_counted_and_move_nothing(harness: Any) -
     assert len(driven.rows) == 5
 
 
-def test_a_subtask_without_rows_for_long_steps_aside(harness: Any) -> None:
-    driven = harness(lambda: AssignWatermarksOperator("t", 0, 1_000 * MS, None))
-    assert driven.operator.next_timer_ms() is None
+class Clock:
+    now_ms = 10_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def ticking(harness: Any) -> tuple[Any, Callable[[int], None]]:
+    """An operator that steps aside after a second, and a way to let time pass, in which its timers fire."""
+    clock = Clock()
+    driven = harness(lambda: AssignWatermarksOperator("t", 0, 1_000 * MS, None), now_ms=clock)
+
+    def passes(ms: int) -> None:
+        until = clock.now_ms + ms
+        while (due := driven.operator.next_timer_ms()) is not None and due <= until:
+            clock.now_ms = max(clock.now_ms, due)
+            driven.operator.on_timer(clock.now_ms)
+        clock.now_ms = until
+
+    return driven, passes
+
+
+def test_a_subtask_without_rows_for_long_steps_aside_once(harness: Any) -> None:
+    driven, passes = ticking(harness)
     driven.feed(batch(5))
-    now = 10_000
-    for _ in range(20):
-        driven.operator.on_timer(now)
-        now = driven.operator.next_timer_ms()
-    assert driven.events[-1] == ("idle",)
+    passes(900)
+    assert driven.watermarks == [4 * MS]
+    assert driven.events[-1] != ("idle",)
+    passes(5_000)
     assert sum(event == ("idle",) for event in driven.events) == 1
     driven.feed(batch(6))
     assert driven.watermarks == [4 * MS, 5 * MS]
+    passes(2_000)
+    assert sum(event == ("idle",) for event in driven.events) == 2
+
+
+def test_a_subtask_that_never_gets_a_row_steps_aside_too(harness: Any) -> None:
+    driven, passes = ticking(harness)
+    passes(900)
+    assert driven.events == []
+    passes(5_000)
+    assert driven.events == [("idle",)]
+    assert driven.operator.next_timer_ms() is None
+    driven.feed(batch(6))
+    passes(5_000)
+    assert [event[0] for event in driven.events] == ["idle", "rows", "watermark", "idle"]
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_subtask_that_was_held_up_is_not_idle(harness: Any, rows: bool) -> None:
+    driven, passes = ticking(harness)
+    if rows:
+        driven.feed(batch(5))
+    passes(500)
+    driven.context.now_ms.now_ms += 60_000  # back-pressure: no timer fires, and no row comes
+    passes(0)
+    assert ("idle",) not in driven.events
+    passes(900)
+    assert ("idle",) not in driven.events
+    passes(1_000)
+    assert ("idle",) in driven.events
 
 
 def test_a_restored_operator_still_disbelieves_far_future_times(harness: Any) -> None:

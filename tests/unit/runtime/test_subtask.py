@@ -40,8 +40,10 @@ from rayflow.runtime.messages import (
     Stopped,
     TaskFailed,
     TriggerCheckpoint,
+    WatermarkFrame,
 )
 from rayflow.runtime.subtask import SubtaskEngine
+from rayflow.state.parts import StatePart
 from rayflow.state.storage import open_store
 
 SRC, DST = VertexId("src"), VertexId("dst")
@@ -53,6 +55,46 @@ class Doubling(Operator):
         if batch.column("v")[0].as_py() == 666:
             raise ValueError("the number of the beast")
         self.out.emit(batch)
+
+
+class Holding(Operator):
+    """Keeps rows and watermarks until the test lets them go, as if it waited for answers."""
+
+    made: list[Holding] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+        self.let_go = False
+        self.made.append(self)
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        self.held.append(batch)
+
+    def on_watermark(self, watermark: int) -> int | None:
+        if not self.held:
+            return watermark
+        self.held.append(watermark)
+        return None
+
+    def blocked(self) -> bool:
+        return bool(self.held)
+
+    def drained(self) -> bool:
+        return not self.held
+
+    def next_timer_ms(self) -> int | None:
+        return 0 if self.let_go and self.held else None
+
+    def on_timer(self, now_ms: int) -> None:
+        item = self.held.pop(0)
+        if isinstance(item, int):
+            self.out.emit_watermark(item)
+        else:
+            self.out.emit(item)
+
+    def snapshot(self, checkpoint_id: int) -> Any:
+        rows = pa.Table.from_batches([b for b in self.held if not isinstance(b, int)])
+        return (StatePart(name="held", kind="list", build=lambda: rows),)
 
 
 class World:
@@ -104,7 +146,7 @@ class World:
         return [v for _, f in self.frames if isinstance(f, DataFrame) for v in f.batch.column(0).to_pylist()]
 
 
-def graph(source: Source, producers: int = 1) -> JobGraph:
+def graph(source: Source, producers: int = 1, work: type[Operator] = Doubling) -> JobGraph:
     return JobGraph(
         name="test",
         max_parallelism=16,
@@ -115,26 +157,32 @@ def graph(source: Source, producers: int = 1) -> JobGraph:
                 operators=(
                     OperatorSpec(uid="src", name="source", kind="source", payload=source),
                     OperatorSpec(
-                        uid="op", name="double", kind="operator", payload=Doubling, location="job.py:7: x"
+                        uid="op", name="double", kind="operator", payload=work, location="job.py:7: x"
                     ),
                 ),
             ),
             JobVertex(
                 id=DST,
                 parallelism=1,
-                operators=(OperatorSpec(uid="dst", name="double", kind="operator", payload=Doubling),),
+                operators=(OperatorSpec(uid="dst", name="double", kind="operator", payload=work),),
             ),
         ),
         edges=(JobEdge(id=EdgeId(0), source=SRC, target=DST, exchange=Exchange("rebalance")),),
     )
 
 
-def deploy(subtask: SubtaskId, attempt: int = 1, source: Source | None = None, producers: int = 1) -> Deploy:
+def deploy(
+    subtask: SubtaskId,
+    attempt: int = 1,
+    source: Source | None = None,
+    producers: int = 1,
+    work: type[Operator] = Doubling,
+) -> Deploy:
     return Deploy(
         job_id=JobId("job"),
         attempt=Attempt(attempt),
         subtask=subtask,
-        graph=graph(source or RowsSource(TABLE), producers),
+        graph=graph(source or RowsSource(TABLE), producers, work),
         config={"checkpoint.storage": "memory://subtask-test", "batch.rows": 10, "batch.linger": "0ms"},
         peers={SubtaskId(DST, 0): "address"},
     )
@@ -150,9 +198,9 @@ def assign(attempt: int = 1) -> AssignSplits:
     return AssignSplits(attempt=Attempt(attempt), uid="src", splits=splits, cap=2**100, no_more=True)
 
 
-def running_source(source: Source | None = None) -> World:
+def running_source(source: Source | None = None, work: type[Operator] = Doubling) -> World:
     world = World(SOURCE)
-    world.engine.post(deploy(SOURCE, source=source))
+    world.engine.post(deploy(SOURCE, source=source, work=work))
     world.engine.post(Start(Attempt(1)))
     world.run()
     assert [type(r) for r in world.reports] == [Deployed, SplitsRequested]
@@ -315,8 +363,12 @@ def rows(*values: int) -> pa.RecordBatch:
 
 @pytest.fixture
 def consumer() -> World:
+    return running_consumer(Doubling)
+
+
+def running_consumer(work: type[Operator]) -> World:
     world = World(SINK)
-    world.engine.post(deploy(SINK, producers=2))
+    world.engine.post(deploy(SINK, producers=2, work=work))
     world.engine.post(Start(Attempt(1)))
     world.run()
     for channel in (LEFT, RIGHT):
@@ -373,6 +425,57 @@ def test_a_missing_frame_is_a_violation_that_a_restart_cannot_mend(consumer: Wor
     (failure,) = consumer.of(TaskFailed)
     assert "ProtocolViolation" in failure.cause
     assert not failure.retryable
+
+
+# ------------------------------------------------------------------- operators whose results take time
+
+
+def test_a_blocked_task_takes_no_rows_but_watermarks_and_barriers_that_no_rows_precede() -> None:
+    # left:  rows 1 · watermark 5 · barrier 1 · rows 2      right:  watermark 5 · barrier 1 · rows 3
+    one = CheckpointId(1)
+    world = running_consumer(Holding)
+    held = Holding.made[-1]
+    arrive(world, LEFT, DataFrame(0, rows(1), 8, 0), WatermarkFrame(5), BarrierFrame(one))
+    arrive(world, LEFT, DataFrame(1, rows(2), 8, 0))
+    arrive(world, RIGHT, WatermarkFrame(5), BarrierFrame(one), DataFrame(0, rows(3), 8, 0))
+    assert world.engine.waiting_for() == "busy"
+    (ack,) = world.of(CheckpointAcked)
+    assert [(f.part, f.rows) for f in ack.files] == [("held", 1)]
+    assert world.engine.statistics()["rows_in"] == 1
+    held.let_go = True
+    world.run()
+    assert world.engine.statistics()["rows_in"] == 3
+    assert world.engine.waiting_for() == "idle"
+
+
+def test_a_blocked_source_serves_triggers_and_ends_only_when_its_chain_is_drained() -> None:
+    world = running_source(RowsSource(TABLE.slice(0, 10)), Holding)
+    held = Holding.made[-1]
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    world.engine.post(TriggerCheckpoint(Attempt(1), CheckpointId(1)))
+    world.run()
+    assert [type(f) for _, f in world.frames] == [OpenFrame, BarrierFrame]
+    assert [f.rows for f in world.of(CheckpointAcked)[0].files] == [10]
+    assert not world.of(InputsEnded)
+    held.let_go = True
+    world.run()
+    assert [type(f) for _, f in world.frames[2:]] == [DataFrame, WatermarkFrame, EndFrame]
+    assert len(world.of(InputsEnded)) == 1
+
+
+def test_the_end_of_all_inputs_waits_for_what_is_held_and_barriers_are_served_meanwhile() -> None:
+    world = running_consumer(Holding)
+    held = Holding.made[-1]
+    arrive(world, LEFT, DataFrame(0, rows(1), 8, 0), EndFrame())
+    arrive(world, RIGHT, EndFrame())
+    for channel in (LEFT, RIGHT):
+        arrive(world, channel, BarrierFrame(CheckpointId(1)))
+    assert len(world.of(CheckpointAcked)) == 1
+    assert not world.of(InputsEnded)
+    held.let_go = True
+    world.run()
+    assert len(world.of(InputsEnded)) == 1
 
 
 def test_splits_know_themselves_over_json() -> None:
