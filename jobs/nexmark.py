@@ -13,6 +13,7 @@ from typing import Literal
 
 import nexmark_events
 import nexmark_queries
+from nexmark_streams import Streams
 
 import rayflow as rf
 
@@ -40,7 +41,7 @@ def build(
         read = partial(_generated, env, rf.Watermark("dateTime", delay=delay), events, rate)
     else:
         read = partial(_from_files, env, rf.Watermark("dateTime", delay=delay), input, rate)
-    streams = nexmark_queries.Streams(env=env, read=read, side=side, time=time or "processing")
+    streams = Streams(env=env, read=read, side=side, time=time or "processing")
     define, write_options = nexmark_queries.QUERIES[query]
     define(streams).write_parquet(output, if_exists="overwrite", **write_options)
 

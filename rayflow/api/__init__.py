@@ -18,5 +18,6 @@
 | `window_specs`, `window_plan`, `time_windows` | windows and triggers; a windowed stream's plan; tumbling and sliding |
 | `row_windows`, `window_functions` | sessions, count windows, the global window; functions of whole windows |
 | `planning` | what is known of a stream, and errors at the user's line |
+| `pruning` | columns that nobody reads are not read from files |
 | `execution` | running a plan, here or on Ray, and collecting rows |
 """

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from rayflow.api.planning import StreamInfo, plan_error, user_line
+from rayflow.api.pruning import without_unread_columns
 from rayflow.api.side_outputs import SideOutputs
 from rayflow.graph.chaining import MAX_PARALLELISM_LIMIT, plan_job
 from rayflow.graph.plan import JobGraph, NodeKind, OperatorSpec, StreamEdge, StreamNode
@@ -65,7 +66,7 @@ class PlanBuilder:
             for i in sorted(needed)
         ]
         return plan_job(
-            nodes,
+            without_unread_columns(nodes),
             name=self.name,
             parallelism=self.parallelism,
             max_parallelism=self.max_parallelism,

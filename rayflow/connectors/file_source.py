@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import pyarrow as pa
@@ -107,6 +108,12 @@ class ParquetSource(FileSource):
     """Parquet files, a row group a split."""
 
     suffixes = (".parquet", ".pq")
+
+    def reading(self, columns: Sequence[str]) -> ParquetSource:
+        """Return the same source, of these columns only."""
+        narrow = copy(self)
+        narrow._schema = pa.schema([self._schema.field(name) for name in columns])
+        return narrow
 
     def _read_schema(self, filesystem: Any, file: FoundFile) -> pa.Schema:
         return pq.read_schema(file.path, filesystem=filesystem)

@@ -178,7 +178,9 @@ class SourceDriver:
         if self._clock is None:
             return None
         waiting = not self._open and not self._assigned and not self._no_more
-        step_aside = waiting and self._cap == WATERMARK_MAX
+        # A bounded source ends as soon as the master has answered. Stepping aside for that long would let the other
+        # inputs of a join go on without the rows that windows behind this source emit at its end.
+        step_aside = waiting and self._cap == WATERMARK_MAX and not self._source.bounded
         return self._clock.take(now_ms if self._looking else None, step_aside=step_aside)
 
     def progress(self, now_ms: int) -> SplitProgress | None:

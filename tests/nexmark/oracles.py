@@ -59,7 +59,7 @@ QUERIES = {
     "q2": "select auction, price from bid where auction % 123 = 0",
     "q3": """select name, city, state, a.id from auction a join person p on a.seller = p.id
         where category = 10 and state in ('OR', 'ID', 'CA')""",
-    "q4": f"""select category, cast(sum(top) // count(*) as bigint) final from (
+    "q4": f"""select category, cast(sum(top) // count(top) as bigint) final from (
         select a.id, a.category, max(b.price) top from {_VALID} group by all) group by all""",
     "q5": """with counts as (
             select auction, w, count(*) num from (

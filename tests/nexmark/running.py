@@ -10,10 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 import rayflow as rf
 from rayflow.protocol.lifecycle import JobState
@@ -56,7 +54,10 @@ def run(
     **settings: Any,
 ) -> Outcome:
     """Run `query` over the files under `data` (q12 by event time); `kills` subtasks die, each after a checkpoint."""
-    env = rf.StreamEnvironment(name=query, parallelism=parallelism)
+    config = {key.replace("__", "."): value for key, value in settings.items()}
+    if kills:
+        config = {"checkpoint.interval": "50ms", "restart.delay": "1ms", **config}
+    env = rf.StreamEnvironment(name=query, parallelism=parallelism, config=config)
     nexmark.build(
         env,
         query=query,
@@ -66,12 +67,10 @@ def run(
         side=None if side is None else str(side),
         time="event",
     )
-    config = {key.replace("__", "."): value for key, value in settings.items()}
     killer = _Killer(kills, seed, output.with_suffix(".killed"))
     if kills:
         env.from_source(_Open(str(killer.all_dead))).uid("open").discard()
-        config = {"checkpoint.interval": "50ms", "restart.delay": "1ms", **config}
-    result = run_local(env.plan(), config, on_start=killer.begin)
+    result = run_local(env.plan(), env.config, on_start=killer.begin)
     killer.end()
     if result.state is not JobState.FINISHED:
         raise AssertionError(f"{query} ended as {result.state}: {result.failure}")
@@ -117,6 +116,7 @@ class _Killer:
 
     def __init__(self, kills: int, seed: int, all_dead: Path) -> None:
         self.all_dead = all_dead
+        all_dead.unlink(missing_ok=True)
         self._kills = kills
         self._random = random.Random(seed)
         self._over = threading.Event()
@@ -140,27 +140,3 @@ class _Killer:
             if completed > survived and subtasks and job.cluster.crash(self._random.choice(subtasks)):
                 survived, self._kills = completed, self._kills - 1
         self.all_dead.touch()
-
-
-# ------------------------------------------------------------------------------------------------- data
-
-
-def write_side_table(path: Path) -> Path:
-    """Write q13's table: a value for a third of the keys."""
-    path.write_text("key,value\n" + "".join(f"{key},value {key}\n" for key in range(0, 10_000, 3)))
-    return path
-
-
-def write_shuffled(data: Path, to: Path, *, horizon_s: float = 10.0, seed: int = 0) -> None:
-    """Write the same files with the rows of each row group moved by less than `horizon_s` of event time."""
-    rng = np.random.default_rng(seed)
-    for stream in STREAMS:
-        (to / stream).mkdir(parents=True, exist_ok=True)
-        for path in sorted((data / stream).glob("*.parquet")):
-            file = pq.ParquetFile(path)
-            with pq.ParquetWriter(to / stream / path.name, file.schema_arrow) as writer:
-                for group in range(file.num_row_groups):
-                    rows = file.read_row_group(group)
-                    at_us = rows["dateTime"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
-                    moved = at_us + rng.uniform(0, horizon_s * 1e6, len(rows))
-                    writer.write_table(rows.take(pa.array(np.argsort(moved, kind="stable"))), len(rows) or 1)
