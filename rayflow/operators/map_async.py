@@ -34,10 +34,11 @@ from rayflow.batch.hashing import key_groups
 from rayflow.batch.tables import slice_rows
 from rayflow.model.durations import format_duration_ns
 from rayflow.model.errors import RayflowError, UserFunctionError
+from rayflow.model.tracebacks import describe_error
 from rayflow.operators.async_calls import Completion
 from rayflow.operators.call_queue import Call, CallQueue
 from rayflow.operators.contracts import Operator, OperatorContext, Output
-from rayflow.operators.functions import FunctionContext, ResultShape, UserFunction, describe_error
+from rayflow.operators.functions import FunctionContext, ResultShape, UserFunction
 from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
 
 _PART = "rows"
