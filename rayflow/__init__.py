@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from rayflow.batch.expressions import col as col
     from rayflow.batch.expressions import lit as lit
     from rayflow.batch.expressions import when as when
+    from rayflow.batch.user_aggregates import Aggregate as Aggregate
     from rayflow.cli.job_runner import run as run
     from rayflow.client.finding import Client as Client
     from rayflow.client.finding import connect as connect
@@ -104,6 +105,7 @@ _MODULES = {
     "rayflow.api.windowed": ("WindowedStream",),
     "rayflow.batch.aggregates": ("count",),
     "rayflow.batch.expressions": ("Expr", "col", "lit", "when"),
+    "rayflow.batch.user_aggregates": ("Aggregate",),
     "rayflow.cli.job_runner": ("run",),
     "rayflow.client.finding": ("Client", "connect"),
     "rayflow.client.handle": ("JobHandle",),

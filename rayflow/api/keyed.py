@@ -5,19 +5,22 @@ A running aggregate is an upsert stream: each change of a key's row replaces the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from rayflow.api.aggregations import checked_aggregates, shown_aggregates
+from rayflow.api.aggregations import as_aggregates, checked_aggregates, shown_aggregates
 from rayflow.api.joins import KeyedJoins
 from rayflow.api.planning import StreamInfo, at_user_line, output_schema, refuse_upsert, require_columns
 from rayflow.api.processing import ConnectedStreams, connected, keyed_process
+from rayflow.api.reducing import reduced
 from rayflow.api.top_n import top_n
 from rayflow.api.window_plan import opened
 from rayflow.api.window_specs import WindowSpec
 from rayflow.api.windowed import WindowedStream
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.user_aggregates import Aggregate
 from rayflow.graph.plan import Exchange
 from rayflow.operators.aggregate import RunningAggregateOperator
 from rayflow.operators.process_functions import KeyedProcessFunction
@@ -70,14 +73,21 @@ class KeyedStream(KeyedJoins):
         """
         return top_n(self._changes, self._keys, n, order_by, rank, ties)
 
-    def aggregate(self, **aggs: AggregateExpr) -> DataStream:
+    def reduce(self, fn: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> DataStream:
+        """Keep one row per key: the first, then `fn(row so far, next row)` for each further one. An upsert stream by
+        key with the columns of this one. Rows are dicts of all columns; a returned dict may lack the keys, which a
+        row keeps, and other columns it lacks are null."""
+        return reduced(self._changes, self._keys, fn)
+
+    def aggregate(self, **aggs: AggregateExpr | Aggregate) -> DataStream:
         """Keep one row per key: the key columns, then `name=aggregate`. An upsert stream by key.
 
         Of an upsert stream it aggregates the rows that are there now: those that are updated or deleted are taken
         back, and a key without rows is deleted."""
         stream = self._changes
         schema = require_columns(stream._info, self._keys, "aggregate")
-        results = checked_aggregates(stream._info, aggs)
+        exprs = as_aggregates(aggs)
+        results = checked_aggregates(stream._info, exprs)
         fields = [*(schema.field(key) for key in self._keys), *results]
         info = StreamInfo(
             schema=output_schema(fields, "aggregate"),
@@ -88,7 +98,7 @@ class KeyedStream(KeyedJoins):
         make = partial(
             RunningAggregateOperator,
             self._keys,
-            tuple(aggs.items()),
+            tuple(exprs.items()),
             schema,
             time_column=stream._info.time_column,
             retracts=stream._info.is_upsert,
@@ -97,13 +107,13 @@ class KeyedStream(KeyedJoins):
             "aggregate",
             partial(make, False),
             info,
-            detail=f"{shown_aggregates(aggs)} by {', '.join(self._keys)}",
+            detail=f"{shown_aggregates(exprs)} by {', '.join(self._keys)}",
             edges=[stream._edge(Exchange("hash", self._keys))],
             changelog=lambda emit_before: partial(make, emit_before),
         )
         if stream._info.is_upsert:
             with at_user_line():
-                AggregateColumns(tuple(aggs.items()), schema, retractable=True)
+                AggregateColumns(tuple(exprs.items()), schema, retractable=True)
             stream._env._wants_old_rows.add(made._node.id)
         return made
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rayflow.api.aggregations import as_aggregates
 from rayflow.api.planning import duration_ns, plan_error
 from rayflow.api.row_windows import aggregate_count_windows, aggregate_global_window, aggregate_sessions
 from rayflow.api.time_windows import aggregate_time_windows
@@ -29,6 +30,7 @@ from rayflow.api.window_specs import (
     Tumbling,
 )
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.user_aggregates import Aggregate
 from rayflow.operators.map_batches import BatchFormat
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class WindowedStream:
             raise plan_error(f"trigger: expected a trigger such as rf.OnCount(100); got {trigger!r}")
         return WindowedStream(replace(self._plan, trigger=trigger))
 
-    def aggregate(self, **aggs: AggregateExpr) -> DataStream:
+    def aggregate(self, **aggs: AggregateExpr | Aggregate) -> DataStream:
         """Make one row per key and window that has rows: the key columns, `window_start`, `window_end` (of the
         type of the event-time column), then `name=aggregate`. The event time of a time window's result is its
         `window_start`, so that coarser windows of a multiple of the slide may follow; a session's is `window_end`.
@@ -77,7 +79,7 @@ class WindowedStream:
         make = _AGGREGATE.get(type(self._plan.spec))
         if make is None:
             raise plan_error(f"aggregate: not possible over {self._plan.spec} windows yet")
-        return make(self._plan, aggs)
+        return make(self._plan, as_aggregates(aggs))
 
     def process(self, fn: Any, returns: Any = None, batch_format: BatchFormat | None = None) -> DataStream:
         """Give all rows of a key and window to `fn(rows, ctx)`, when the window is complete, and make rows of what

@@ -15,6 +15,7 @@ counts give 0, everything else null.
 | approx_quantile | numbers (computed as doubles); dates, times, durations | double; the input's type |
 
 The approximate ones keep sketches of bounded size (`state.accumulators.sketches` has their error bounds).
+`rf.Aggregate`s of users (kind "user") are in `user_aggregates`.
 
 A dictionary counts as its values.
 """
@@ -47,6 +48,7 @@ AggregateKind = Literal[
     "collect_list",
     "approx_count_distinct",
     "approx_quantile",
+    "user",
 ]
 
 
@@ -98,12 +100,16 @@ class AggregateExpr:
 
         Raises PlanError for unknown columns, an input the kind does not take, a filter that is not boolean.
         """
+        self.check_filter(schema)
+        type_ = self.input_type(schema)
+        return pa.int64() if type_ is None else _RESULTS[self.kind](self, type_)
+
+    def check_filter(self, schema: pa.Schema) -> None:
+        """Raise PlanError where the filter is not boolean over batches of `schema`."""
         if self.where is not None:
             where_type = self.where.output_type(schema)
             if not pa.types.is_boolean(where_type):
                 raise PlanError(f"{self!r}: the filter is of type {where_type}, expected bool")
-        type_ = self.input_type(schema)
-        return pa.int64() if type_ is None else _RESULTS[self.kind](self, type_)
 
     def refuse(self, type_: pa.DataType, expected: str) -> PlanError:
         """Return the error for an input of a wrong type."""
@@ -112,6 +118,10 @@ class AggregateExpr:
     def __repr__(self) -> str:
         inner = ", ".join(f"{key}={value!r}" for key, value in self.params.items())
         text = f"{self.kind}({inner})" if self.input is None else f"{self.input!r}.{self.kind}({inner})"
+        return self.shown(text)
+
+    def shown(self, text: str) -> str:
+        """Return `text`, which says what is aggregated, with filter and alias."""
         text = text if self.where is None else f"{text}.filter({self.where!r})"
         return text if self.name is None else f'{text}.alias("{self.name}")'
 

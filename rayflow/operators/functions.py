@@ -13,28 +13,20 @@ same: a stream has one schema.
 from __future__ import annotations
 
 import dataclasses
-import sysconfig
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from rayflow.batch.tables import render_sample, rows_to_batch
 from rayflow.model.errors import RayflowError, UserFunctionError
+from rayflow.model.tracebacks import describe_error
 from rayflow.observe.metrics import Counter
 from rayflow.operators.contracts import OperatorContext
 
 SCALAR_COLUMN = "value"
 """Column of results that are not rows, where nothing names it."""
-
-_NOT_THE_USERS = (
-    str(Path(__file__).resolve().parent.parent) + "/",
-    *{sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")},
-    "<frozen",
-)
 
 
 class FunctionContext:
@@ -89,9 +81,9 @@ class UserFunction:
         if callable(hook):
             hook()
 
-    def __call__(self, argument: Any) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
         """Call the function; to be used within `blamed`."""
-        return self._fn(argument)
+        return self._fn(*arguments)
 
     @contextmanager
     def blamed(self, rows: pa.RecordBatch | None) -> Iterator[None]:
@@ -111,18 +103,6 @@ class UserFunction:
 def user_error(ctx: OperatorContext, cause: str, rows: pa.RecordBatch | None) -> UserFunctionError:
     """Return a `UserFunctionError` for the operator of `ctx`, with a sample of `rows`."""
     return UserFunctionError(ctx.name, cause, ctx.location, None if rows is None else render_sample(rows))
-
-
-def describe_error(error: BaseException) -> str:
-    """Return the error's type and text, and the innermost line of the user's code on its way."""
-    text = f"{type(error).__name__}: {error}"
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
-    if not users:
-        return text
-    frame = users[-1]
-    line = f": {frame.line}" if frame.line else ""
-    return f"{text}\n  in {frame.name}, {frame.filename}:{frame.lineno}{line}"
 
 
 class ResultShape:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.user_aggregates import UserAggregateExpr, UserStates
 from rayflow.model.errors import PlanError
 from rayflow.state.accumulators.base import Accumulator
 from rayflow.state.accumulators.collections import CollectList, CountDistinct
@@ -33,6 +34,7 @@ from rayflow.state.accumulators.multiset import (
 from rayflow.state.accumulators.numeric import Count, ExactSum, FloatSum, Variance
 from rayflow.state.accumulators.ordered import ByTime
 from rayflow.state.accumulators.sketches import DistinctSketches, QuantileSketches
+from rayflow.state.accumulators.user_states import UserStatesBySlot
 from rayflow.state.fixed_width import is_fixed_width
 
 # Arrow neither filters nor takes from views.
@@ -49,6 +51,8 @@ def make_accumulator(
     output = expr.output_type(input_schema)
     if expr.kind == "count":
         return Count(output)
+    if isinstance(expr, UserAggregateExpr):
+        return _user(name, expr, output, retractable)
     input_ = expr.input_type(input_schema)
     input_ = WORKABLE.get(input_, input_)
     makers = _RETRACTABLE if retractable else _MAKERS
@@ -62,6 +66,16 @@ def make_accumulator(
     except TypeError as error:
         what = f"{expr.kind} of {input_}" + (" on an upsert stream" if retractable else "")
         raise PlanError(f"aggregate {name!r}: {what} is not possible: {error}") from error
+
+
+def _user(name: str, expr: UserAggregateExpr, output: pa.DataType, retractable: bool) -> Accumulator:
+    states = UserStates(expr.function)
+    if retractable and not states.retractable:
+        raise PlanError(
+            f"aggregate {name!r}: {expr!r} is not possible on an upsert stream unless it can take rows back; give "
+            f"{type(expr.function).__name__} a method retract, the reverse of update"
+        )
+    return UserStatesBySlot(name, states.style, output)
 
 
 def _added(kind: str) -> Maker:
