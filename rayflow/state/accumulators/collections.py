@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from rayflow.state.accumulators.base import I64, Accumulator, Columns
 from rayflow.state.accumulators.numeric import int64s
 from rayflow.state.accumulators.parts import SlotArray, values_by_slot
-from rayflow.state.key_index import KeyIndex
+from rayflow.state.pair_table import entry_index
 
 
 class Chains:
@@ -206,8 +206,8 @@ class CountDistinct(Accumulator):
     def __init__(self, type_: pa.DataType, output_type: pa.DataType) -> None:
         self._output_type = output_type
         self._chains = Chains()
-        # Typed loosely, since a frozen copy holds a FrozenKeys.
-        self._index: Any = KeyIndex(pa.schema([("slot", pa.int64()), ("value", type_)]))
+        # Typed loosely, since a frozen copy only gives values.
+        self._index: Any = entry_index(type_)
 
     def reserve(self, slot_limit: int) -> None:
         """See `Accumulator`."""
@@ -220,8 +220,7 @@ class CountDistinct(Accumulator):
 
     def update(self, slots: I64, values: pa.Array | None, times: I64) -> None:
         """See `Accumulator`."""
-        pairs = pa.RecordBatch.from_arrays([pa.array(slots), values], schema=self._index.schema)
-        entries, fresh = self._index.insert(pairs)
+        entries, fresh = self._index.insert(slots, values)
         self._chains.add(slots[fresh], entries[fresh])
 
     def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
@@ -232,7 +231,7 @@ class CountDistinct(Accumulator):
 
     def state_columns(self, slots: I64) -> Columns:
         """See `Accumulator`."""
-        values = self._index.keys(self._chains.entries(slots)).column("value")
+        values = self._index.values(self._chains.entries(slots))
         return [("values", lists(self._chains.counts(slots), values))]
 
     def results(self, slots: I64) -> pa.Array:

@@ -26,7 +26,7 @@ from rayflow.state.accumulators.base import I64, Accumulator, Columns
 from rayflow.state.accumulators.collections import Chains, Entries, if_any, lists, owners
 from rayflow.state.accumulators.numeric import int64s
 from rayflow.state.accumulators.parts import SlotArray
-from rayflow.state.key_index import KeyIndex
+from rayflow.state.pair_table import entry_index
 
 Mask = npt.NDArray[np.bool_]
 
@@ -35,8 +35,8 @@ class Multiset:
     """Values by slot, and how often each is there. An *entry* is the number of a (slot, value)."""
 
     def __init__(self, type_: pa.DataType) -> None:
-        # Typed loosely, since a frozen copy holds a FrozenKeys.
-        self._index: Any = KeyIndex(pa.schema([("slot", pa.int64()), ("value", type_)]))
+        # Typed loosely, since a frozen copy only gives values.
+        self._index: Any = entry_index(type_)
         self._chains = Chains(both_ways=True)
         self.counts = SlotArray(np.int64)
         """How often the value of an entry is there."""
@@ -65,10 +65,9 @@ class Multiset:
         return entries
 
     def _entries(self, slots: I64, values: pa.Array) -> I64:
-        pairs = pa.RecordBatch.from_arrays([pa.array(slots), values], schema=self._index.schema)
         entries: I64
-        entries, fresh = self._index.insert(pairs)
-        self.counts.reserve(self._index.slot_limit)
+        entries, fresh = self._index.insert(slots, values)
+        self.counts.reserve(self._index.limit)
         self._chains.add(slots[fresh], entries[fresh])
         return entries
 
@@ -86,12 +85,8 @@ class Multiset:
         """Forget those of `entries` whose values are there no more."""
         empty = np.unique(entries[self.counts.values[entries] == 0])
         if len(empty):
-            self._chains.remove(self.slots_of(empty), empty)
+            self._chains.remove(self._index.slots(empty), empty)
             self._index.remove(empty)
-
-    def slots_of(self, entries: I64) -> I64:
-        """Return the slots that `entries` belong to."""
-        return int64s(self._index.keys(entries).column("slot"))
 
     def clear(self, slots: I64) -> None:
         """Empty `slots`."""
@@ -110,7 +105,7 @@ class Multiset:
 
     def values(self, entries: I64) -> pa.Array:
         """Return the values of `entries`."""
-        return self._index.keys(entries).column("value")
+        return self._index.values(entries)
 
 
 class RetractableDistinct(Accumulator):
