@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.state.accumulators.base import I64, Accumulator
-from rayflow.state.accumulators.making import WORKABLE, make_accumulator
+from rayflow.state.accumulators.making import make_accumulator, workable
 from rayflow.state.accumulators.numeric import Count
 
 _ROWS = "__rows"
@@ -166,9 +166,9 @@ class AggregateColumns:
 
 
 def _workable_values(values: pa.Array | None) -> pa.Array | None:
-    if values is None or values.type not in WORKABLE:
+    if values is None or (type_ := workable(values.type)) == values.type:
         return values
-    return values.cast(WORKABLE[values.type])
+    return values.cast(type_)
 
 
 def _kept_rows(expr: AggregateExpr, batch: pa.RecordBatch, values: pa.Array | None) -> pa.Array | None:

@@ -1,8 +1,8 @@
 """Minima and maxima of any ordered type.
 
-Fixed-width values go through NumPy's `minimum.at` on their 64-bit numbers. A NaN counts only where there is
-nothing else, as in Arrow and Polars. Strings, binaries and decimals are first reduced per slot within the
-batch by Arrow's grouping, then compared with what is there.
+Fixed-width values go through NumPy's `minimum.at` on their 64-bit numbers. A NaN is larger than all numbers, as in
+PostgreSQL, DuckDB and Spark: it is the maximum, and the minimum where there is nothing else. Strings, binaries
+and decimals are first reduced per slot within the batch by Arrow's grouping, then compared with what is there.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class FixedExtreme(Accumulator):
         dtype = self._fixed.dtype
         self._ufunc: Any
         if dtype.kind == "f":
-            # fmin and fmax take the other operand where one is NaN.
-            self._ufunc, fill = (np.fmax if largest else np.fmin), np.nan
+            # maximum gives NaN where one operand is, fmin the other one.
+            self._ufunc, fill = (np.maximum, -np.inf) if largest else (np.fmin, np.nan)
         else:
             limits = np.iinfo(np.uint64 if dtype.kind == "u" else np.int64)
             self._ufunc = np.maximum if largest else np.minimum
@@ -41,14 +41,19 @@ class FixedExtreme(Accumulator):
     def update(self, slots: I64, values: pa.Array | None, times: I64) -> None:
         """See `Accumulator`."""
         assert values is not None
-        self._ufunc.at(self._numbers.values, slots, self._fixed.numbers(values))
+        self._take(slots, self._fixed.numbers(values))
         self._seen.values[slots] = True
+
+    def _take(self, slots: I64, numbers: Any) -> None:
+        # NumPy warns of NaNs.
+        with np.errstate(invalid="ignore"):
+            self._ufunc.at(self._numbers.values, slots, numbers)
 
     def merge_slots(self, into: I64, from_: I64, source: Any = None) -> None:
         """See `Accumulator`."""
         other = self if source is None else source
         # A slot without values holds what any value beats.
-        self._ufunc.at(self._numbers.values, into, other._numbers.values[from_])
+        self._take(into, other._numbers.values[from_])
         self._seen.values[into[other._seen.values[from_]]] = True
 
     def merge(self, slots: I64, columns: Mapping[str, pa.Array]) -> None:
@@ -82,7 +87,7 @@ class PooledExtreme(Accumulator):
         best = pa.TableGroupBy(rows, "slot", use_threads=False).aggregate([("value", self._function)])
         best = best.combine_chunks()
         touched = best.column("slot").to_numpy()
-        candidates = pa.concat_arrays(best.column(f"value_{self._function}").chunks)
+        candidates = best.column(f"value_{self._function}").combine_chunks()
         wins = pc.fill_null(self._beats(candidates, self._values.get(touched)), True)
         kept = wins.to_numpy(zero_copy_only=False)
         self._values.put(touched[kept], candidates.filter(wins))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 
 from rayflow.batch.aggregates import AggregateExpr
@@ -37,9 +38,17 @@ from rayflow.state.accumulators.sketches import DistinctSketches, QuantileSketch
 from rayflow.state.accumulators.user_states import UserStatesBySlot
 from rayflow.state.fixed_width import is_fixed_width
 
-# Arrow neither filters nor takes from views.
-WORKABLE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-"""Types as which values of other types are accumulated."""
+
+def workable(type_: pa.DataType) -> pa.DataType:
+    """Return the type as which values of `type_` are accumulated."""
+    # Arrow neither filters nor takes from views, and has few functions for narrow decimals.
+    if pa.types.is_string_view(type_):
+        return pa.large_string()
+    if pa.types.is_binary_view(type_):
+        return pa.large_binary()
+    if pa.types.is_decimal32(type_) or pa.types.is_decimal64(type_):
+        return pa.decimal128(type_.precision, type_.scale)
+    return type_
 
 
 def make_accumulator(
@@ -53,19 +62,33 @@ def make_accumulator(
         return Count(output)
     if isinstance(expr, UserAggregateExpr):
         return _user(name, expr, output, retractable)
-    input_ = expr.input_type(input_schema)
-    input_ = WORKABLE.get(input_, input_)
+    input_ = workable(expr.input_type(input_schema))
     makers = _RETRACTABLE if retractable else _MAKERS
     if expr.kind not in makers:
         raise PlanError(
-            f"aggregate {name!r}: {expr.kind} is not possible on an upsert stream, since a sketch forgets what it "
+            f"aggregate {name!r}: {expr!r} is not possible on an upsert stream, since a sketch forgets what it "
             "was made of and cannot take rows back; use an exact aggregate, or a window before it"
         )
     try:
-        return makers[expr.kind](input_, output, **expr.params)
-    except TypeError as error:
-        what = f"{expr.kind} of {input_}" + (" on an upsert stream" if retractable else "")
-        raise PlanError(f"aggregate {name!r}: {what} is not possible: {error}") from error
+        accumulator = makers[expr.kind](input_, output, **expr.params)
+        _try_out(accumulator, input_, retractable)
+    except (TypeError, pa.ArrowException) as error:
+        what = f"{expr!r}: {expr.kind} of {input_}" + (" on an upsert stream" if retractable else "")
+        raise PlanError(
+            f"aggregate {name!r}: {what} is not possible: {error}; cast it, or drop it"
+        ) from error
+    return accumulator
+
+
+def _try_out(accumulator: Accumulator, input_: pa.DataType, retractable: bool) -> None:
+    """Run all that rows will run, without rows: what Arrow cannot do with a type shows when the plan is built."""
+    nothing, values = np.zeros(0, np.int64), pa.array([], input_)
+    accumulator.reserve(1)
+    accumulator.update(nothing, values, nothing)
+    if retractable:
+        accumulator.retract(nothing, values, nothing)
+    accumulator.merge(nothing, dict(accumulator.state_columns(nothing)))
+    accumulator.results(np.zeros(1, np.int64))
 
 
 def _user(name: str, expr: UserAggregateExpr, output: pa.DataType, retractable: bool) -> Accumulator:

@@ -213,6 +213,9 @@ def is_kept(best: Accumulator, slots: I64, columns: Mapping[str, Any]) -> Mask:
 
 
 def _equal(left: pa.Array, right: pa.Array) -> Mask:
+    if pa.types.is_float16(left.type):
+        # Arrow compares no half floats.
+        left, right = left.cast(pa.float32()), right.cast(pa.float32())
     equal = pc.fill_null(pc.equal(left, right), False)
     if pa.types.is_floating(left.type):
         both = pc.and_(pc.is_nan(left), pc.is_nan(right))

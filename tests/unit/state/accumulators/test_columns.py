@@ -69,7 +69,10 @@ def expected(kind: str, rows: list[tuple[int, Any]], type_: pa.DataType) -> Any:
     if not values:
         return None
     if kind in ("min", "max"):
-        real = [v for v in values if v == v] or values
+        # A NaN is larger than all numbers.
+        real = [v for v in values if v == v]
+        if len(real) < len(values) and (kind == "max" or not real):
+            return math.nan
         return min(real) if kind == "min" else max(real)
     if kind == "sum":
         return sum(values)
