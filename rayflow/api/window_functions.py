@@ -19,6 +19,7 @@ from rayflow.api.planning import StreamInfo, output_schema, plan_error
 from rayflow.api.returns import returned_schema
 from rayflow.api.window_plan import WindowPlan
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.hashing import is_key_type
 from rayflow.windows.process import ROWS, ProcessWindowsOperator, result_schema, rows_of
 
 if TYPE_CHECKING:
@@ -84,12 +85,17 @@ def _info(plan: WindowPlan, windows: StreamInfo, made: pa.Schema | None) -> Stre
     bounds = windows.schema.remove(windows.schema.get_field_index(ROWS))
     own = frozenset(made.names)
     time_kept = windows.time_column not in own
+    schema = output_schema(result_schema(bounds, made), "process")
+    upsert_key = windows.upsert_key
+    if own.intersection(upsert_key or ()):
+        # Any columns will do: of whole rows all columns tell one from another.
+        upsert_key = tuple(field.name for field in schema if is_key_type(field.type)) or None
     return replace(
         windows,
-        schema=output_schema(result_schema(bounds, made), "process"),
+        schema=schema,
         time_column=windows.time_column if time_kept else None,
         window_ns=windows.window_ns if time_kept else None,
-        upsert_key=None if own.intersection(windows.upsert_key or ()) else windows.upsert_key,
+        upsert_key=upsert_key,
         whole_rows=windows.is_upsert,
         partitioned_by=None if own.intersection(plan.keys) else windows.partitioned_by,
     )

@@ -32,6 +32,7 @@ from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import FunctionContext, ResultShape, UserFunction
 from rayflow.operators.map_batches import BatchFormat, as_format, as_table, is_many
 from rayflow.operators.process_functions import TimeFace
+from rayflow.protocol.commits import CommitPermit
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import WINDOW_END, WINDOW_START
 
@@ -169,6 +170,14 @@ class ProcessWindowsOperator(Operator):
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """See `Operator`."""
         return self._windows.snapshot(checkpoint_id)
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """See `Operator`."""
+        self._windows.notify_complete(permit)
+
+    def end_input(self, port: int) -> None:
+        """See `Operator`."""
+        self._windows.end_input(port)
 
     def end(self) -> None:
         """See `Operator`."""

@@ -94,6 +94,7 @@ class SessionTable:
             none,
         )
         self._k.survivors(self._sessions, none)
+        self._k.rebuild(none, self._sessions, self._heap, self._meta, 0, 0)
         self._k.complete(self._sessions, self._heap, self._meta, 0, 0, 0, none, none)
         self._k.close(none, self._sessions, self._heads, none)
         self._k.release(none, self._free, self._meta)
@@ -150,14 +151,8 @@ class SessionTable:
 
     def _rebuild_heap(self) -> None:
         slots = self.live()
-        open_ = self._sessions[slots]
-        instants = open_[:, self._k.LAST] + (self._gap - 1)
-        instants += np.where(open_[:, self._k.FLAGS] & self._k.DIRTY, 0, self._lateness)
-        # What is sorted is a heap.
-        order = np.argsort(instants, kind="stable")
-        entries = np.stack([instants, slots, open_[:, self._k.SERIAL]], axis=1)[order]
-        self._heap = grown(np.ascontiguousarray(entries), len(self._heap))
-        self._meta[self._k.HEAP] = len(slots)
+        self._heap = grown(self._heap, len(slots))
+        self._k.rebuild(slots, self._sessions, self._heap, self._meta, self._gap, self._lateness)
 
     def release(self, slots: I64) -> None:
         """Let the slots of absorbed sessions be used again."""

@@ -56,8 +56,13 @@ def _push(heap, meta, instant, slot, serial):
 def _pop(heap, meta):
     meta[HEAP] -= 1
     end = meta[HEAP]
-    instant, slot, serial = heap[end, 0], heap[end, 1], heap[end, 2]
-    at, below = 0, 1
+    _sink(heap, 0, end, heap[end, 0], heap[end, 1], heap[end, 2])
+
+
+@njit(cache=True, nogil=True)
+def _sink(heap, at, end, instant, slot, serial):
+    # Puts an entry at `at`, or as far below as it belongs; what is above `end` is not looked at.
+    below = 2 * at + 1
     while below < end:
         if below + 1 < end and heap[below + 1, 0] < heap[below, 0]:
             below += 1
@@ -66,6 +71,19 @@ def _pop(heap, meta):
         _copy(heap, below, at)
         at, below = below, 2 * below + 1
     heap[at, 0], heap[at, 1], heap[at, 2] = instant, slot, serial
+
+
+@njit(cache=True, nogil=True)
+def rebuild(slots, sessions, heap, meta, gap, lateness):
+    """Fill the heap anew with one entry for each of `slots`; there must be room for them."""
+    for at in range(len(slots)):
+        slot = slots[at]
+        wait = 0 if sessions[slot, FLAGS] & DIRTY != 0 else lateness
+        heap[at, 0], heap[at, 1] = sessions[slot, LAST] + gap - 1 + wait, slot
+        heap[at, 2] = sessions[slot, SERIAL]
+    meta[HEAP] = len(slots)
+    for at in range(len(slots) // 2 - 1, -1, -1):
+        _sink(heap, at, len(slots), heap[at, 0], heap[at, 1], heap[at, 2])
 
 
 @njit(cache=True, nogil=True)
@@ -157,7 +175,11 @@ def survivors(sessions, slots):
     for row in range(len(slots)):
         slot = slots[row]
         while slot >= 0 and sessions[slot, FLAGS] & ABSORBED != 0:
-            slot = sessions[slot, FOLLOWING]
+            absorber = sessions[slot, FOLLOWING]
+            if sessions[absorber, FLAGS] & ABSORBED != 0:
+                # Halves the way for whoever comes next: long chains would be walked by every row.
+                sessions[slot, FOLLOWING] = sessions[absorber, FOLLOWING]
+            slot = absorber
         slots[row] = slot
 
 

@@ -91,7 +91,10 @@ def in_order(lab: Any, table: pa.Table) -> Counter[Any]:
     return found
 
 
-@pytest.mark.parametrize(("window", "model"), [(rf.Tumbling("1s"), tumbling), (rf.Session("90ms"), sessions)])
+@pytest.mark.parametrize(
+    ("window", "model"),
+    [(rf.Tumbling("1s"), tumbling), (rf.Session("90ms"), sessions)],
+)
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_each_window_gets_all_of_its_rows(lab: Any, window: Any, model: Any, parallelism: int) -> None:
     env = rf.StreamEnvironment(parallelism=parallelism)
@@ -134,17 +137,38 @@ def test_count_and_global_windows(lab: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["lateness", "trigger"])
-def test_updated_windows_end_as_if_all_rows_had_come_in_time(lab: Any, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("window", "model"),
+    [(rf.Session("90ms"), sessions)],
+)
+def test_updated_windows_end_as_if_all_rows_had_come_in_time(
+    lab: Any, tmp_path: Path, window: Any, model: Any, mode: str
+) -> None:
     env = rf.StreamEnvironment(parallelism=2)
-    windows = stream(env, delay="0s").key_by("k").window(rf.Session("90ms"))
-    windows = windows.allowed_lateness("1m")
+    windows = stream(env, delay="0s").key_by("k").window(window).allowed_lateness("1m")
     windows = windows.trigger(rf.OnCount(2)) if mode == "trigger" else windows
     digests = windows.process(digest)
     digests.write_parquet(str(tmp_path / "out"), mode="upsert")
     lab.finish(env, checkpoint__interval="20ms")
-    assert in_order(lab, lab.read(tmp_path / "out")) == sessions()
+    assert in_order(lab, lab.read(tmp_path / "out")) == model()
     with pytest.raises(PlanError, match="upsert"):
         digests.write_parquet(str(tmp_path / "append"))
+
+
+def test_several_rows_of_an_updated_window_go_and_come_together(lab: Any, tmp_path: Path) -> None:
+    def each(rows: list[dict[str, Any]], ctx: Any) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            yield {"v": row["v"], "window_start": len(rows)}
+
+    env = rf.StreamEnvironment(parallelism=2)
+    windows = stream(env, delay="0s").key_by("k").window(rf.Session("90ms")).allowed_lateness("1m")
+    rows = windows.process(each, returns={"v": int, "window_start": int})
+    rows.write_parquet(str(tmp_path / "out"), mode="upsert")
+    lab.finish(env, checkpoint__interval="20ms")
+    found = lab.read(tmp_path / "out")
+    assert found.schema.names == ["k", "window_start", "window_end", "v"]
+    assert sorted(found["v"].to_pylist()) == list(range(len(ROWS)))
+    assert set(found["window_start"].to_pylist()) == {count for _, _, count, _ in sessions()}
 
 
 def test_side_outputs_of_the_function_and_of_the_window(lab: Any, tmp_path: Path) -> None:
