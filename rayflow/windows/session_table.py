@@ -28,6 +28,11 @@ I64 = npt.NDArray[np.int64]
 
 _SPARE_ENTRIES = 4096
 
+_STEPS_PER_ROW, _SPARE_STEPS = 16, 4096
+"""How many sessions the rows of a batch may walk past before the rest are sorted."""
+
+_NO_LIMIT = 2**62
+
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
@@ -73,26 +78,15 @@ class SessionTable:
         self._heads: I64 = np.zeros(0, np.int64)
         self._free: I64 = np.zeros(0, np.int64)
         self._heap: I64 = np.zeros((0, 3), np.int64)
+        # By key the session at which the last walk ended; -1 between batches.
+        self._fingers: I64 = np.zeros(0, np.int64)
         self._warm_up()
 
     def _warm_up(self) -> None:
         # Compiles the loops, or loads them from the cache, before the first rows come.
         none = np.zeros(0, np.int64)
         self._reserve(1)
-        self._k.assign(
-            none,
-            none,
-            0,
-            0,
-            self._sessions,
-            self._heads,
-            self._free,
-            self._heap,
-            self._meta,
-            none,
-            none,
-            none,
-        )
+        self._assign(none, none, 0, none, none, none)
         self._k.survivors(self._sessions, none)
         self._k.rebuild(none, self._sessions, self._heap, self._meta, 0, 0)
         self._k.complete(self._sessions, self._heap, self._meta, 0, 0, 0, none, none)
@@ -115,7 +109,7 @@ class SessionTable:
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        arrays = (self._sessions, self._heads, self._free, self._heap)
+        arrays = (self._sessions, self._heads, self._fingers, self._free, self._heap)
         return self._keys.nbytes + sum(array.nbytes for array in arrays)
 
     # ------------------------------------------------------------------------------------ rows
@@ -127,10 +121,8 @@ class SessionTable:
         rows = len(times)
         self._reserve(rows)
         slots, absorbed, reopened = (np.empty(rows, np.int64) for _ in range(3))
-        self._k.assign(
-            numbers, np.array(times), self._gap, late_until, self._sessions, self._heads, self._free, self._heap,
-            self._meta, slots, absorbed, reopened,
-        )  # fmt: skip
+        self._meta[[self._k.NEW, self._k.GONE, self._k.REOPENED]] = 0
+        self._assign(numbers, np.array(times), late_until, slots, absorbed, reopened)
         gone = absorbed[: self._meta[self._k.GONE]]
         absorbers = gone.copy()
         if len(gone):
@@ -140,6 +132,27 @@ class SessionTable:
         unused = numbers[fresh]
         self._keys.remove(unused[self._heads[unused] < 0])
         return Assigned(slots, gone, absorbers, reopened[: self._meta[self._k.REOPENED]])
+
+    def _assign(
+        self, keys: I64, times: I64, late_until: int, slots: I64, absorbed: I64, reopened: I64
+    ) -> None:
+        rows, no_fingers = len(times), np.zeros(0, np.int64)
+        memory = (self._free, self._heap, self._meta, slots, absorbed, reopened)
+        place = (keys, times, self._gap, late_until, self._sessions, self._heads)
+        order = np.arange(rows)
+        steps = _STEPS_PER_ROW * rows + _SPARE_STEPS
+        done = self._k.assign(order, 0, steps, *place, no_fingers, *memory)
+        if done == rows:
+            return
+        rest = order[done:]
+        if int(times[rest].min()) <= late_until:
+            # What is late depends on the order in which rows came.
+            self._k.assign(order, done, _NO_LIMIT, *place, no_fingers, *memory)
+            return
+        self._fingers = grown(self._fingers, len(self._heads), -1)
+        descending = rest[np.argsort(times[rest], kind="stable")[::-1]]
+        self._k.assign(np.ascontiguousarray(descending), 0, _NO_LIMIT, *place, self._fingers, *memory)
+        self._fingers[keys[rest]] = -1
 
     def _reserve(self, rows: int) -> None:
         slots = self.slot_limit + rows

@@ -4,7 +4,8 @@
 Theory of operation. Open sessions are rows of a table of int64 (`sessions[slot, field]`). Those of one key form
 a list linked both ways, latest first, that begins at `heads[key]`; they lie more than the gap apart, so a row
 joins at most two of them. Rows that are nearly in order are answered by the first of the list; a row walks past
-the sessions that begin after it.
+the sessions that begin after it. Where that gets long (many sessions of a key open, rows far out of order), the rest
+of a batch is gone through from the latest row to the earliest, each walk going on where the key's last one ended.
 
 When a session is complete is found by a heap of (instant, slot, serial). Rows only ever move that instant on, so
 an entry may be too early, never too late: one that comes up too early goes back with the present instant.
@@ -129,44 +130,90 @@ def _open(sessions, heads, key, time, before, after, free, meta):
 
 
 @njit(cache=True, nogil=True)
-def assign(keys, times, gap, late_until, sessions, heads, free, heap, meta, out, absorbed, reopened):
-    """Write the session of every row into `out`, in order of rows: one that it joins, or a new one; -1 where
-    the row is not after `late_until` and joins none. There must be room for a session and a heap entry a row.
+def assign(
+    order,
+    begin,
+    steps,
+    keys,
+    times,
+    gap,
+    late_until,
+    sessions,
+    heads,
+    fingers,
+    free,
+    heap,
+    meta,
+    out,
+    absorbed,
+    reopened,
+):
+    """Write the session of the rows `order[begin:]` into `out`: one that it joins, or a new one; -1 where the row
+    is not after `late_until` and joins none. There must be room for a session and a heap entry a row.
 
-    `absorbed` gets sessions that became part of others, `reopened` those that became dirty while a result of
-    them is out; `meta` says how many of each."""
-    meta[NEW], meta[GONE], meta[REOPENED] = 0, 0, 0
-    for row in range(len(times)):
+    Stops when more than `steps` sessions have been walked past, and returns where in `order`. With `fingers` (by
+    key, -1 at first; else empty) rows must come from the latest to the earliest. `absorbed` gets sessions that became
+    part of others, `reopened` those that became dirty while a result of them is out; `meta` says how many."""
+    for number in range(begin, len(order)):
+        if steps < 0:
+            return number
+        row = order[number]
         key, time = keys[row], times[row]
         before, at = np.int64(-1), heads[key]
+        if len(fingers) > 0 and fingers[key] >= 0:
+            # The next row joins this one, or walks past it: what precedes it does not matter.
+            at = fingers[key]
         while at >= 0 and sessions[at, START] - gap > time:
             before, at = at, sessions[at, FOLLOWING]
-        if at < 0 or sessions[at, LAST] + gap < time:
-            if time <= late_until:
-                out[row] = -1
-                continue
-            slot = _open(sessions, heads, key, time, before, at, free, meta)
-            _push(heap, meta, time + gap - 1, slot, sessions[slot, SERIAL])
-            out[row] = slot
-            continue
-        out[row] = at
-        sessions[at, LAST] = max(sessions[at, LAST], time)
-        earlier = sessions[at, FOLLOWING]
-        if time < sessions[at, START]:
-            sessions[at, START] = time
-            if earlier >= 0 and sessions[earlier, LAST] + gap >= time:
-                _unlink(sessions, heads, earlier)
-                sessions[at, START] = sessions[earlier, START]
-                sessions[earlier, FLAGS] |= ABSORBED
-                sessions[earlier, SERIAL] = -1
-                sessions[earlier, FOLLOWING] = at
-                absorbed[meta[GONE]] = earlier
-                meta[GONE] += 1
-        if sessions[at, FLAGS] & DIRTY == 0:
-            sessions[at, FLAGS] |= DIRTY
-            _push(heap, meta, sessions[at, LAST] + gap - 1, at, sessions[at, SERIAL])
-            reopened[meta[REOPENED]] = at
-            meta[REOPENED] += 1
+            steps -= 1
+        if at >= 0 and _holds(sessions, at, time, gap):
+            slot = at
+            sessions[at, LAST] = max(sessions[at, LAST], time)
+        else:
+            slot = _join(
+                key, time, before, at, gap, late_until, sessions, heads, free, heap, meta, absorbed, reopened
+            )
+        out[row] = slot
+        if len(fingers) > 0 and slot >= 0:
+            fingers[key] = slot
+    return len(order)
+
+
+@njit(cache=True, nogil=True)
+def _holds(sessions, at, time, gap):
+    # The usual case: a row of an open session that moves no more than its end.
+    if time < sessions[at, START] or time > sessions[at, LAST] + gap:
+        return False
+    return sessions[at, FLAGS] & DIRTY != 0
+
+
+@njit(cache=True, nogil=True)
+def _join(key, time, before, at, gap, late_until, sessions, heads, free, heap, meta, absorbed, reopened):
+    # `at` is the latest session that begins at most the gap after `time`, if any; `before` precedes it.
+    if at < 0 or sessions[at, LAST] + gap < time:
+        if time <= late_until:
+            return np.int64(-1)
+        slot = _open(sessions, heads, key, time, before, at, free, meta)
+        _push(heap, meta, time + gap - 1, slot, sessions[slot, SERIAL])
+        return slot
+    sessions[at, LAST] = max(sessions[at, LAST], time)
+    earlier = sessions[at, FOLLOWING]
+    if time < sessions[at, START]:
+        sessions[at, START] = time
+        if earlier >= 0 and sessions[earlier, LAST] + gap >= time:
+            _unlink(sessions, heads, earlier)
+            sessions[at, START] = sessions[earlier, START]
+            sessions[earlier, FLAGS] |= ABSORBED
+            sessions[earlier, SERIAL] = -1
+            sessions[earlier, FOLLOWING] = at
+            absorbed[meta[GONE]] = earlier
+            meta[GONE] += 1
+    if sessions[at, FLAGS] & DIRTY == 0:
+        sessions[at, FLAGS] |= DIRTY
+        _push(heap, meta, sessions[at, LAST] + gap - 1, at, sessions[at, SERIAL])
+        reopened[meta[REOPENED]] = at
+        meta[REOPENED] += 1
+    return at
 
 
 @njit(cache=True, nogil=True)
