@@ -12,7 +12,6 @@ from rayflow.connectors.memory_sources import RowsSource
 from rayflow.graph.plan import OperatorSpec, TimeSpec
 from rayflow.model.ids import Attempt
 from rayflow.model.times import WATERMARK_MAX
-from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Split
 from rayflow.protocol.watermarks import GoIdle
 from rayflow.runtime.messages import AssignSplits, SplitState
@@ -43,7 +42,7 @@ def test_a_bounded_source_that_waits_for_the_masters_last_word_does_not_stand_as
 ) -> None:
     # Windows behind it emit their last rows when it ends: another input of a join must not be ahead by then.
     spec = OperatorSpec(uid="source", name="source", kind="source", payload=source, time=TimeSpec(column="t"))
-    driver = SourceDriver(spec, parallelism=1, batch_rows=10, metrics=MetricGroup(), watermark=None)
+    driver = SourceDriver(spec, parallelism=1, batch_rows=10, watermark=None)
     driver.assign(assign(source.splits(), no_more=False))
     read = [driver.poll(0), driver.poll(0)]
     assert [batch and batch.num_rows for batch in read] == [1, None]
