@@ -65,12 +65,14 @@ class SlicedWindows(TimeWindowOperator):
             return
         keys = self._panes.number_keys(rows.filter(pa.array(over)).select(self._keys))
         windows, only = self._pairs(keys, slices[over])
+        # Of the keys so far: those that come with rows which are not late have other numbers.
+        keys_limit = self._panes.key_limit
         which, numbers = self._merge(windows, only)
-        order, old_pairs = self._in_order(which, numbers)
+        order, old_pairs = _in_order(which, numbers, keys_limit)
         before = self._take(windows[which[order]], numbers[order], order, self._emit_before)
         self._insert(rows, slices, ticks)
         which, numbers = self._merge(windows, only)
-        order, pairs = self._in_order(which, numbers)
+        order, pairs = _in_order(which, numbers, keys_limit)
         after = self._take(windows[which[order]], numbers[order], order, True)
         assert after is not None
         is_new = ~np.isin(pairs, old_pairs, assume_unique=True)
@@ -87,12 +89,6 @@ class SlicedWindows(TimeWindowOperator):
         windows, keys = windows[order], keys[row][order]
         begins = np.flatnonzero(np.diff(windows, prepend=windows[0] - 1))
         return windows[begins], [np.unique(piece) for piece in np.split(keys, begins[1:])]
-
-    def _in_order(self, which: I64, numbers: I64) -> tuple[I64, I64]:
-        """Return an order of results that does not depend on how they were found, and a number for each."""
-        pairs = which * self._panes.key_limit + numbers
-        order = np.argsort(pairs)
-        return order, pairs[order]
 
     def _merge(self, windows: I64, only: Sequence[I64] | None = None) -> tuple[I64, I64]:
         grid = self._grid
@@ -147,3 +143,11 @@ class SlicedWindows(TimeWindowOperator):
 
     def _panes_from(self, starts: I64) -> I64:
         return (starts - self._grid.offset) // self._grid.slice_size
+
+
+def _in_order(which: I64, numbers: I64, keys_limit: int) -> tuple[I64, I64]:
+    """Return an order of results that does not depend on how they were found, and a number for each: the same for
+    the same window and key, as long as `keys_limit` is."""
+    pairs = which * keys_limit + numbers
+    order = np.argsort(pairs)
+    return order, pairs[order]

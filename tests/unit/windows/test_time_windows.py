@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rayflow.batch.changelog import INSERT, UPDATE_AFTER, UPDATE_BEFORE
@@ -139,6 +139,17 @@ def test_every_window_comes_once_with_the_rows_that_were_not_late(
     after=st.integers(1, 3),
     early=st.sampled_from([None, 1, 3]),
     batch_rows=st.sampled_from([2, 1000]),
+)
+@example(  # A new key beside a late row: keys were numbered differently before and after it came.
+    steps=[([(2.0, -1, None, "a")], 0), ([(1.0, 0, None, "a"), (2.0, -3, None, "a")], 0)],
+    grid=(40, 2, 0),
+    names=["count", "first"],
+    lateness=6,
+    cut=7,
+    restart_at=0,
+    after=1,
+    early=None,
+    batch_rows=2,
 )
 @settings(max_examples=60, deadline=None)
 def test_late_rows_that_are_allowed_update_results_and_old_rows_are_what_was_shown(
