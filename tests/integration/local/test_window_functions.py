@@ -73,6 +73,15 @@ def tumbling() -> Counter[Any]:
     return expected(windows)
 
 
+def sliding() -> Counter[Any]:
+    windows = defaultdict(list)
+    for row in ROWS:
+        last = EPOCH + (row["t"] - EPOCH) // timedelta(milliseconds=200) * timedelta(milliseconds=200)
+        for back in range(5):
+            windows[row["k"], last - back * timedelta(milliseconds=200)].append(row)
+    return expected(windows)
+
+
 def sessions() -> Counter[Any]:
     windows: dict[Any, list[dict[str, Any]]] = {}
     latest: dict[Any, Any] = {}
@@ -93,7 +102,7 @@ def in_order(lab: Any, table: pa.Table) -> Counter[Any]:
 
 @pytest.mark.parametrize(
     ("window", "model"),
-    [(rf.Tumbling("1s"), tumbling), (rf.Session("90ms"), sessions)],
+    [(rf.Tumbling("1s"), tumbling), (rf.Sliding("1s", "200ms"), sliding), (rf.Session("90ms"), sessions)],
 )
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_each_window_gets_all_of_its_rows(lab: Any, window: Any, model: Any, parallelism: int) -> None:
@@ -139,7 +148,7 @@ def test_count_and_global_windows(lab: Any) -> None:
 @pytest.mark.parametrize("mode", ["lateness", "trigger"])
 @pytest.mark.parametrize(
     ("window", "model"),
-    [(rf.Session("90ms"), sessions)],
+    [(rf.Tumbling("1s"), tumbling), (rf.Sliding("1s", "200ms"), sliding), (rf.Session("90ms"), sessions)],
 )
 def test_updated_windows_end_as_if_all_rows_had_come_in_time(
     lab: Any, tmp_path: Path, window: Any, model: Any, mode: str
