@@ -83,7 +83,8 @@ class TopRows:
         self._newest, self._older = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._alive: Bools = np.zeros(0, np.bool_)
         self._ids = _Ids()
-        self._rows = PooledValues(pa.struct(list(schema)))
+        # A stream's batches may say "nullable" where its schema does not.
+        self._rows = PooledValues(pa.struct([field.with_nullable(True) for field in schema]))
         self._compile()
 
     @property

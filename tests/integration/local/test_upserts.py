@@ -93,6 +93,42 @@ def test_the_last_and_the_highest_rows_of_keys_equal_duckdb(lab: Any, parallelis
     assert lab.bag(unranked) == sql(Q19.replace("*", "* exclude (rank_number)", 1), table)
 
 
+def test_columns_without_nulls_and_columns_of_every_type_are_kept(lab: Any) -> None:
+    table = bids(9, 300)
+    columns = {
+        "day": table["dateTime"].cast(pa.date32()),
+        "exact": table["price"].cast(pa.decimal128(22, 2)),
+        "names": pa.array([[str(n)] for n in range(300)]),
+        "kind": table["channel"].dictionary_encode(),
+        "both": pa.StructArray.from_arrays([table["price"].combine_chunks()], ["p"]),
+        "flag": pa.array([n % 3 == 0 for n in range(300)]),
+        "nothing": pa.nulls(300),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    table = table.cast(pa.schema([field.with_nullable(field.name == "nothing") for field in table.schema]))
+    order = [
+        col("exact").desc(),
+        col("kind").asc(),
+        col("day").asc(),
+        col("flag").desc(),
+        col("event_order").asc(),
+    ]
+    for stream in (
+        env(2, 7).from_arrow(table),
+        env(2, 7).from_arrow(table).with_columns(bidder=col("bidder") + 0),
+    ):
+        got = stream.key_by("auction").top_n(2, order, rank="r").execute_and_collect(local=True)
+        columns_ = [name for name in got.schema.names if name not in ("kind", "both", "names")]
+        want = sql(
+            f"select {', '.join(columns_)} from (select *, row_number() over (partition by auction "
+            "order by exact desc, kind, day, flag desc, event_order) r from bids) where r <= 2",
+            table,
+        )
+        assert lab.bag(got.select(columns_)) == want
+        assert all(row["both"] == {"p": row["price"]} for row in got.to_pylist())
+
+
 def test_the_last_row_is_the_same_by_aggregates_and_by_top_n(lab: Any) -> None:
     table = bids(3)
     keyed = env(2).from_arrow(table, watermark=rf.Watermark("dateTime")).key_by("auction")
