@@ -218,6 +218,30 @@ def test_aggregates_of_the_first_rows_follow_them(lab: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("parallelism", [1, 3])
+def test_sessions_that_late_rows_merge_are_taken_back(lab: Any, parallelism: int) -> None:
+    rng = np.random.default_rng(parallelism)
+    times = np.sort(rng.integers(0, 100_000, 1000))
+    times = times[np.argsort(times + rng.integers(0, 3000, len(times)))]
+    table = pa.table({"k": rng.integers(0, 15, len(times)), "t": pa.array(times, pa.timestamp("ms"))})
+
+    def sessions() -> Any:
+        stream = env(parallelism, 20).from_arrow(table, watermark=rf.Watermark("t"))
+        return stream.key_by("k").window(rf.Session("1s")).allowed_lateness("1h").aggregate(n=rf.count())
+
+    final = sessions().execute_and_collect(local=True)
+    by_size = sessions().key_by("n").aggregate(sessions=rf.count(), keys=col("k").sum())
+    assert lab.bag(by_size.execute_and_collect(local=True)) == sql(
+        "select n, count(*), sum(k) from bids group by n", final
+    )
+    longest = sessions().key_by("k").top_n(2, ["n", "window_start"], rank="r")
+    assert lab.bag(longest.execute_and_collect(local=True)) == sql(
+        """select *, row_number() over (partition by k order by n desc, window_start desc) r from bids
+           qualify r <= 2""",
+        final,
+    )
+
+
 def test_print_shows_what_comes_and_goes(capfd: pytest.CaptureFixture[str], lab: Any) -> None:
     e = env(1, 1)
     stream = e.from_rows([{"k": "a", "g": 1}, {"k": "a", "g": 2}, {"k": "b", "g": 2}])
