@@ -173,6 +173,7 @@ class FileSink(Sink):
         target = self._target(ctx)
         if ctx.succeeded:
             self._write_empty(target, ctx)
+            self._remove_emptied(target)
         if ctx.succeeded or ctx.completed_checkpoint is None:
             target.delete_prefix(_job_directory(ctx.job_id))
         else:
@@ -221,6 +222,15 @@ class FileSink(Sink):
         stream = pa.BufferOutputStream()
         self.format.writer(stream, self._schema).close()
         target.write(name, bytes(stream.getvalue()))
+
+    def _remove_emptied(self, target: Target) -> None:
+        """Remove upsert files whose last row was deleted, of the one format whose readers stumble over them. Only
+        now, when nobody can publish any more, is that safe."""
+        if self.mode != "upsert" or self.format.suffix != ".jsonl":
+            return
+        for path in target.list(""):
+            if path.endswith(self.format.suffix) and target.is_empty(path):
+                target.delete(path)
 
     # --------------------------------------------------------------------------------------- subtask
 

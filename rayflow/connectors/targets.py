@@ -51,6 +51,9 @@ class Target(ObjectStore, Protocol):
     def exists(self, path: str) -> bool:
         """Return whether the file is there."""
 
+    def is_empty(self, path: str) -> bool:
+        """Return whether the file is there and has no bytes."""
+
     def publish(self, staged: str, final: str) -> bool:
         """Move `staged` to `final`, replacing it atomically; False if `staged` does not exist."""
 
@@ -102,6 +105,11 @@ class LocalTarget(LocalStore):
         """Look."""
         return self._target(path).exists()
 
+    def is_empty(self, path: str) -> bool:
+        """Look."""
+        target = self._target(path)
+        return target.exists() and target.stat().st_size == 0
+
     def publish(self, staged: str, final: str) -> bool:
         """Rename."""
         source, target = self._target(staged), self._target(final)
@@ -150,6 +158,14 @@ class S3Target(S3ObjectStore):
             except FileNotFoundError:
                 return False
         return True
+
+    def is_empty(self, path: str) -> bool:
+        """HEAD."""
+        with self._errors("look for", path):
+            try:
+                return bool(obstore.head(self._store, checked_path(path))["size"] == 0)
+            except FileNotFoundError:
+                return False
 
     def publish(self, staged: str, final: str) -> bool:
         """Copy on the server, then delete."""

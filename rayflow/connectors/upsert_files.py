@@ -9,7 +9,7 @@ Changes are collected between barriers. Then each touched bucket is written anew
 with its changes: of every key the last row, unless that is a deletion. The base is what this attempt staged last
 for the bucket, if that is not published yet, else the committed file. So the staged contents of a checkpoint
 that was aborted are contained in the next one's, and several checkpoints may be in flight. A bucket whose last row was
-deleted becomes a file without rows.
+deleted becomes a file without rows. (An empty JSON file, which some readers refuse, goes when the job finishes.)
 
 After a restore nothing of older attempts is looked at: the engine commits the transactions of the restored
 checkpoint, on all subtasks, before any subtask writes, and from then on the committed file of each bucket is

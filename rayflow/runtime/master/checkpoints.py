@@ -190,6 +190,12 @@ class Checkpoints:
         """The newest complete checkpoint."""
         return None if self._coordinator is None else max(self._coordinator.completed, default=None)
 
+    @property
+    def newest_ever(self) -> CheckpointId | None:
+        """The newest checkpoint that was ever completed, by whichever job manager."""
+        done = (CheckpointId(report["id"]) for report in self.reports() if report["status"] == "completed")
+        return max(done, default=None)
+
     def _report_json(self, report: Report) -> dict[str, Any]:
         document = report.to_json(self._ctx.now_ms)
         if report.status == "pending":

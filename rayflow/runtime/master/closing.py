@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rayflow.model.ids import CheckpointId
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
 
 
 class Closing:
-    """One job's end. `document` returns the final job.json; `done` is called last."""
+    """One job's end. `document` returns the final job.json; `done` is called last. Sinks are told whether the job
+    `succeeded`, and its newest complete checkpoint: what that left pending must stay, unless it did."""
 
     def __init__(
         self,
@@ -24,7 +26,12 @@ class Closing:
         document: Callable[[], dict[str, Any]],
         done: Callable[[], None],
         limit_ms: int,
+        *,
+        succeeded: bool,
+        completed: CheckpointId | None,
     ) -> None:
+        self._succeeded = succeeded
+        self._completed = completed
         self._ctx = ctx
         self._records = records
         self._document = document
@@ -48,7 +55,10 @@ class Closing:
         if ctx.attempt > 0:
             for vertex, sink in ctx.job.sinks:
                 try:
-                    sink.payload.finish_job(ctx.job.sink_context(vertex, sink, ctx.attempt))
+                    context = ctx.job.sink_context(
+                        vertex, sink, ctx.attempt, succeeded=self._succeeded, completed=self._completed
+                    )
+                    sink.payload.finish_job(context)
                 except Exception as error:
                     problems.append((sink.name, f"{type(error).__name__}: {error}"))
         return problems

@@ -10,7 +10,7 @@ from rayflow.graph.execution import output_channels, subtasks, subtasks_of
 from rayflow.graph.plan import JobGraph, JobVertex, OperatorSpec
 from rayflow.model.config import JobConfig
 from rayflow.model.errors import ConfigError
-from rayflow.model.ids import Attempt, JobId, SubtaskId
+from rayflow.model.ids import Attempt, CheckpointId, JobId, SubtaskId
 from rayflow.operators.contracts import Sink, SinkContext
 
 
@@ -64,8 +64,16 @@ class Job:
         """Return the subtasks that `subtask` has channels to."""
         return tuple(dict.fromkeys(channel.consumer for channel in output_channels(self.graph, subtask)))
 
-    def sink_context(self, vertex: JobVertex, sink: OperatorSpec, attempt: Attempt) -> SinkContext:
-        """Return the context of the sink's job-level hooks."""
+    def sink_context(
+        self,
+        vertex: JobVertex,
+        sink: OperatorSpec,
+        attempt: Attempt,
+        *,
+        succeeded: bool = False,
+        completed: CheckpointId | None = None,
+    ) -> SinkContext:
+        """Return the context of the sink's job-level hooks; how the job ended is for `finish_job`."""
         return SinkContext(
             job_id=self.job_id,
             attempt=attempt,
@@ -74,4 +82,6 @@ class Job:
             parallelism=vertex.parallelism,
             max_parallelism=self.graph.max_parallelism,
             options=self.flat,
+            succeeded=succeeded,
+            completed_checkpoint=completed,
         )

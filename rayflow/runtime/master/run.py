@@ -383,7 +383,15 @@ class JobRun:
         self.phase = Phase.CLOSING
         state = self.coming_state
         ctx.note(f"job_{state.value.lower()}", f"the job is {state.value}")
-        self._closing = Closing(ctx, self._records, self._document, self._closed, STOP_LIMIT_MS)
+        self._closing = Closing(
+            ctx,
+            self._records,
+            self._document,
+            self._closed,
+            STOP_LIMIT_MS,
+            succeeded=state is JobState.FINISHED,
+            completed=self.checkpoints.newest_ever,
+        )
 
     def _closed(self) -> None:
         if self.ending is not None and self.phase is Phase.CLOSING:

@@ -394,6 +394,21 @@ def test_nan_and_negative_zero_are_one_key_each(tmp_path: Path) -> None:
     assert sorted(upserted(tmp_path / "out").values()) == [2, 2]
 
 
+@pytest.mark.parametrize(("format", "files"), [("parquet", 1), ("csv", 1), ("json", 0)])
+def test_a_bucket_whose_last_row_is_deleted_does_not_trouble_readers(
+    tmp_path: Path, format: Any, files: int
+) -> None:
+    sink = FileSink(tmp_path / "out", format, "upsert", upsert_key=["k"])
+    run(sink, changes((INSERT, "a", 1)), max_parallelism=1)
+    sink = FileSink(tmp_path / "out", format, "upsert", "append", upsert_key=["k"])
+    run(sink, changes((DELETE, "a", 1)), max_parallelism=1)
+    found = committed(tmp_path / "out")
+    assert len(found) == files
+    if found:
+        dataset = ds.dataset([str(tmp_path / "out" / file) for file in found], format=format)
+        assert dataset.to_table().num_rows == 0
+
+
 def test_a_fresh_job_may_continue_an_upsert_data_set(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(upsert_sink(out), changes(*[(INSERT, i, 0) for i in range(50)]))

@@ -37,6 +37,7 @@ class Outside:
     calls: list[str] = field(default_factory=list)
     more: threading.Event = field(default_factory=threading.Event)
     on_commit: Any = None
+    ended: Any = None
 
     def values(self) -> list[int]:
         return [value for values in self.committed.values() for value in values]
@@ -118,6 +119,7 @@ class Transactional(Sink):
 
     def finish_job(self, ctx: SinkContext) -> None:
         self.outside.calls.append("finish_job")
+        self.outside.ended = (ctx.succeeded, ctx.completed_checkpoint)
 
     def open(self, ctx: SinkContext) -> None:
         self.ctx = ctx
@@ -192,6 +194,7 @@ def test_a_bounded_job_commits_every_row_once_and_finishes(outside: Outside) -> 
     assert [c["status"] for c in result.checkpoints] == ["completed"]
     assert result.describe["restarts"] == []
     assert {s["state"] for s in result.describe["subtasks"]} == {"FINISHED"}
+    assert outside.ended == (True, 1)
 
 
 def test_everything_inspecting_commands_get_is_json(outside: Outside) -> None:
@@ -234,6 +237,7 @@ def test_a_function_that_raises_fails_the_job_with_its_place(outside: Outside) -
     assert job_id == result.job_id
     assert "boom" in cause
     assert (operator, location) == ("work", "job.py:7")
+    assert outside.ended == (False, None)
     assert outside.values() == []
     assert outside.calls == ["start_job", "finish_job"]
 
@@ -284,6 +288,9 @@ def test_a_checkpoint_restores_at_another_parallelism(outside: Outside, tmp_path
 
     first = run_local(graph_of(outside), config, on_start=on_start)
     assert first.state is JobState.CANCELLED
+    # What this checkpoint left pending may still be wanted.
+    newest = max(c["id"] for c in first.checkpoints if c["status"] == "completed")
+    assert outside.ended == (False, newest)
     outside.more.set()
     outside.on_commit = None
     graph = graph_of(outside, parallelism=1, workers=3)
