@@ -114,7 +114,7 @@ def test_sessions_with_late_rows_and_allowed_lateness_end_as_if_all_had_come_in_
     late.side_output("late").write_parquet(str(tmp_path / "late"))
     lab.finish(env, batch__rows=200)
     assert lab.rows(tmp_path / "out") == expected
-    assert lab.files(tmp_path / "late") == []
+    assert lab.read(tmp_path / "late").num_rows == 0
 
 
 def test_kept_and_late_rows_are_all_rows(lab: Any, bids: Path, tmp_path: Path) -> None:
