@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -76,10 +77,21 @@ def test_shuffled_rows_and_a_dead_subtask_change_nothing(
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"the shared data set is not at {SHARED}")
-@pytest.mark.parametrize("query", ["q2", "q3", "q8", "q15"])
+@pytest.mark.parametrize("query", ["q2", "q3", "q5", "q7", "q8", "q15"])
 def test_what_flink_computed_over_the_shared_data_comes_out(query: str, tmp_path: Path) -> None:
     outcome = run(query, SHARED, tmp_path / "out", parallelism=2)
     assert difference(pq.read_table(SHARED / "expected" / f"{query}.parquet"), outcome.rows) is None
+
+
+def test_windows_of_processing_time_count_every_bid_once(data: Path, tmp_path: Path) -> None:
+    env = rf.StreamEnvironment(parallelism=2)
+    nexmark.build(env, query="q12", input=str(data / "shuffled"), output=str(tmp_path / "out"))
+    env.execute(local=True)
+    counts = pq.read_table(tmp_path / "out")
+    assert counts.column_names == ["bidder", "bid_count", "starttime", "endtime"]
+    bids = pq.read_table(data / "ordered" / "bid")
+    by_bidder = counts.group_by("bidder").aggregate([("bid_count", "sum")])
+    assert dict(zip(*by_bidder.to_pydict().values(), strict=True)) == Counter(bids["bidder"].to_pylist())
 
 
 def test_events_are_made_without_files(tmp_path: Path) -> None:
