@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from rayflow.operators.contracts import SplitReader as SplitReader
     from rayflow.operators.process_functions import CoProcessFunction as CoProcessFunction
     from rayflow.operators.process_functions import KeyedProcessFunction as KeyedProcessFunction
+    from rayflow.operators.process_functions import ProcessContext as ProcessContext
     from rayflow.operators.states import ListState as ListState
     from rayflow.operators.states import MapState as MapState
     from rayflow.operators.states import ValueState as ValueState
@@ -122,7 +123,7 @@ _MODULES = {
     ),
     "rayflow.model.results": ("JobResult",),
     "rayflow.operators.contracts": ("Sink", "SinkContext", "Source", "Split", "SplitReader"),
-    "rayflow.operators.process_functions": ("CoProcessFunction", "KeyedProcessFunction"),
+    "rayflow.operators.process_functions": ("CoProcessFunction", "KeyedProcessFunction", "ProcessContext"),
     "rayflow.operators.states": ("ListState", "MapState", "ValueState"),
     "rayflow.protocol.commits": ("CommitPermit",),
 }

@@ -20,6 +20,7 @@ from rayflow.graph.plan import Exchange, StreamEdge
 from rayflow.operators.process import Port, ProcessOperator
 from rayflow.operators.process_functions import CoProcessFunction, KeyedProcessFunction, ProcessFunction
 from rayflow.operators.states import declared_states
+from rayflow.operators.untimed import UntimedOperator
 
 if TYPE_CHECKING:
     from rayflow.api.keyed import KeyedStream
@@ -38,6 +39,7 @@ class ConnectedStreams:
         what = "process"
         kind = _function_type(fn, CoProcessFunction, ("process1", "process2"), what)
         (first, first_keys), (second, second_keys) = self._inputs
+        first, second = _untimed_beside(first, second), _untimed_beside(second, first)
         is_broadcast = second._exchange is not None and second._exchange.kind == "broadcast"
         _check_states(kind, has_keys=bool(first_keys), has_broadcast=is_broadcast)
         ports = (
@@ -120,6 +122,15 @@ def _parts(stream: Any) -> tuple[DataStream, tuple[str, ...]]:
     if isinstance(stream, DataStream):
         return stream, ()
     raise plan_error(f"connect: expected a stream; got {stream!r}")
+
+
+def _untimed_beside(stream: DataStream, other: DataStream) -> DataStream:
+    """Return the stream, which does not hold the watermark back where only the other has event time."""
+    if stream._info.time_column is not None or other._info.time_column is None:
+        return stream
+    plain = type(stream)(stream._env, stream._node, stream._info, None, stream._tag)
+    made = plain._then("untimed", UntimedOperator, stream._info)
+    return type(stream)(made._env, made._node, made._info, stream._exchange)
 
 
 def _port(method: str, stream: DataStream, keys: tuple[str, ...], is_broadcast: bool = False) -> Port:

@@ -7,11 +7,19 @@ which a restoring subtask finds its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rayflow.batch.hashing import key_groups
-from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart
+from rayflow.model.times import WATERMARK_MIN
+from rayflow.operators.contracts import OperatorContext
+from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+
+_WATERMARK = "watermark"
 
 
 def keyed_table(
@@ -38,3 +46,26 @@ def restored_batches(
             keys = pa.RecordBatch.from_arrays(batch.columns[:width], schema=key_schema)
             others = batch.select(list(range(width, batch.num_columns)))
             yield keys, others
+
+
+def restored_watermark(restored: Sequence[RestoredPart]) -> int:
+    """Return the watermark (ns) that `watermark_part` wrote, WATERMARK_MIN where there is none."""
+    known = [
+        int(value)
+        for part in restored
+        if part.name == _WATERMARK
+        for value in part.table.column("watermark").unique().to_pylist()
+    ]
+    return min(known, default=WATERMARK_MIN)
+
+
+def watermark_part(ctx: OperatorContext, watermark: int) -> StatePart:
+    """Return the state that is `watermark`, with every key group of the subtask."""
+    groups = np.arange(ctx.key_groups.start, ctx.key_groups.stop, dtype=np.int32)
+    return StatePart(name=_WATERMARK, kind="keyed", build=partial(_watermarks, groups, watermark))
+
+
+def _watermarks(groups: Any, watermark: int) -> pa.Table:
+    # A decimal, since WATERMARK_MAX is beyond 64 bits.
+    values = pa.array([Decimal(watermark)] * len(groups), pa.decimal128(38, 0))
+    return pa.table({"watermark": values, KEY_GROUP_COLUMN: pa.array(groups, pa.int32())})

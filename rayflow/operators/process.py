@@ -27,10 +27,11 @@ import pyarrow as pa
 from rayflow.batch.changelog import visible
 from rayflow.batch.python_values import pylist, row_dicts
 from rayflow.batch.tables import slice_rows
-from rayflow.model.times import WATERMARK_MAX
+from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
 from rayflow.operators.bound_states import Cursor
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import ResultShape, UserFunction
+from rayflow.operators.keyed_parts import restored_watermark, watermark_part
 from rayflow.operators.keyed_states import BroadcastStates, KeyedStates
 from rayflow.operators.process_functions import ProcessContext, ProcessFunction, TimeDomain, TimeFace
 from rayflow.operators.states import declared_states
@@ -117,6 +118,7 @@ class ProcessOperator(Operator):
         self._keyed.restore(ctx, restored)
         vars(fn).update(self._keyed.bound)
         self._context._keys_of = self._keyed.current_keys
+        self._context._watermark = restored_watermark(restored)
         self._cursor.describe_key = lambda: repr(self._context.current_key)
 
     def close(self) -> None:
@@ -125,8 +127,13 @@ class ProcessOperator(Operator):
 
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """See `Operator`."""
-        keyed = [] if self._keyed is None else self._keyed.snapshot(self.ctx)
-        return [*keyed, *self._broadcast.snapshot(self.ctx)]
+        parts = self._broadcast.snapshot(self.ctx)
+        if self._keyed is not None:
+            parts += self._keyed.snapshot(self.ctx)
+            # The end of all input is not: whoever restores this with more input goes on from there.
+            if WATERMARK_MIN < self._context._watermark < WATERMARK_MAX:
+                parts.append(watermark_part(self.ctx, self._context._watermark))
+        return parts
 
     # ---------------------------------------------------------------------------------- rows
 
@@ -185,10 +192,12 @@ class ProcessOperator(Operator):
     def on_watermark(self, watermark: int) -> int | None:
         """Fire the event timers that are due, then pass the watermark on; the last one when processing timers
         have fired too."""
-        self._context._watermark = watermark
-        if watermark == WATERMARK_MAX:
+        # After a restart it begins again, from further back.
+        reached = max(watermark, self._context._watermark)
+        self._context._watermark = reached
+        if reached == WATERMARK_MAX:
             self._limit_firing()
-        self._fire(self._event_timers, "event", watermark // self._face.unit_ns)
+        self._fire(self._event_timers, "event", reached // self._face.unit_ns)
         return None if watermark == WATERMARK_MAX else watermark
 
     def next_timer_ms(self) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX
+from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.operators.bound_states import Cursor
 from rayflow.operators.contracts import OperatorContext
 from rayflow.operators.functions import FunctionContext
@@ -81,7 +81,7 @@ class ProcessContext(FunctionContext):
         self._cursor = cursor
         self._has_event_time = has_event_time
         self._event_timers, self._processing_timers = TimerQueue(), TimerQueue()
-        self._watermark: int | None = None
+        self._watermark = WATERMARK_MIN
         self._row = 0
         self._row_times: list[Any] | None = None
         self._timer: tuple[TimeDomain, datetime] | None = None
@@ -199,9 +199,9 @@ class TimeFace:
         """Return the datetime of milliseconds since the epoch."""
         return self._plain(now_ms * 1_000)
 
-    def watermark(self, watermark: int | None) -> Any:
-        """Return the datetime of a watermark in nanoseconds, None: there was none yet."""
-        if watermark is None:
+    def watermark(self, watermark: int) -> Any:
+        """Return the datetime of a watermark in nanoseconds."""
+        if watermark == WATERMARK_MIN:
             return datetime.min.replace(tzinfo=self._zone)
         if watermark == WATERMARK_MAX:
             return datetime.max.replace(tzinfo=self._zone)

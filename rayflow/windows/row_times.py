@@ -10,9 +10,6 @@ all subtasks wrote the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +17,11 @@ import pyarrow as pa
 from rayflow.model.times import WATERMARK_MIN
 from rayflow.operators.contracts import OperatorContext, Output
 from rayflow.operators.functions import user_error
-from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+from rayflow.operators.keyed_parts import restored_watermark as restored_watermark
+from rayflow.operators.keyed_parts import watermark_part as watermark_part
+from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, in_units, reached, unit_ns
 
-_WATERMARK = "watermark"
 _INT64 = np.iinfo(np.int64)
 
 
@@ -100,26 +98,3 @@ class RowTimes:
     def snapshot(self) -> StatePart:
         """Return the watermark, with every key group."""
         return watermark_part(self._ctx, self._watermark)
-
-
-def restored_watermark(restored: Sequence[RestoredPart]) -> int:
-    """Return the watermark (ns) that `watermark_part` wrote, WATERMARK_MIN where there is none."""
-    known = [
-        int(value)
-        for part in restored
-        if part.name == _WATERMARK
-        for value in part.table.column("watermark").unique().to_pylist()
-    ]
-    return min(known, default=WATERMARK_MIN)
-
-
-def watermark_part(ctx: OperatorContext, watermark: int) -> StatePart:
-    """Return the state that is `watermark`, with every key group of the subtask."""
-    groups = np.arange(ctx.key_groups.start, ctx.key_groups.stop, dtype=np.int32)
-    return StatePart(name=_WATERMARK, kind="keyed", build=partial(_watermarks, groups, watermark))
-
-
-def _watermarks(groups: Any, watermark: int) -> pa.Table:
-    # A decimal, since WATERMARK_MAX is beyond 64 bits.
-    values = pa.array([Decimal(watermark)] * len(groups), pa.decimal128(38, 0))
-    return pa.table({"watermark": values, KEY_GROUP_COLUMN: pa.array(groups, pa.int32())})

@@ -368,3 +368,30 @@ def test_a_value_of_the_wrong_type_fails_the_job_and_says_where(lab: Any, tmp_pa
     assert "value 'many' (str) is no int64" in message
     assert "in process, " in message
     assert "rows at hand" in message
+
+
+def test_a_stream_without_event_time_does_not_hold_timers_back(lab: Any, tmp_path: Path) -> None:
+    def rule(start: int, count: int) -> pa.RecordBatch:
+        return pa.record_batch({"id": range(start, start + count), "limit": [0] * count})
+
+    class Last(Known):
+        def on_timer(self, ts: datetime, ctx: Any) -> Iterator[dict[str, Any]]:
+            yield {"k": ctx.current_key, "v": len(self.waiting)}
+
+    def step(start: int, count: int) -> pa.RecordBatch:
+        times = [T0 + timedelta(seconds=n) for n in range(start, start + count)]
+        ones = [1] * count
+        return pa.record_batch({"k": ones, "v": ones, "t": pa.array(times, pa.timestamp("us"))})
+
+    env = rf.StreamEnvironment(parallelism=2)
+    endless = env.generate(rule, rate_limit=100).broadcast()
+    stream = env.generate(step, rate_limit=500).assign_watermarks(rf.Watermark("t"))
+    made = stream.key_by("k").connect(endless).process(Last, returns={"k": int, "v": int})
+    made.write_parquet(tmp_path / "out")
+
+    def look(running: Any) -> None:
+        if lab.files(tmp_path / "out") or lab.completed(running) > 100:
+            running.master.cancel()
+
+    lab.run(env, on_start=lab.watch(look), checkpoint__interval="50ms")
+    assert lab.read(tmp_path / "out").num_rows > 0

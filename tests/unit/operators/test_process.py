@@ -137,7 +137,7 @@ def test_at_the_end_all_timers_fire_and_only_then_the_last_watermark_is_passed_o
     assert driven.watermarks == [WATERMARK_MAX]
     assert driven.metrics.counter("timers_after_end").value == 1
     assert driven.operator.next_timer_ms() is None
-    assert sum(part.table.num_rows for part in driven.snapshot(1)) == 0
+    assert sum(part.table.num_rows for part in driven.snapshot(1)) == 0, "not even the watermark is kept"
 
 
 def test_timers_that_never_stop_setting_timers_are_an_error_at_the_end(harness: Any) -> None:
@@ -615,3 +615,19 @@ def test_states_and_timers_are_those_of_a_naive_model_whatever_the_restarts(
     for r in driven.rows:
         got[r["k"]].append((r["total"], r["text"], r["items"], r["c"], r["ts"]))
     assert got == model.out
+
+
+def test_the_watermark_is_known_after_a_restart(subtasks: Any) -> None:
+    class Late(rf.KeyedProcessFunction):
+        def process(self, row: Any, ctx: Any) -> Iterator[Any]:
+            yield {"late": ctx.timestamp <= ctx.watermark, "watermark": ctx.watermark}
+
+    driven = subtasks(maker(Late), ["k"])
+    driven.feed(batch(("a", 1, 0)))
+    driven.watermark(5 * S)
+    driven.restart(1, 3)
+    driven.feed(batch(("a", 1, 0), ("b", 6, 0)))
+    driven.watermark(4 * S)
+    driven.feed(batch(("a", 4.5, 0)))
+    assert [r["late"] for r in driven.rows if r["watermark"] == datetime.min] == [False]
+    assert sorted(r["late"] for r in driven.rows if r["watermark"] == at(5)) == [False, True, True]
