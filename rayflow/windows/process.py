@@ -28,6 +28,7 @@ from rayflow.batch.expressions import Expr
 from rayflow.batch.nodes import Node
 from rayflow.batch.python_values import pylist, row_dicts
 from rayflow.batch.tables import slice_rows
+from rayflow.model.times import WATERMARK_MIN
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import FunctionContext, ResultShape, UserFunction
 from rayflow.operators.map_batches import BatchFormat, as_format, as_table, is_many
@@ -144,7 +145,7 @@ class ProcessWindowsOperator(Operator):
             self._call = self._call.process
         self._side_shapes = {tag: ResultShape(self._function, of) for tag, of in ctx.side_outputs.items()}
         self._context = WindowContext(ctx, self._put_aside)
-        self._context.watermark = self._face.watermark(None)
+        self._context.watermark = self._face.watermark(WATERMARK_MIN)
         few = replace(ctx, batch_rows=min(ctx.batch_rows, _WINDOWS_AT_ONCE))
         self._windows.open(few, _ToFunction(self._process_windows, out), restored)
 
