@@ -72,6 +72,37 @@ def test_a_running_aggregate_joins_as_its_last_rows(lab: Any, how: Any) -> None:
     assert lab.bag(got.execute_and_collect(local=True)) == expected
 
 
+@pytest.mark.parametrize("how", ["inner", "full"])
+def test_two_running_aggregates_join_and_the_result_is_grouped_anew(lab: Any, how: Any) -> None:
+    a, b = random_table(200, 11, "abcdef"), random_table(200, 12, "defghi")
+    made = env(3, 5)
+    left = made.from_arrow(a).key_by("k").aggregate(n=rf.count())
+    right = made.from_arrow(b).key_by("k").aggregate(m=rf.count(), f=col("f").sum())
+    joined = left.join(right, on="k", how=how)
+    got = joined.key_by("m").aggregate(rows=rf.count(), n=col("n").sum(), f=col("f").max())
+    expected = sql_rows(
+        f"""select m, count(*), sum(n), max(f) from (select k, count(*) n from a group by k) a {how} join
+        (select k, count(*) m, sum(f) f from b group by k) b on a.k = b.k group by m""",
+        a=a,
+        b=b,
+    )
+    assert lab.bag(got.execute_and_collect(local=True)) == expected
+
+
+def test_the_best_joined_rows_of_a_key(lab: Any) -> None:
+    a, b = random_table(100, 13, "abc"), random_table(60, 14, "bcd").select(["k", "v"])
+    made = env(2, 9)
+    joined = made.from_arrow(a).join(made.from_arrow(b), on="k", how="left").select("k", "t", "v_right")
+    got = joined.key_by("k").top_n(3, order_by=[col("t").desc(), col("v_right").desc()])
+    expected = sql_rows(
+        """select a.k, a.t, b.v from a left join b on a.k = b.k qualify row_number() over
+        (partition by a.k order by a.t desc, b.v desc nulls last) <= 3""",
+        a=a,
+        b=b,
+    )
+    assert lab.bag(got.execute_and_collect(local=True)) == expected
+
+
 def test_a_stream_joins_itself_and_joins_follow_joins(lab: Any) -> None:
     a = random_table(60, 8)
     made = env(2, 9)
