@@ -192,10 +192,11 @@ class JoinPlan:
         with at_user_line():
             check_key_type(left.name, left.type)
         if left.type != right.type:
+            cast, to = (left, right) if _width(left.type) < _width(right.type) else (right, left)
             raise plan_error(
                 f"{self.what}: column {left.name!r} is {left.type} on the left, column {right.name!r} is "
                 f"{right.type} on the right; cast one of them, such as "
-                f".with_columns({right.name}=col({right.name!r}).cast({_type_call(left.type)}))"
+                f".with_columns({cast.name}=col({cast.name!r}).cast({_type_call(to.type)}))"
             )
 
     @property
@@ -378,8 +379,17 @@ def _changes(stream: Steps, what: str) -> Changes:
     return Changes(tuple(schema.names), counted=True)
 
 
+def _width(type_: pa.DataType) -> int:
+    return int(type_.bit_width) if pa.types.is_primitive(type_) or pa.types.is_decimal(type_) else 1 << 30
+
+
 def _type_call(type_: pa.DataType) -> str:
+    """Return how the type is written in Python, for the usual ones."""
+    text = str(type_)
     if pa.types.is_timestamp(type_):
         zone = f", {type_.tz!r}" if type_.tz else ""
         return f"pa.timestamp({type_.unit!r}{zone})"
-    return f"pa.{type_}()" if str(type_).isidentifier() else f"{str(type_)!r}"
+    if pa.types.is_decimal(type_):
+        return f"pa.{text}"
+    names = {"double": "float64", "float": "float32", "halffloat": "float16", "bool": "bool_"}
+    return f"pa.{names.get(text, text)}()" if text.isidentifier() else f"a type equal to {text}"

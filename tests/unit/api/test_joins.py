@@ -96,6 +96,9 @@ def test_an_upsert_input_shows_its_old_rows_where_their_join_key_may_change(
             r"'n' is int64 on the left, column 'n' is int32 on the right; cast one of them, such as "
             r"\.with_columns\(n=col\('n'\)\.cast\(pa\.int64\(\)\)\)",
         ),
+        (lambda a, b: b.join(a, on="n"), r"such as \.with_columns\(n=col\('n'\)\.cast\(pa\.int64\(\)\)\)"),
+        (lambda a, b: a.join(b, on={"x": "n"}), r"n=col\('n'\)\.cast\(pa\.float64\(\)\)"),
+        (lambda a, b: a.join(b, on={"t": "k"}), r"t=col\('t'\)\.cast\(pa\.string\(\)\)"),
         (lambda a, b: a.join(b, on=[]), "expected one or more columns"),
         (lambda a, b: a.join(b, on=["k", "k"]), "none of them twice"),
         (lambda a, b: a.join(b, on=5), "expected a column's name, a list of names, or {'left': 'right'}"),
