@@ -367,6 +367,10 @@ class Task:
 
     def emit_idle(self) -> None:
         """The chain has nothing to say about event time for now, once it owes no rows."""
+        if self._input_ended:
+            # The end says more, and nothing may follow it.
+            self._owes_idle = False
+            return
         self._owes_idle = not self._chain.drained()
         if not self._owes_idle:
             self._broadcast(IdleFrame())

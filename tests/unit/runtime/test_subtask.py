@@ -31,6 +31,7 @@ from rayflow.runtime.messages import (
     Frame,
     Heartbeat,
     HeartbeatAnswered,
+    IdleFrame,
     InputsEnded,
     OpenFrame,
     PeerLost,
@@ -476,6 +477,33 @@ def test_the_end_of_all_inputs_waits_for_what_is_held_and_barriers_are_served_me
     held.let_go = True
     world.run()
     assert len(world.of(InputsEnded)) == 1
+
+
+class StepsAside(Doubling):
+    """Says at every turn that it is idle, its input's end or not."""
+
+    def next_timer_ms(self) -> int | None:
+        return 0 if self.words else None
+
+    def open(self, *args: Any) -> None:
+        super().open(*args)
+        self.words = 3
+
+    def end(self) -> None:
+        self.words = 3
+
+    def on_timer(self, now_ms: int) -> None:
+        self.words -= 1
+        self.out.emit_idle()
+
+
+def test_nothing_follows_the_end_not_even_word_of_being_idle() -> None:
+    world = running_source(work=StepsAside)
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run()
+    kinds = [type(f) for _, f in world.frames]
+    assert IdleFrame in kinds
+    assert kinds[-1] is EndFrame
 
 
 def test_splits_know_themselves_over_json() -> None:
