@@ -94,6 +94,31 @@ def test_late_rows_go_to_the_side_output_with_the_inputs_columns(lab: Any, tmp_p
     assert 3 in aside
 
 
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("where", ["source", "stream"])
+def test_a_time_far_in_the_future_closes_no_window_and_is_in_none(lab: Any, rows: int, where: str) -> None:
+    seconds = list(range(100))
+    seconds[3] = seconds[40] = seconds[99] = 10**9
+    table = pa.table(
+        {
+            "k": ["a"] * 100,
+            "t": pa.array([BASE + timedelta(seconds=s) for s in seconds], pa.timestamp("ms")),
+        }
+    )
+    watermark = rf.Watermark("t", delay="1s", max_ahead="10s")
+    e = env(1, rows)
+    if where == "source":
+        read = e.from_arrow(table, watermark=watermark)
+    else:
+        read = e.from_arrow(table).assign_watermarks(watermark)
+    windows = read.key_by("k").window(rf.Tumbling("1m")).allowed_lateness("0s", late_to="late")
+    minutes = windows.aggregate(n=rf.count())
+    assert sorted(minutes.execute_and_collect(local=True)["n"].to_pylist()) == [39, 58]
+    # Late they are, and put aside, without the time that was not believed.
+    late = minutes.side_output("late").execute_and_collect(local=True)
+    assert late["t"].to_pylist() == [None] * 3
+
+
 @pytest.mark.parametrize("spec", [rf.Tumbling("1m"), rf.Sliding("1m", "20s"), rf.Sliding("5m", "3s")])
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_late_rows_within_the_allowed_lateness_update_results(
@@ -239,6 +264,11 @@ def test_mistakes_are_plan_errors_at_the_users_line(make: Any, message: str) -> 
     with pytest.raises(rf.PlanError, match=message) as caught:
         make(keyed).aggregate(n=rf.count())
     assert "test_windows.py" in str(caught.value.location)
+
+
+def test_a_watermark_must_be_less_behind_than_times_may_be_ahead() -> None:
+    with pytest.raises(rf.PlanError, match="must be longer than delay"):
+        rf.Watermark("t", delay="1m", max_ahead="10s")
 
 
 def test_event_time_windows_ask_for_a_watermark() -> None:
