@@ -69,10 +69,11 @@ class Lab:
         **settings: Any,
     ) -> LocalResult:
         """Execute the environment's sinks; `checkpoint__interval="20ms"` sets `checkpoint.interval`."""
-        config = {**env.config, **{key.replace("__", "."): value for key, value in settings.items()}}
+        # Before the plan is made: the sources' rate limit is part of it.
+        env.config.update({key.replace("__", "."): value for key, value in settings.items()})
         return run_local(
             env.plan(),
-            config,
+            env.config,
             on_start=on_start,
             restore_from=None if restore_from is None else str(restore_from),
             allow_duplicates=allow_duplicates,
