@@ -51,6 +51,8 @@ class Watcher:
                     self.seen.append(found)
         except BaseException as error:
             self._error = error
+            # Whoever looks may be who ends the job: one without an end would run for ever.
+            job.master.cancel()
 
 
 class Lab:
