@@ -45,14 +45,16 @@ from rayflow.protocol.alignment import (
 )
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.rate import RateLimiter
-from rayflow.protocol.watermarks import (
-    AdvanceWatermark,
+from rayflow.protocol.watermark_merging import (
     ChannelEnded,
     ChannelIdled,
     ChannelResumed,
-    GoIdle,
     WatermarkArrived,
     WatermarkMerger,
+)
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    GoIdle,
 )
 from rayflow.runtime.chain import Chain
 from rayflow.runtime.gate import InputGate
