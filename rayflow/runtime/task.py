@@ -376,6 +376,8 @@ class Task:
         self._owes_idle = not self._chain.drained()
         if not self._owes_idle:
             self._broadcast(IdleFrame())
+            # Now: where time alone made it idle, nothing may come that would have it sent later.
+            self._pump()
 
     def _broadcast(self, frame: Frame) -> None:
         for edge in self._parts.edges:
