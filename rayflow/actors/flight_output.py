@@ -91,10 +91,9 @@ class OutputStream:
                 self._write(frame)
             self._writer.write_metadata(BYE_MESSAGE)
             self._writer.done_writing()
-            # Waits for the consumer: to drop the stream now would cancel what is under way.
-            self._end.read_chunk()
-        except StopIteration:
-            pass
+            # Waits for the consumer, whose end is the answer: to drop the stream now would cancel what is under way.
+            with suppress(StopIteration):
+                self._end.read_chunk()
         except Exception as e:
             self._fail(e)
         finally:

@@ -17,6 +17,9 @@
 | `specs` | `Watermark` |
 | `window_specs`, `window_plan`, `time_windows` | windows and triggers; a windowed stream's plan; tumbling and sliding |
 | `row_windows`, `window_functions` | sessions, count windows, the global window; functions of whole windows |
+| `aggregations`, `reducing` | `name=aggregate` arguments; `reduce` |
+| `async_functions`, `side_outputs` | what `map_async` may be asked; tags and their rows |
+| `plan_builder` | the stream graph as it grows, and its planning |
 | `planning` | what is known of a stream, and errors at the user's line |
 | `pruning` | columns that nobody reads are not read from files |
 | `execution` | running a plan, here or on Ray, and collecting rows |

@@ -10,7 +10,10 @@ Everything here is a function of its arguments: no state of a job, no I/O, no cl
 | `partition` | splitting batches among the consumers of an exchange |
 | `expressions` | what users write: `col`, `lit`, `when` and their methods |
 | `nodes`, `kernels` | how expressions are evaluated: trees over Arrow kernels |
+| `event_times` | which event times can be believed |
+| `modulo` | `%` and its truncating sister |
 | `ordering` | what rows are ordered by: `col("x").desc()` |
 | `python_values`, `type_hints` | Arrow values and types as users' Python sees and writes them |
+| `user_aggregates` | aggregates that users write |
 | `aggregates` | what an aggregate computes, and its result type |
 """

@@ -5,6 +5,8 @@
 | `submitting` | `submit`: a job graph becomes a running job |
 | `finding` | `connect`, `Client`: jobs by id or name |
 | `handle` | `JobHandle`: one job, running or ended |
+| `stored_job` | an ended job, as its metadata on storage tells it |
+| `processes` | processes by pid and start time |
 | `ray_session` | which Ray cluster this process talks to; a local one of its own where there is none |
 | `local_cluster` | `rayflow cluster up`, `status`, `down` |
 | `home`, `registry` | what is kept in the user's data folder |

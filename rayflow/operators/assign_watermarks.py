@@ -16,15 +16,17 @@ from rayflow.batch.event_times import believed_times
 from rayflow.model.errors import PlanError
 from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.operators.contracts import Operator, OperatorContext, Output
-from rayflow.protocol.watermarks import (
-    AdvanceWatermark,
+from rayflow.protocol.split_watermarks import (
     CapMoved,
-    GoIdle,
     ReadingResumed,
     RowsRead,
     SplitOpened,
     SplitWatermarks,
     Ticked,
+)
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    GoIdle,
     WatermarkCommand,
 )
 from rayflow.state.parts import RestoredPart, StatePart

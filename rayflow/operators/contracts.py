@@ -110,7 +110,9 @@ class Operator(ABC):
 
     def drained(self) -> bool:
         """Whether everything that came in has been emitted. False while rows or a watermark wait for more
-        than the next call: what must not overtake them (the end of the stream, word of being idle) waits."""
+        than the next call: what must not overtake them (the end of the stream, word of being idle) waits. Not owed
+        is what only further rows or a watermark of the inputs will bring out, nor what has no event time (windows by
+        the clock), nor the timers of a user, who may set the next one in each."""
         return True
 
     def next_timer_ms(self) -> int | None:

@@ -16,7 +16,8 @@ dropped and counted, and the event's docstring says so.
 | `key_groups` | which subtask owns which keys |
 | `credit` | how much each producer may send: bounded memory, no channel starved |
 | `alignment` | when a task with several inputs may snapshot |
-| `watermarks` | how far event time has come, at sources and where channels meet |
+| `split_watermarks`, `watermark_merging` | how far event time has come: at a source, and where channels meet |
+| `watermarks` | what both say |
 | `splits` | which source subtask reads what, and how far event time may go meanwhile |
 | `sequencing` | what is stale, repeated or missing |
 | `coordinator` (values in `checkpointing`) | when checkpoints begin, are complete, and go |

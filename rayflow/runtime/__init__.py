@@ -1,1 +1,16 @@
-"""TODO(layer docstring)."""
+"""The engines behind ports, without Ray: each is driven by `step(now)`, in production as in simulation.
+
+| module | has |
+|---|---|
+| `job_master`, `master` | the engine that runs one job, and what it is made of |
+| `subtask` | the engine of one subtask, over all its attempts |
+| `assembly`, `task` | what one attempt is built from; its one attempt, running |
+| `gate`, `chain`, `outputs` | rows in, through the operators, and out |
+| `source_driver` | reads a source's splits and makes its watermarks |
+| `snapshots` | state to storage and back |
+| `messages`, `ports` | what the engines tell each other, and what they need from the world |
+| `stepping`, `task_thread`, `accounting` | what a step tells its driver; the thread that drives; where its time goes |
+| `faults` | which failures a restart would meet again |
+| `clock`, `io_pool`, `event_loop` | ports as production has them |
+| `local`, `local_transport` | the whole in one process |
+"""

@@ -139,7 +139,7 @@ class CheckpointAborted:
 class AssignSplits:
     """To a source subtask: read these splits too. `cap`: no unassigned split holds rows at or before this
     event time (ns); `no_more`: nothing will follow, so the source ends when its splits have; `others`: see
-    `protocol.watermarks.OthersMoved`."""
+    `protocol.split_watermarks.OthersMoved`."""
 
     attempt: Attempt
     uid: str

@@ -10,7 +10,7 @@ Splits that end (files) are read one after the other, so that few files are open
 (partitions) are read in turns, and the driver goes on asking for more of them.
 
 Watermarks follow API.md section 3: per split, largest time − delay − 1 unit; over splits, the minimum; never past
-the *cap*, before which no split that has yet to be read holds rows (`protocol.watermarks.SplitWatermarks`).
+the *cap*, before which no split that has yet to be read holds rows (`protocol.split_watermarks.SplitWatermarks`).
 
 With `max_drift` a split that is too far ahead is passed over until the slowest one has caught up. Subtasks hear of
 each other's slowest splits through the master (`progress`), a few times a second.
@@ -36,10 +36,8 @@ from rayflow.model.times import NANOS_PER_UNIT, WATERMARK_MAX, WATERMARK_MIN
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Source, Split, SplitReader
 from rayflow.protocol.rate import RateLimiter
-from rayflow.protocol.watermarks import (
-    AdvanceWatermark,
+from rayflow.protocol.split_watermarks import (
     CapMoved,
-    GoIdle,
     OthersMoved,
     ReadingResumed,
     RowsRead,
@@ -47,6 +45,10 @@ from rayflow.protocol.watermarks import (
     SplitOpened,
     SplitWatermarks,
     Ticked,
+)
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    GoIdle,
 )
 from rayflow.runtime.messages import AssignSplits
 from rayflow.state.manifest import SplitState

@@ -45,14 +45,16 @@ from rayflow.protocol.alignment import (
 )
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.rate import RateLimiter
-from rayflow.protocol.watermarks import (
-    AdvanceWatermark,
+from rayflow.protocol.watermark_merging import (
     ChannelEnded,
     ChannelIdled,
     ChannelResumed,
-    GoIdle,
     WatermarkArrived,
     WatermarkMerger,
+)
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    GoIdle,
 )
 from rayflow.runtime.chain import Chain
 from rayflow.runtime.gate import InputGate
@@ -374,6 +376,8 @@ class Task:
         self._owes_idle = not self._chain.drained()
         if not self._owes_idle:
             self._broadcast(IdleFrame())
+            # Now: where time alone made it idle, nothing may come that would have it sent later.
+            self._pump()
 
     def _broadcast(self, frame: Frame) -> None:
         for edge in self._parts.edges:

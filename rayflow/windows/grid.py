@@ -50,15 +50,6 @@ class WindowGrid:
         slices: I64 = (ticks - self.offset) // self.slice_size
         return slices
 
-    def is_near_the_end(self, ticks: I64) -> bool:
-        """Whether int64 cannot hold the bounds of the windows of some of these instants."""
-        margin = self.size + self.slide + self.offset
-        return int(ticks.min()) < _INT64.min + margin or int(ticks.max()) > _INT64.max - margin
-
-    def slice_start(self, slices: I64) -> I64:
-        """Return the instants at which slices begin."""
-        return slices * self.slice_size + self.offset
-
     def first_window(self, slices: I64) -> I64:
         """Return the number of the first window of every slice."""
         return (slices - self.per_window) // self.step + 1

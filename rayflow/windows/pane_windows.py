@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.model.times import WATERMARK_MAX
 from rayflow.operators.contracts import OperatorContext, Output
 from rayflow.operators.keyed_parts import keyed_table, restored_batches
 from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregates
@@ -139,6 +140,13 @@ class PaneWindows(TimeWindowOperator):
     def _next_window(self, begin: int) -> int | None:
         return self._panes.next_pane(begin)
 
+    def on_watermark(self, watermark: int) -> int | None:
+        """See `TimeWindowOperator`. At the end all has been shown."""
+        passed_on = super().on_watermark(watermark)
+        if watermark == WATERMARK_MAX:
+            self._early_at_ms = None
+        return passed_on
+
     def next_timer_ms(self) -> int | None:
         """See `Operator`."""
         times = (super().next_timer_ms(), self._early_at_ms)
@@ -151,6 +159,10 @@ class PaneWindows(TimeWindowOperator):
             self._early_at_ms = None
             slots = np.flatnonzero(self._changed.values)
             self._show(slots[np.argsort(self._panes.panes_of(slots), kind="stable")])
+
+    def drained(self) -> bool:
+        """See `Operator`. Early results that the clock will show are owed."""
+        return self._early_at_ms is None
 
     def _arm(self) -> None:
         every = self._windows.early_ms

@@ -160,6 +160,10 @@ class ProcessWindowsOperator(Operator):
         self._context.watermark = self._face.watermark(watermark)
         return self._windows.on_watermark(watermark)
 
+    def drained(self) -> bool:
+        """See `Operator`."""
+        return self._windows.drained()
+
     def next_timer_ms(self) -> int | None:
         """See `Operator`."""
         return self._windows.next_timer_ms()

@@ -180,6 +180,8 @@ class SessionWindowOperator(Operator):
         if not self._by_clock or watermark >= WATERMARK_MAX:
             self._times.advance(watermark)
             self._show_complete()
+        if watermark >= WATERMARK_MAX:
+            self._early_due_ms = None
         return watermark
 
     def _show_complete(self) -> None:
@@ -214,6 +216,10 @@ class SessionWindowOperator(Operator):
         if self._early_due_ms is not None and now_ms >= self._early_due_ms:
             self._early_due_ms = None
             self._show(self._table.dirty())
+
+    def drained(self) -> bool:
+        """See `Operator`. Early results that the clock will show are owed."""
+        return self._early_due_ms is None
 
     def _show(self, slots: I64) -> None:
         starts, lasts = self._table.bounds(slots)

@@ -133,10 +133,15 @@ class _Killer:
             self._thread.join(10)
 
     def _watch(self, job: LocalJob) -> None:
+        try:
+            self._kill(job)
+        finally:
+            self.all_dead.touch()  # whatever happened here: without it the job would not end
+
+    def _kill(self, job: LocalJob) -> None:
         survived = 0
         while self._kills and not job.master.closed and not self._over.wait(0.01):
             completed = int(job.master.describe()["checkpoints"]["completed"])
-            subtasks = sorted((s for s in job.cluster._workers if s.vertex != "open"), key=str)
+            subtasks = sorted((s for s in list(job.cluster._workers) if s.vertex != "open"), key=str)
             if completed > survived and subtasks and job.cluster.crash(self._random.choice(subtasks)):
                 survived, self._kills = completed, self._kills - 1
-        self.all_dead.touch()

@@ -97,6 +97,10 @@ class BroadcastJoinOperator(Operator):
         self._watermark = watermark
         return None if self._holding else watermark
 
+    def drained(self) -> bool:
+        """See `Operator`. What waits for the end of the right side needs no further rows."""
+        return not self._holding or (self._watermark is None and len(self._held) == 0)
+
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return the held rows, and on one subtask the table."""
         held, table = self._held.freeze(), self._table.freeze()

@@ -3,6 +3,12 @@
 | module | has |
 |---|---|
 | `job` | facts about the job that never change: graph, configuration, subtasks, sources, sinks |
+| `run`, `phases` | the job's life: its phases, and what moves between them |
+| `context` | what the parts of one running master share |
+| `opening`, `deployment` | from the end of one attempt to the next; every subtask into it |
+| `running`, `board` | a running attempt, and how far each subtask has come in it |
+| `restarts`, `closing` | whether another attempt follows a failure; the end of the job |
+| `records` | the job's metadata on storage, up to date |
 | `background` | work on the I/O pool, answered on the master's own thread |
 | `storage` | the job's directory on checkpoint storage: attempts, metadata, manifests (blocking) |
 | `beginning` | what happens before an attempt deploys: claim, sink hooks, choice of the checkpoint (blocking) |

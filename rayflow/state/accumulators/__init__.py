@@ -2,6 +2,7 @@
 
 `base` is the contract, `parts` the arrays and pools they are made of; `numeric`, `extremes`, `ordered` and
 `collections` the aggregates; `sketches` the approximate ones, on `objects` by slot, with `sketch_kernels`;
-`compensated` and `multiset` those from which rows can be taken back, `kernels` their loops; `making` chooses
-among them; `columns` binds a list of aggregate expressions to the columns of a stream.
+`compensated` and `multiset` those from which rows can be taken back, `kernels` their loops; `user_states`
+those that users write; `making` chooses among them; `columns` binds a list of aggregate expressions to the
+columns of a stream.
 """

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,6 @@ import pyarrow as pa
 
 I64 = npt.NDArray[np.int64]
 Columns = list[tuple[str, pa.Array]]
-
-
-class Part(Protocol):
-    """Something indexed by slot that an accumulator is made of."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory held."""
-
-    def reserve(self, slot_limit: int) -> None:
-        """Make room for slots below `slot_limit`."""
-
-    def clear(self, slots: I64) -> None:
-        """Reset `slots`."""
-
-    def freeze(self) -> Any:
-        """Return a copy that later changes do not touch."""
 
 
 class Accumulator(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import Counter
@@ -21,7 +22,8 @@ OnStart = Callable[[LocalJob], None]
 
 
 class Watcher:
-    """Calls `look(job)` again and again, on a thread of its own, while the job runs; keeps what it returns."""
+    """Calls `look(job)` again and again, on a thread of its own, while the job runs; keeps what it returns. If it
+    raises the job is cancelled, and `stop` raises the same."""
 
     def __init__(self, look: Callable[[LocalJob], Any], every_s: float) -> None:
         self.seen: list[Any] = []
@@ -51,7 +53,7 @@ class Watcher:
                     self.seen.append(found)
         except BaseException as error:
             self._error = error
-            # Whoever looks may be who ends the job: one without an end would run for ever.
+            # The job may wait for something that only `look` would have done.
             job.master.cancel()
 
 
@@ -107,8 +109,10 @@ class Lab:
 
     @staticmethod
     def files(path: Path, suffix: str = "parquet") -> list[Path]:
-        """Return the committed files: those with the format's suffix, at any depth."""
-        return sorted(path.rglob(f"*.{suffix}"))
+        """Return the committed files: those with the format's suffix, at any depth. While a job runs, folders of its
+        pending files come and go: `os.walk` passes over one that has just gone, `Path.rglob` raises."""
+        found = ((Path(folder), name) for folder, _, names in os.walk(path) for name in names)
+        return sorted(folder / name for folder, name in found if name.endswith(f".{suffix}"))
 
     @classmethod
     def read(cls, path: Path, suffix: str = "parquet", **options: Any) -> pa.Table:

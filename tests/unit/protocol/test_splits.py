@@ -7,6 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
+from rayflow.protocol.split_watermarks import (
+    CapMoved,
+    RowsRead,
+    SplitFinished,
+    SplitOpened,
+    SplitWatermarks,
+)
 from rayflow.protocol.splits import (
     AssignSplit,
     MoveCap,
@@ -18,16 +25,13 @@ from rayflow.protocol.splits import (
     SplitsRestored,
     SubtasksReset,
 )
-from rayflow.protocol.watermarks import (
-    AdvanceWatermark,
-    CapMoved,
+from rayflow.protocol.watermark_merging import (
     ChannelEnded,
-    RowsRead,
-    SplitFinished,
-    SplitOpened,
-    SplitWatermarks,
     WatermarkArrived,
     WatermarkMerger,
+)
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
 )
 
 

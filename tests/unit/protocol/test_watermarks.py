@@ -5,13 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
-from rayflow.protocol.watermarks import (
-    AdvanceWatermark,
+from rayflow.protocol.split_watermarks import (
     CapMoved,
-    ChannelEnded,
-    ChannelIdled,
-    ChannelResumed,
-    GoIdle,
     OthersMoved,
     ReadingResumed,
     RowsRead,
@@ -19,8 +14,17 @@ from rayflow.protocol.watermarks import (
     SplitOpened,
     SplitWatermarks,
     Ticked,
+)
+from rayflow.protocol.watermark_merging import (
+    ChannelEnded,
+    ChannelIdled,
+    ChannelResumed,
     WatermarkArrived,
     WatermarkMerger,
+)
+from rayflow.protocol.watermarks import (
+    AdvanceWatermark,
+    GoIdle,
 )
 
 MS = 1_000_000
@@ -89,10 +93,10 @@ def test_watermarks_of_a_channel_never_go_back_or_come_after_its_end(channels, r
     a, b = channels(2)
     merger = WatermarkMerger((a, b))
     merger.handle(WatermarkArrived(a, 10))
-    refused(merger, WatermarkArrived(a, 9), "invariant 2")
+    refused(merger, WatermarkArrived(a, 9), "invariant M1")
     merger.handle(ChannelEnded(a))
     for event in (WatermarkArrived(a, 11), ChannelIdled(a), ChannelResumed(a), ChannelEnded(a)):
-        refused(merger, event, "invariant 2")
+        refused(merger, event, "invariant M1")
 
 
 @pytest.mark.parametrize("idle_first", [True, False])
@@ -265,9 +269,9 @@ def test_how_far_ahead_a_time_is_believed():
 def test_only_open_splits_are_read_and_each_is_opened_once(refused):
     machine = source()
     for event in (RowsRead("a", 1, 0), SplitFinished("a")):
-        refused(machine, event, "invariant 7")
+        refused(machine, event, "invariant S2")
     machine.handle(SplitOpened("a"))
-    refused(machine, SplitOpened("a"), "invariant 7")
+    refused(machine, SplitOpened("a"), "invariant S2")
 
 
 SPLIT_STEPS = st.lists(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from rayflow.connectors.memory_sources import RowsSource
-from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec
+from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, TimeSpec
 from rayflow.model.errors import StorageError
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
 from rayflow.operators.contracts import Operator, Source, Split
@@ -504,6 +505,22 @@ def test_nothing_follows_the_end_not_even_word_of_being_idle() -> None:
     kinds = [type(f) for _, f in world.frames]
     assert IdleFrame in kinds
     assert kinds[-1] is EndFrame
+
+
+def test_word_of_being_idle_leaves_at_once_where_time_alone_gave_rise_to_it() -> None:
+    empty = pa.table({"t": pa.array([], pa.timestamp("ms"))})
+    message = deploy(SOURCE, source=RowsSource(empty))
+    first, *others = message.graph.vertices
+    timed = replace(first.operators[0], time=TimeSpec(column="t", delay=0, idle_after=50_000_000))
+    vertices = (replace(first, operators=(timed, *first.operators[1:])), *others)
+    world = World(SOURCE)
+    world.engine.post(replace(message, graph=replace(message.graph, vertices=vertices)))
+    world.engine.post(Start(Attempt(1)))
+    world.run(1_000)
+    assert world.engine.step(1_000).wake_at_ms == 1_050
+    # No message comes, and no second step need follow this one: the master has yet to find the splits.
+    world.engine.step(1_050)
+    assert world.frames[-1] == (CHANNEL, IdleFrame())
 
 
 def test_splits_know_themselves_over_json() -> None:

@@ -122,6 +122,36 @@ def test_changed_results_are_shown_every_so_often_and_once_more_at_the_end(
     assert last == [(INSERT, 1), (UPDATE_BEFORE, 1), (UPDATE_AFTER, 2), (UPDATE_BEFORE, 2), (UPDATE_AFTER, 3)]
 
 
+def early(kit: Any, harness: Any) -> Any:
+    windows = TimeWindows(keys=("k",), size_ns=10 * MS, slide_ns=10 * MS, time_column="t", early_ms=100)
+    aggregates = [("count", kit.aggregates["count"][0])]
+    driven = harness(lambda: time_window_operator(windows, aggregates, kit.schema), now_ms=lambda: 5)
+    assert driven.operator.drained()
+    driven.feed(kit.batch([row(1.0, 0, 1)]))
+    assert not driven.operator.drained()
+    return driven
+
+
+def test_an_early_result_is_owed_until_the_clock_has_shown_it(kit: Any, harness: Any) -> None:
+    driven = early(kit, harness)
+    driven.operator.on_timer(100)
+    assert driven.operator.drained()
+    assert len(driven.rows) == 1
+
+
+def test_the_end_does_not_wait_for_an_early_result(kit: Any, harness: Any) -> None:
+    driven = early(kit, harness).watermark(WATERMARK_MAX)
+    assert driven.operator.drained()
+    assert driven.operator.next_timer_ms() is None
+
+
+def test_windows_by_the_clock_hold_no_event_time_back(kit: Any, harness: Any) -> None:
+    windows = TimeWindows(keys=("k",), size_ns=10 * MS, slide_ns=10 * MS)
+    aggregates = [("count", kit.aggregates["count"][0])]
+    driven = harness(lambda: time_window_operator(windows, aggregates, kit.schema), now_ms=lambda: 5)
+    assert driven.feed(kit.batch([row(1.0, 0)])).operator.drained()
+
+
 def test_a_result_that_was_shown_as_it_is_does_not_come_again_at_the_end(kit: Any, harness: Any) -> None:
     windows = TimeWindows(keys=("k",), size_ns=10 * MS, slide_ns=10 * MS, time_column="t", early_rows=2)
     aggregates = [("count", kit.aggregates["count"][0])]

@@ -74,12 +74,15 @@ def test_a_trigger_by_the_clock_shows_what_changed(harness: Any) -> None:
     assert driven.operator.next_timer_ms() is None
     driven.feed(batch(("a", None, 1), ("b", None, 1)))
     assert driven.operator.next_timer_ms() == 1050
+    assert not driven.operator.drained()
     driven.operator.on_timer(1050)
+    assert driven.operator.drained()
     driven.feed(batch(("a", None, 1)))
     driven.operator.on_timer(1050)
     assert shown(driven) == [("+I", "a", 1), ("+I", "b", 1), ("+U", "a", 2)]
     driven.watermark(WATERMARK_MAX)
     assert (len(driven.rows), driven.operator.next_timer_ms()) == (3, None)
+    assert driven.operator.drained()
 
 
 @given(

@@ -56,6 +56,15 @@ def values(rows: list[dict[str, Any]], ctx: Any) -> dict[str, Any]:
     return {"n": len(rows), "values": [row["v"] for row in rows]}
 
 
+def test_windows_owe_their_results_until_the_function_has_seen_them(harness: Any) -> None:
+    driven = harness(maker(values, session(early_ns=100 * MS)), now_ms=lambda: 5000)
+    driven.feed(batch(("a", 0, 1)))
+    assert not driven.operator.drained()
+    driven.operator.on_timer(5100)
+    assert driven.operator.drained()
+    assert [row["values"] for row in driven.rows] == [[1]]
+
+
 def test_the_function_gets_all_rows_of_a_window_in_order_of_time(harness: Any) -> None:
     seen: list[Any] = []
 

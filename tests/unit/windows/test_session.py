@@ -254,11 +254,20 @@ def test_early_results_by_the_clock(harness: Any) -> None:
     assert driven.operator.next_timer_ms() is None
     driven.feed(batch((1.0, 0, 1)))
     assert driven.operator.next_timer_ms() == 5100
+    assert not driven.operator.drained()
     driven.operator.on_timer(5100)
+    assert driven.operator.drained()
     assert shown(driven) == [("+I", 1.0, 0, 10, 1)]
     assert driven.operator.next_timer_ms() is None
     driven.watermark(WATERMARK_MAX)
     assert len(driven.rows) == 1
+
+
+def test_the_end_does_not_wait_for_an_early_result(harness: Any) -> None:
+    driven = harness(maker(early_ns=100 * MS), now_ms=lambda: 5000)
+    driven.feed(batch((1.0, 0, 1))).watermark(WATERMARK_MAX)
+    assert driven.operator.drained()
+    assert driven.operator.next_timer_ms() is None
 
 
 # ----------------------------------------------------------------------------------- processing time

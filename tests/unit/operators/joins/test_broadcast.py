@@ -56,6 +56,28 @@ def test_the_end_of_the_left_side_lets_nothing_go(harness: Any) -> None:
     assert driven.rows == []
 
 
+def test_rows_and_watermarks_that_wait_for_the_table_are_owed(harness: Any) -> None:
+    driven = harness(maker())
+    assert driven.operator.drained()
+    driven.feed(left(("a", 1)))
+    assert not driven.operator.drained()
+    driven.operator.end_input(1)
+    assert driven.operator.drained()
+    driven = harness(maker()).feed(right(("a", 10)), 1).watermark(5)
+    assert not driven.operator.drained()
+    driven.operator.end_input(1)
+    assert driven.operator.drained()
+
+
+def test_rows_that_were_restored_are_owed_too(harness: Any) -> None:
+    parts = harness(maker()).feed(left(("a", 1))).snapshot(1)
+    assert not harness(maker(), restored=parts).operator.drained()
+
+
+def test_nothing_waits_for_a_table_that_never_ends(harness: Any) -> None:
+    assert harness(maker(latest=True)).feed(left(("a", 1))).watermark(5).operator.drained()
+
+
 def test_of_a_table_that_never_ends_the_latest_row_of_a_key_counts(harness: Any) -> None:
     driven = harness(maker(latest=True)).feed(left(("a", 0)))
     driven.feed(right(("a", 10), ("b", 20), ("a", 11)), 1).feed(left(("a", 1), ("b", 2)))
