@@ -6,7 +6,7 @@
 | `subtask` | the engine of one subtask, over all its attempts |
 | `assembly`, `task` | what one attempt is built from; its one attempt, running |
 | `gate`, `chain`, `outputs` | rows in, through the operators, and out |
-| `source_driver` | reads a source's splits and makes its watermarks |
+| `source_driver`, `event_clock` | reads a source's splits; makes its watermarks |
 | `snapshots` | state to storage and back |
 | `messages`, `ports` | what the engines tell each other, and what they need from the world |
 | `stepping`, `task_thread`, `accounting` | what a step tells its driver; the thread that drives; where its time goes |
