@@ -16,6 +16,7 @@ from rayflow.runtime.messages import RestoreInfo
 from rayflow.state.files import encode_table, read_part, sha256_hex
 from rayflow.state.manifest import StateFile
 from rayflow.state.parts import RestoredPart, StatePart
+from rayflow.state.publishing import write_surely
 from rayflow.state.storage import ObjectStore
 
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
@@ -41,7 +42,7 @@ def upload(
             continue
         data = encode_table(table)
         path = f"{_safe(uid)}-{subtask.index}-{part.name}-a{attempt}.arrow"
-        store.write(f"{directory}/{path}", data)
+        write_surely(store, f"{directory}/{path}", data)
         files.append(
             StateFile(
                 path=path,

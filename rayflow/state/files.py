@@ -17,6 +17,7 @@ from rayflow.model.errors import ConfigError, CorruptCheckpointError
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.state.manifest import Manifest, StateFile
 from rayflow.state.parts import KEY_GROUP_COLUMN
+from rayflow.state.publishing import read_checked
 from rayflow.state.storage import MissingObject, ObjectStore
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -35,13 +36,15 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode_table(data: bytes, expected_sha256: str, origin: str = "a state file") -> pa.Table:
+def decode_table(
+    data: bytes, expected_sha256: str, origin: str = "a state file", expected_nbytes: int | None = None
+) -> pa.Table:
     """Return the table in `data`; CorruptCheckpointError, naming `origin`, where the checksum differs."""
     actual = sha256_hex(data)
     if actual != expected_sha256:
         raise CorruptCheckpointError(
-            f"{origin} is corrupt: its {len(data)} bytes have SHA-256 {actual}, "
-            f"the manifest says {expected_sha256}"
+            f"{origin} is corrupt: its {len(data)} bytes have SHA-256 {actual}, the manifest says "
+            f"{'' if expected_nbytes is None else f'{expected_nbytes} bytes with '}{expected_sha256}"
         )
     try:
         return pa.ipc.open_file(pa.py_buffer(data)).read_all()
@@ -59,10 +62,13 @@ def read_part(
     path = f"{directory}/{file.path}" if directory else file.path
     origin = f"{store.url}/{path}"
     try:
-        data = store.read(path)
+        table = read_checked(
+            lambda: store.read(path), lambda data: decode_table(data, file.sha256, origin, file.nbytes)
+        )
     except MissingObject:
-        raise CorruptCheckpointError(f"{origin} is missing, although the manifest names it") from None
-    table = decode_table(data, file.sha256, origin)
+        raise CorruptCheckpointError(
+            f"{origin} is missing, although the manifest names it ({file.nbytes} bytes)"
+        ) from None
     if key_groups is None or file.kind != "keyed":
         return table
     column = table.column(KEY_GROUP_COLUMN)

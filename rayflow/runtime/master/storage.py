@@ -16,6 +16,7 @@ the successor does not know.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ from rayflow.state.manifest import (
     read_manifest,
     resolve_checkpoint,
 )
+from rayflow.state.publishing import create_surely, write_surely
 from rayflow.state.storage import MissingObject, ObjectStore, join_url
 
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
@@ -66,6 +68,8 @@ class JobStorage:
         self._options = options
         self._job_id = job_id
         self._opened: ObjectStore | None = None
+        # Two masters' claims of one attempt must not look alike: each would think that it won.
+        self._claimant = secrets.token_hex(8)
 
     def load(self) -> StoredJob:
         """Read what is there. StorageError where that cannot be told."""
@@ -77,22 +81,22 @@ class JobStorage:
 
     def save_graph(self, graph: JobGraph) -> None:
         """Store the graph unless it is stored."""
-        self._store.create(f"{self._job_id}/graph.pkl", cloudpickle.dumps(graph))
+        create_surely(self._store, f"{self._job_id}/graph.pkl", cloudpickle.dumps(graph))
 
     def save_job(self, document: dict[str, Any]) -> None:
         """Replace job.json."""
-        self._store.write(f"{self._job_id}/job.json", json.dumps(document, indent=1).encode())
+        write_surely(self._store, f"{self._job_id}/job.json", json.dumps(document, indent=1).encode())
 
     def save_events(self, events: list[dict[str, Any]]) -> None:
         """Replace events.jsonl."""
         text = "".join(json.dumps(event) + "\n" for event in events)
-        self._store.write(f"{self._job_id}/events.jsonl", text.encode())
+        write_surely(self._store, f"{self._job_id}/events.jsonl", text.encode())
 
     def claim_attempt(self, first: Attempt, at: str) -> Attempt:
         """Claim the first free attempt from `first` on, and return it."""
         for number in range(first, first + _MAX_CLAIMS):
-            claim = json.dumps({"attempt": number, "at": at}).encode()
-            if self._store.create(self._attempt_path(number), claim):
+            claim = json.dumps({"attempt": number, "at": at, "by": self._claimant}).encode()
+            if create_surely(self._store, self._attempt_path(number), claim):
                 return Attempt(number)
         raise StorageError(f"job {self._job_id}: attempts {first} to {number} are all claimed by others")
 

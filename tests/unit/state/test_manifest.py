@@ -224,3 +224,10 @@ def test_on_s3_a_checkpoint_is_found_through_a_url_with_a_query(s3_server) -> No
     found = resolve_checkpoint(url, keys)
     assert found.url == f"s3://{bucket}/job-1/chk-7?endpoint_override={s3_server.endpoint}"
     assert read_manifest(open_store(found.url, keys), "") == MANIFEST
+
+
+def test_a_manifest_that_still_parses_but_was_changed_is_corrupt() -> None:
+    for path, value in ((("sources", "read", "splits", 0, "position"), "[2]"), (("watermarks", "count"), 1)):
+        with pytest.raises(CorruptCheckpointError, match="its contents have SHA-256"):
+            Manifest.from_json(_edited(path, value))
+    Manifest.from_json(_edited(("attempt",), MANIFEST.attempt))
