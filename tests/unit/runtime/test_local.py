@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,8 +268,16 @@ def test_a_sink_that_refuses_its_target_fails_the_job_before_data_flows(outside:
 
 def test_a_cancelled_job_commits_nothing_more(outside: Outside) -> None:
     outside.more.clear()
+
+    def cancel_once_it_runs(job: LocalJob) -> None:
+        while job.master.state is not JobState.RUNNING and not job.master.closed:
+            time.sleep(0.01)
+        job.master.cancel()
+
     result = run_local(
-        graph_of(outside), {}, on_start=lambda job: threading.Timer(0.1, job.master.cancel).start()
+        graph_of(outside),
+        {},
+        on_start=lambda job: threading.Thread(target=cancel_once_it_runs, args=(job,), daemon=True).start(),
     )
     assert result.state is JobState.CANCELLED
     assert outside.values() == []
