@@ -18,7 +18,7 @@ Each line imports only what is below it (checked by import-linter); `|` = mutual
 | `cli` | the `rayflow` command: a job file's options, progress, tables, exit codes |
 | `api` | what users write: environments, streams, specifications; infers columns, reports mistakes at their line |
 | `client` | finding a cluster, submitting, `JobHandle`, `JobResult`; ended jobs from stored metadata |
-| `actors` | the only package that imports Ray: JobManager and Subtask actors, Arrow Flight channels |
+| `actors` \\| `testing` | the only package that imports Ray: JobManager, Subtasks, Flight channels \\| simulation |
 | `runtime` | the engines behind ports, Ray-free, as `step(now)`: a subtask's loop, the job master, the local back end |
 | `connectors` \\| `windows` | files, memory, console as sources and sinks \\| windowed operators |
 | `graph` \\| `operators` | stream graph → chains → subtasks and channels \\| contracts and built-in operators |

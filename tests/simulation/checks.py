@@ -6,8 +6,8 @@ import re
 from collections import Counter
 
 from rayflow.runtime.messages import CreditFrame, DataFrame
-from tests.simulation.cluster import SimPool, SimWorker
-from tests.simulation.world import World
+from rayflow.testing.cluster import SimPool, SimWorker
+from rayflow.testing.world import World
 
 _CREDIT = re.compile(r"credit (\d+)/(\d+) ")
 

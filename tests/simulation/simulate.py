@@ -11,10 +11,10 @@ from rayflow.model.ids import JobId
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.job_master import JobMaster
 from rayflow.state.storage import open_store
+from rayflow.testing.cluster import SimPool
+from rayflow.testing.world import Faults, Node, World
 from tests.simulation.checks import check_credit
-from tests.simulation.cluster import SimPool
 from tests.simulation.jobs import EXTERNAL, KINDS, External, SimSource, check_output, job_graph
-from tests.simulation.world import Faults, Node, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

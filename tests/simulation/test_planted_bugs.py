@@ -72,7 +72,7 @@ def no_attempt_check(patch: pytest.MonkeyPatch) -> None:
     close = Task.close
     patch.setattr(subtask.SubtaskEngine, "_take_in", take_in)
     patch.setattr(Task, "close", lambda self: close(self))
-    patch.setattr("tests.simulation.cluster.SimNetwork.close", lambda self, worker, up_to: None)
+    patch.setattr("rayflow.testing.cluster.SimNetwork.close", lambda self, worker, up_to: None)
 
 
 def acknowledged_before_upload(patch: pytest.MonkeyPatch) -> None:

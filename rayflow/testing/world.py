@@ -69,6 +69,7 @@ class Trace:
     _hash: Any = field(default_factory=hashlib.sha256)
 
     def add(self, line: str) -> None:
+        """Something happened."""
         self.count += 1
         self._hash.update(line.encode() + b"\n")
         self.lines.append(line)
@@ -77,7 +78,8 @@ class Trace:
 
     @property
     def digest(self) -> str:
-        return self._hash.hexdigest()
+        """Hash of all lines."""
+        return str(self._hash.hexdigest())
 
 
 class World:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -15,7 +16,7 @@ from rayflow.runtime.messages import CreditFrame, DataFrame, Deploy, Frame, From
 from rayflow.runtime.ports import FrameReceiver, WorkerEvents
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.state.storage import open_store
-from tests.simulation.world import Node, World
+from rayflow.testing.world import Node, World
 
 _DETECTION_MS = 1_100
 _START_MS = 3_000
@@ -36,6 +37,7 @@ class SimNetwork:
         self.channels: dict[tuple[Attempt, ChannelId], _Channel] = {}
 
     def close(self, worker: SimWorker, up_to: Attempt) -> None:
+        """Close the worker's channels of `up_to` and earlier attempts."""
         self._remove(
             [k for k, c in self.channels.items() if k[0] <= up_to and worker in (c.producer, c.consumer)]
         )
@@ -51,7 +53,7 @@ class SimNetwork:
                 self.world.post(
                     ("broken", attempt, str(channel_id)),
                     f"broken {channel_id}",
-                    lambda o=other, a=attempt, c=channel_id: o.engine.on_channel_broken(a, c, "peer died"),
+                    partial(other.engine.on_channel_broken, attempt, channel_id, "peer died"),
                 )
         self._remove(keys)
 
@@ -70,21 +72,24 @@ class SimTransport:
         self._worker = worker
 
     def listen(self, receiver: FrameReceiver, attempt: Attempt, inputs: list[ChannelId]) -> None:
+        """Expect these input channels."""
         self._network.listening[self._worker.name] = (attempt, frozenset(inputs), self._worker)
 
     def connect(self, attempt: Attempt, outputs: dict[ChannelId, str], receiver: FrameReceiver) -> None:
+        """Open these output channels."""
         for channel, address in outputs.items():
             found = self._network.listening.get(address)
             if found is None or found[0] != attempt or channel not in found[1]:
                 self._network.world.post(
                     ("broken", attempt, str(channel)),
                     f"refused {channel}",
-                    lambda c=channel: receiver.on_channel_broken(attempt, c, "nobody listens"),
+                    partial(receiver.on_channel_broken, attempt, channel, "nobody listens"),
                 )
             else:
                 self._network.channels[attempt, channel] = _Channel(self._worker, found[2])
 
     def send(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
+        """Put a frame under way."""
         opened = self._network.channels.get((attempt, channel))
         if opened is not None:
             name = f"{type(frame).__name__}{frame.seq if isinstance(frame, DataFrame) else ''}"
@@ -95,6 +100,7 @@ class SimTransport:
             )
 
     def send_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
+        """Put a credit under way."""
         opened = self._network.channels.get((attempt, channel))
         if opened is not None:
             self._network.world.post(
@@ -104,6 +110,7 @@ class SimTransport:
             )
 
     def close_channels(self, attempt: Attempt) -> None:
+        """Close the channels of `attempt` and before."""
         self._network.close(self._worker, attempt)
 
 
@@ -142,6 +149,7 @@ class SimWorker:
         )
 
     def receive(self, message: ToSubtask) -> None:
+        """A message of the master arrived."""
         if self.alive:
             # What crosses a process is a copy.
             self.engine.post(
@@ -162,6 +170,7 @@ class SimCalls:
         self._completed: list[Completion] = []
 
     def start(self, calls: Sequence[tuple[int, Coroutine]]) -> None:
+        """Begin these calls."""
         world = self._worker.pool.world
         for call, make in calls:
             self._running.add(call)
@@ -169,7 +178,7 @@ class SimCalls:
                 world.post(
                     ("async", self._worker.name, id(self), call),
                     f"answer {call} to {self._worker.name}",
-                    lambda c=call, m=make: self._answer(c, m),
+                    partial(self._answer, call, make),
                 )
 
     def _answer(self, call: int, make: Coroutine) -> None:
@@ -185,17 +194,21 @@ class SimCalls:
         self._wake()
 
     def cancel(self, call: int) -> None:
+        """Forget a call."""
         self._running.discard(call)
 
     @property
     def ready(self) -> bool:
+        """Whether something has completed."""
         return bool(self._completed)
 
     def completed(self) -> list[Completion]:
+        """Return what has completed since the last time."""
         done, self._completed = self._completed, []
         return done
 
     def close(self, last: Coroutine | None) -> None:
+        """Forget all calls."""
         self._running.clear()
 
 
@@ -211,6 +224,7 @@ class SimPool:
         world.crash = self.crash_any
 
     def ensure(self, subtask: SubtaskId, resources: Resources) -> None:
+        """Start a worker; it is ready after a while."""
         self._incarnation += 1
         worker = SimWorker(self, subtask, self._incarnation)
         self.workers[subtask] = worker
@@ -225,6 +239,7 @@ class SimPool:
         )
 
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
+        """Put a message under way."""
         worker = self.workers.get(subtask)
         if worker is not None:
             self.world.post(
@@ -234,11 +249,13 @@ class SimPool:
             )
 
     def kill(self, subtask: SubtaskId) -> None:
+        """End the worker."""
         worker = self.workers.pop(subtask, None)
         if worker is not None:
             self._end(worker)
 
     def shutdown(self) -> None:
+        """End all workers."""
         for subtask in list(self.workers):
             self.kill(subtask)
 
