@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from rayflow.client.finding import Client as Client
     from rayflow.client.finding import connect as connect
     from rayflow.client.handle import JobHandle as JobHandle
+    from rayflow.model.error_policy import SideOutput as SideOutput
     from rayflow.model.errors import ConfigError as ConfigError
     from rayflow.model.errors import CorruptCheckpointError as CorruptCheckpointError
     from rayflow.model.errors import JobFailed as JobFailed
@@ -110,6 +111,7 @@ _MODULES = {
     "rayflow.cli.job_runner": ("run",),
     "rayflow.client.finding": ("Client", "connect"),
     "rayflow.client.handle": ("JobHandle",),
+    "rayflow.model.error_policy": ("SideOutput",),
     "rayflow.model.errors": (
         "ConfigError",
         "CorruptCheckpointError",

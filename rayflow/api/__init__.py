@@ -19,6 +19,7 @@
 | `row_windows`, `window_functions` | sessions, count windows, the global window; functions of whole windows |
 | `aggregations`, `reducing` | `name=aggregate` arguments; `reduce` |
 | `async_functions`, `side_outputs` | what `map_async` may be asked; tags and their rows |
+| `error_policies` | `on_error`: which operators can leave out rows on which they raise |
 | `plan_builder` | the stream graph as it grows, and its planning |
 | `planning` | what is known of a stream, and errors at the user's line |
 | `pruning` | columns that nobody reads are not read from files |

@@ -20,6 +20,7 @@ from rayflow.api.async_functions import async_options, check_async
 from rayflow.api.planning import StreamInfo, plan_error, refuse_upsert
 from rayflow.api.returns import returned_schema
 from rayflow.api.steps import Steps
+from rayflow.model.error_policy import SideOutput
 from rayflow.operators.map_async import MapAsyncOperator
 from rayflow.operators.stateless import FilterOperator, FlatMapOperator, MapBatchesOperator, MapOperator
 
@@ -27,27 +28,36 @@ if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
 
 BatchFormat = Literal["pyarrow", "pandas", "polars", "numpy"]
+OnError = Literal["fail", "skip"] | SideOutput
 _FORMATS = ("pyarrow", "pandas", "polars", "numpy")
 
 
 class FunctionSteps(Steps):
     """`map`, `flat_map`, `map_batches`, `map_async`, and `filter` by a function."""
 
-    def map(self, fn: Callable[[Any], Any], returns: Any = None) -> DataStream:
-        """Replace each row by what `fn(row)` returns: a dict, or a value for a single column."""
+    def map(
+        self, fn: Callable[[Any], Any], returns: Any = None, *, on_error: OnError | None = None
+    ) -> DataStream:
+        """Replace each row by what `fn(row)` returns: a dict, or a value for a single column. `on_error`: see
+        `.on_error()`."""
         refuse_upsert(self._info, "map")
         _check_callable(fn, "map")
         schema = returned_schema(returns, fn, "map")
         payload = partial(MapOperator, fn, schema, self._is_scalar())
-        return self._then("map", payload, self._made(schema), detail=_name_of(fn))
+        return _with_policy(self._then("map", payload, self._made(schema), detail=_name_of(fn)), on_error)
 
-    def flat_map(self, fn: Callable[[Any], Any], returns: Any = None) -> DataStream:
-        """Replace each row by all that `fn(row)` yields or lists: dicts, or values for a single column."""
+    def flat_map(
+        self, fn: Callable[[Any], Any], returns: Any = None, *, on_error: OnError | None = None
+    ) -> DataStream:
+        """Replace each row by all that `fn(row)` yields or lists: dicts, or values for a single column. `on_error`:
+        see `.on_error()`; of a row on which a generator raises midway nothing is kept."""
         refuse_upsert(self._info, "flat_map")
         _check_callable(fn, "flat_map")
         schema = returned_schema(returns, fn, "flat_map", flat=True)
         payload = partial(FlatMapOperator, fn, schema, self._is_scalar())
-        return self._then("flat_map", payload, self._made(schema), detail=_name_of(fn))
+        return _with_policy(
+            self._then("flat_map", payload, self._made(schema), detail=_name_of(fn)), on_error
+        )
 
     def map_batches(
         self,
@@ -59,12 +69,14 @@ class FunctionSteps(Steps):
         num_cpus: float | None = None,
         num_gpus: float | None = None,
         concurrency: int | None = None,
+        on_error: OnError | None = None,
     ) -> DataStream:
         """Replace each batch by what `fn(batch)` returns, in `batch_format` (numpy: a dict of arrays, in which
         null numbers are NaN and stay that).
 
         A class is made once per subtask and called per batch. Batches have at most `batch_size` rows, and
-        exactly so many but for the last before a barrier. `concurrency` is the number of subtasks.
+        exactly so many but for the last before a barrier. `concurrency` is the number of subtasks. `on_error`: see
+        `.on_error()`; a batch on which the function raises is given to it again in halves.
         """
         refuse_upsert(self._info, "map_batches")
         _check_callable(fn, "map_batches")
@@ -76,6 +88,7 @@ class FunctionSteps(Steps):
         stream = self._then("map_batches", payload, self._made(schema), detail=_name_of(fn))
         if num_cpus is not None or num_gpus is not None:
             stream.with_resources(num_cpus=num_cpus, num_gpus=num_gpus)
+        _with_policy(stream, on_error)
         return stream if concurrency is None else stream.with_parallelism(concurrency)
 
     def map_async(
@@ -89,6 +102,7 @@ class FunctionSteps(Steps):
         retries: int = 0,
         retry_delay: str | timedelta = "100ms",
         on_timeout: Literal["fail", "drop"] = "fail",
+        on_error: OnError | None = None,
     ) -> DataStream:
         """Replace each row by what `await fn(row)` returns, as `map` does, with at most `capacity` calls under way per
         subtask, on an event loop of its own.
@@ -96,7 +110,8 @@ class FunctionSteps(Steps):
         `ordered=False` lets results go as they come, but not past a watermark. A call that raises, or takes longer
         than `timeout` and is cancelled, is tried again `retries` times: after `retry_delay`, then twice that, and
         so on (at most a minute; shortened at random by up to half). Then the job fails, or, `on_timeout="drop"`,
-        the row of a call that took too long is dropped and counted. Without `timeout` the stream waits for ever.
+        the row of a call that took too long is dropped and counted. `on_error` (see `.on_error()`) says what becomes
+        of rows whose last try failed otherwise. Without `timeout` the stream waits for ever.
 
         Rows under way are part of checkpoints and are called again after a failure: results are exactly-once, calls
         are not. A class is made once per subtask; its `open(ctx)` and `close()` may be async.
@@ -114,7 +129,9 @@ class FunctionSteps(Steps):
         schema = returned_schema(returns, fn, "map_async")
         keys = self._info.partitioned_by or ()
         payload = partial(MapAsyncOperator, fn, schema, self._is_scalar(), options, keys)
-        return self._then("map_async", payload, self._made(schema), detail=_name_of(fn))
+        return _with_policy(
+            self._then("map_async", payload, self._made(schema), detail=_name_of(fn)), on_error
+        )
 
     def _filter_by_function(self, fn: Any) -> DataStream:
         _check_callable(fn, "filter")
@@ -151,6 +168,10 @@ class FunctionSteps(Steps):
             window_ns=self._info.window_ns if keeps_time else None,
             partitioned_by=None,
         )
+
+
+def _with_policy(stream: DataStream, policy: OnError | None) -> DataStream:
+    return stream if policy is None else stream.on_error(policy)
 
 
 def check_format(batch_format: Any, what: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rayflow.api.error_policies import ErrorPolicies
 from rayflow.api.planning import StreamInfo, plan_error, user_line
 from rayflow.api.pruning import without_unread_columns
 from rayflow.api.side_outputs import SideOutputs
@@ -51,6 +52,7 @@ class PlanBuilder:
         self._planned: set[int] = set()
         self._changelog_makers: dict[int, Callable[[bool], Any]] = {}
         self._side_outputs: dict[int, SideOutputs] = {}
+        self._error_policies = ErrorPolicies()
 
     def plan(self) -> JobGraph:
         """Return the job graph of all sinks that were added since the last execution. Raises PlanError."""
@@ -83,7 +85,7 @@ class PlanBuilder:
             spec = replace(spec, side_outputs={tag: schemas[tag] for tag in tags})
         if spec.kind == "source" and spec.rate_limit is None:
             spec = replace(spec, rate_limit=JobConfig.from_flat(self.config).source_rate_limit)
-        return replace(node, spec=spec)
+        return replace(node, spec=self._error_policies.final(spec, node.id, self.config))
 
     def _upstream(self, ids: Iterable[int]) -> set[int]:
         """Return the nodes that these nodes need, and themselves."""

@@ -48,7 +48,9 @@ def _needed_of_outputs(nodes: Sequence[StreamNode]) -> dict[int, Needed]:
     for node in reversed(nodes):
         needed[node.id] = _needed_of(node.spec.schema, read[node.id])
         for edge in node.inputs:
-            columns = None if edge.tag is not None else _read_by(node.spec.payload, needed[node.id])
+            # Rows put aside have all the columns that came in.
+            whole = edge.tag is not None or bool(node.spec.side_outputs)
+            columns = None if whole else _read_by(node.spec.payload, needed[node.id])
             read[edge.source].append(_both(columns, edge.exchange.keys))
     return needed
 
@@ -99,7 +101,7 @@ def _narrowed(node: StreamNode, needed: Needed, inputs: Mapping[int, StreamNode]
     elif payload.func is ProjectOperator:
         kept = [field for field in schema if field.name in needed]
         payload = partial(ProjectOperator, [(name, expr) for name, expr in payload.args[0] if name in needed])
-    elif payload.func in _PASSING_ON:
+    elif payload.func in _PASSING_ON and node.inputs[0].tag is None:
         above = inputs[node.inputs[0].source].spec.schema
         kept = [field for field in schema if above is None or field.name in above.names]
     else:

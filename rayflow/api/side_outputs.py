@@ -70,6 +70,7 @@ def read_side_output(stream: DataStream, tag: str, returns: Any) -> DataStream:
     if outputs is None:
         raise plan_error(
             f"side_output({tag!r}): {stream._node.spec.name!r} puts nothing aside; call it directly behind "
-            ".process(fn), or behind a window with .allowed_lateness(d, late_to=tag)"
+            ".process(fn), behind a window with .allowed_lateness(d, late_to=tag), or behind an operator with "
+            "on_error=rf.SideOutput(tag)"
         )
     return DataStream(stream._env, stream._node, outputs.read(tag, returns), tag=tag)

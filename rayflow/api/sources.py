@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -63,9 +63,12 @@ class Sources(PlanBuilder):
         schema: Any = None,
         rate_limit: float | None = None,
         watch: Duration | None = None,
+        on_error: Literal["fail", "skip"] | None = None,
     ) -> DataStream:
-        """Read CSV files with a header; without `schema` types are told by the first block."""
-        return self._read_files("read_csv", CsvSource, path, watermark, schema, rate_limit, watch)
+        """Read CSV files with a header; without `schema` types are told by the first block. `on_error="skip"`: leave
+        out records with too many or too few values, or one of a wrong type, and count them."""
+        args = ("read_csv", CsvSource, path, watermark, schema, rate_limit, watch)
+        return self._read_files(*args, on_error)
 
     def read_json(
         self,
@@ -74,15 +77,23 @@ class Sources(PlanBuilder):
         schema: Any = None,
         rate_limit: float | None = None,
         watch: Duration | None = None,
+        on_error: Literal["fail", "skip"] | None = None,
     ) -> DataStream:
-        """Read files of JSON lines; without `schema` types are told by the first block."""
-        return self._read_files("read_json", JsonSource, path, watermark, schema, rate_limit, watch)
+        """Read files of JSON lines; without `schema` types are told by the first block. `on_error="skip"`: leave out
+        lines that are no object of these types, and count them."""
+        args = ("read_json", JsonSource, path, watermark, schema, rate_limit, watch)
+        return self._read_files(*args, on_error)
 
     def read_text(
-        self, path: Path, rate_limit: float | None = None, watch: Duration | None = None
+        self,
+        path: Path,
+        rate_limit: float | None = None,
+        watch: Duration | None = None,
+        on_error: Literal["fail", "skip"] | None = None,
     ) -> DataStream:
-        """Read the lines of text files, as one column `line`."""
-        return self._read_files("read_text", TextSource, path, None, None, rate_limit, watch)
+        """Read the lines of text files, as one column `line`. `on_error="skip"`: leave out lines that are not UTF-8,
+        and count them."""
+        return self._read_files("read_text", TextSource, path, None, None, rate_limit, watch, on_error)
 
     def from_rows(
         self,
@@ -181,6 +192,7 @@ class Sources(PlanBuilder):
         schema: Any,
         rate_limit: float | None,
         watch: Duration | None,
+        on_error: Any = None,
     ) -> DataStream:
         options: dict[str, Any] = {
             "watch_ms": None
@@ -195,7 +207,8 @@ class Sources(PlanBuilder):
             source = make(fspath(path), **options)
         shown = f"{fspath(path)}" + (f", watched every {watch}" if watch is not None else "")
         warnings = (_WAITS.format(what=name),) if watermark is not None and make is not ParquetSource else ()
-        return self._add_source(name, source, watermark, rate_limit, shown, warnings)
+        stream = self._add_source(name, source, watermark, rate_limit, shown, warnings)
+        return stream if on_error is None else stream.on_error(on_error)
 
     def _add_source(
         self,

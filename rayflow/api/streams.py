@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rayflow.api.functions import FunctionSteps
+from rayflow.api.functions import FunctionSteps, OnError
 from rayflow.api.joins import Joins
 from rayflow.api.keyed import KeyedStream
 from rayflow.api.outputs import Outputs
@@ -109,8 +109,15 @@ class DataStream(FunctionSteps, Joins, Outputs):
         columns = [(new_names.get(name, name), col(name)) for name in self._names("rename")]
         return self._project("rename", columns, ", ".join(f"{a} → {b}" for a, b in new_names.items()))
 
-    def filter(self, predicate: Expr | Callable[[Any], bool]) -> DataStream:
-        """Keep the rows for which an expression, or a function of the row, is true (null is not)."""
+    def filter(
+        self, predicate: Expr | Callable[[Any], bool], *, on_error: OnError | None = None
+    ) -> DataStream:
+        """Keep the rows for which an expression, or a function of the row, is true (null is not). `on_error`: see
+        `.on_error()`."""
+        kept = self._filter(predicate)
+        return kept if on_error is None else kept.on_error(on_error)
+
+    def _filter(self, predicate: Expr | Callable[[Any], bool]) -> DataStream:
         if not isinstance(predicate, Expr):
             return self._filter_by_function(predicate)
         found = result_type(self._info, predicate, "filter")

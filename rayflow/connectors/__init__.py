@@ -4,7 +4,7 @@
 |---|---|
 | `memory_sources` | sources that need no storage |
 | `file_source`, `file_discovery` | files as sources; which files a path means |
-| `parquet_reader`, `csv_reader`, `line_readers` | readers of one part of a file |
+| `parquet_reader`, `csv_reader`, `csv_skipping`, `line_readers` | readers of one part of a file |
 | `file_sink` | files as a sink, exactly once |
 | `append_files`, `upsert_files`, `staged_files` | its two ways to write, and what they share |
 | `file_formats`, `json_lines` | rows as files, and back |

@@ -50,7 +50,7 @@ class CsvReader(SplitReader):
     def _open(self) -> Any:
         types = {field.name: field.type for field in self._schema}
         try:
-            return _open(self._filesystem, self._path, types, self._schema.names)
+            return open_csv(self._filesystem, self._path, types, self._schema.names)
         except pa.ArrowKeyError as error:
             raise DataError(
                 f"{self._path}: {error}; the header must name every column of the schema"
@@ -74,9 +74,9 @@ class CsvReader(SplitReader):
         row = 1
         with suppress(pa.ArrowInvalid):
             texts = dict.fromkeys(self._schema.names, pa.string())
-            stream = _open(self._filesystem, self._path, texts, self._schema.names, note)
+            stream = open_csv(self._filesystem, self._path, texts, self._schema.names, note)
             for batch in stream:
-                found = _unconvertible(batch, self._schema)
+                found = unconvertible(batch, self._schema)
                 if found is not None:
                     index, column, value, wanted = found
                     problem = f"column {column!r} is {value!r}, expected {wanted}"
@@ -90,19 +90,21 @@ class CsvReader(SplitReader):
 
 def csv_schema(filesystem: Any, path: str) -> pa.Schema:
     """Return the columns that the header names, with types inferred from the first block (1 MiB)."""
-    with _open(filesystem, path, None, None) as stream:
+    with open_csv(filesystem, path, None, None) as stream:
         schema = stream.schema
     # A column without any value in the first block may turn out to be anything: text holds everything.
     return pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
 
 
-def _open(
+def open_csv(
     filesystem: Any,
     path: str,
     types: dict[str, pa.DataType] | None,
     columns: list[str] | None,
     invalid_row: Any = None,
 ) -> Any:
+    """Return a streaming reader of the file's `columns` as `types`, None for all and for what they look like.
+    `invalid_row` is asked what to do about records of another number of values."""
     return pa_csv.open_csv(
         filesystem.open_input_stream(path),
         read_options=pa_csv.ReadOptions(use_threads=invalid_row is None),
@@ -120,7 +122,8 @@ def _open(
     )
 
 
-def _unconvertible(batch: pa.RecordBatch, schema: pa.Schema) -> tuple[int, str, str, pa.DataType] | None:
+def unconvertible(batch: pa.RecordBatch, schema: pa.Schema) -> tuple[int, str, str, pa.DataType] | None:
+    """Return the first value, of columns read as text, that is none of its column's type: row, column, value, type."""
     for field in schema:
         column = batch.column(field.name)
         if _converts(column, field.type):

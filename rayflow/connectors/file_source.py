@@ -16,12 +16,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayflow.connectors.csv_reader import CsvReader, csv_schema
+from rayflow.connectors.csv_skipping import SkippingCsvReader
 from rayflow.connectors.file_discovery import FoundFile, find_files
 from rayflow.connectors.filesystems import open_filesystem
 from rayflow.connectors.line_readers import JsonLinesReader, TextReader, json_schema
@@ -31,11 +32,15 @@ from rayflow.operators.contracts import Source, Split, SplitReader
 
 _LINE_SPLIT_BYTES = 32 << 20
 
+S = TypeVar("S", bound="FileSource")
+
 
 class FileSource(Source):
     """What all file sources share. `path`: file, directory or glob, local or `s3://`."""
 
     suffixes: tuple[str, ...] = ()
+    can_skip = False
+    """Whether records can be broken one by one, and left out (`skipping`)."""
 
     def __init__(
         self,
@@ -50,7 +55,14 @@ class FileSource(Source):
         self._time_column = time_column
         self._watch_ms = watch_ms
         self._options = dict(options or {})
+        self._skip_bad = False
         self._schema = schema or self._first_schema()
+
+    def skipping(self: S) -> S:
+        """Return the same source, which leaves out and counts the records that it cannot read."""
+        lenient = copy(self)
+        lenient._skip_bad = self.can_skip
+        return lenient
 
     @property
     def schema(self) -> pa.Schema:
@@ -142,17 +154,24 @@ class ParquetSource(FileSource):
 class CsvSource(FileSource):
     """CSV files with a header line, compressed (`.gz`, `.bz2`) or not."""
 
+    can_skip = True
     suffixes = (".csv", ".tsv", ".csv.gz", ".csv.bz2")
 
     def _read_schema(self, filesystem: Any, file: FoundFile) -> pa.Schema:
         return csv_schema(filesystem, file.path)
 
     def _open(self, filesystem: Any, split: Split, position: Any | None) -> SplitReader:
-        return CsvReader(filesystem, split.payload["path"], self._schema, position or 0)
+        path = split.payload["path"]
+        if self._skip_bad:
+            return SkippingCsvReader(filesystem, path, self._schema, position)
+        rows = position[0] if isinstance(position, list) else position or 0
+        return CsvReader(filesystem, path, self._schema, rows)
 
 
 class _LineSource(FileSource):
     """Formats of one record a line, without line ends inside records."""
+
+    can_skip = True
 
     def _splits_of(self, filesystem: Any, file: FoundFile) -> list[Split]:
         return [
@@ -179,7 +198,8 @@ class JsonSource(_LineSource):
 
     def _open(self, filesystem: Any, split: Split, position: Any | None) -> SplitReader:
         p = split.payload
-        return JsonLinesReader(filesystem, p["path"], p["start"], p["stop"], self._schema, position)
+        at = (filesystem, p["path"], p["start"], p["stop"])
+        return JsonLinesReader(*at, self._schema, position, skip_bad=self._skip_bad)
 
 
 class TextSource(_LineSource):
@@ -196,4 +216,5 @@ class TextSource(_LineSource):
 
     def _open(self, filesystem: Any, split: Split, position: Any | None) -> SplitReader:
         p = split.payload
-        return TextReader(filesystem, p["path"], p["start"], p["stop"], position)
+        at = (filesystem, p["path"], p["start"], p["stop"])
+        return TextReader(*at, position, skip_bad=self._skip_bad)

@@ -2,16 +2,20 @@
 
 A range [start, stop) holds the lines that begin in it: a reader that starts in the middle of a line skips to the next
 one, and finishes the line that crosses its end. Positions are offsets of line beginnings.
+
+A reader that is to skip what it cannot read (`skip_bad`) finds such lines by halves: what does not parse is cut in two.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as pa_json
 
+from rayflow.batch.tables import concat
 from rayflow.model.errors import DataError
 from rayflow.operators.contracts import SplitReader
 
@@ -63,12 +67,43 @@ class LineRange:
         return rest
 
 
-class TextReader(SplitReader):
+class _LineReader(SplitReader):
+    """What readers of lines share."""
+
+    def __init__(self, path: str, lines: LineRange, skip_bad: bool) -> None:
+        self._path = path
+        self._lines = lines
+        self._skip_bad = skip_bad
+        self._skipped: list[str] = []
+
+    def position(self) -> int:
+        """Offset of the next line."""
+        return self._lines.at
+
+    def skipped(self) -> Sequence[str]:
+        """See `SplitReader`."""
+        problems, self._skipped = self._skipped, []
+        return problems
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+class TextReader(_LineReader):
     """Lines as the one column `line`, without their ends (`\\n` or `\\r\\n`)."""
 
-    def __init__(self, filesystem: Any, path: str, start: int, stop: int, position: int | None) -> None:
-        self._path = path
-        self._lines = LineRange(filesystem, path, start, stop, position)
+    def __init__(
+        self,
+        filesystem: Any,
+        path: str,
+        start: int,
+        stop: int,
+        position: int | None,
+        *,
+        skip_bad: bool = False,
+    ) -> None:
+        super().__init__(path, LineRange(filesystem, path, start, stop, position), skip_bad)
 
     def read(self, max_rows: int) -> pa.RecordBatch | None:
         """Return the next lines."""
@@ -79,27 +114,40 @@ class TextReader(SplitReader):
         try:
             texts = [line.rstrip(b"\r\n").decode() for line in lines]
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._path}, at or after byte {before}: not UTF-8 text: {error}") from error
+            if not self._skip_bad:
+                raise DataError(
+                    f"{self._path}, at or after byte {before}: not UTF-8 text: {error}"
+                ) from error
+            texts = self._readable(lines, before)
         return pa.RecordBatch.from_pydict({"line": pa.array(texts, pa.string())})
 
-    def position(self) -> int:
-        """Offset of the next line."""
-        return self._lines.at
+    def _readable(self, lines: list[bytes], offset: int) -> list[str]:
+        texts = []
+        for line in lines:
+            try:
+                texts.append(line.rstrip(b"\r\n").decode())
+            except UnicodeDecodeError as error:
+                self._skipped.append(f"{self._path}, line at byte {offset}: not UTF-8 text: {error}")
+            offset += len(line)
+        return texts
 
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
 
-
-class JsonLinesReader(SplitReader):
+class JsonLinesReader(_LineReader):
     """Objects as rows of `schema`; fields it does not name are ignored, absent ones are null, blank lines skipped."""
 
     def __init__(
-        self, filesystem: Any, path: str, start: int, stop: int, schema: pa.Schema, position: int | None
+        self,
+        filesystem: Any,
+        path: str,
+        start: int,
+        stop: int,
+        schema: pa.Schema,
+        position: int | None,
+        *,
+        skip_bad: bool = False,
     ) -> None:
-        self._path = path
+        super().__init__(path, LineRange(filesystem, path, start, stop, position), skip_bad)
         self._schema = schema
-        self._lines = LineRange(filesystem, path, start, stop, position)
 
     def read(self, max_rows: int) -> pa.RecordBatch | None:
         """Return the next objects."""
@@ -110,15 +158,25 @@ class JsonLinesReader(SplitReader):
         try:
             return _parse(b"".join(lines), self._schema)
         except pa.ArrowInvalid as error:
-            raise self._explained(lines, before, error) from error
+            if not self._skip_bad:
+                raise self._explained(lines, before, error) from error
+            return self._readable(lines, before)
 
-    def position(self) -> int:
-        """Offset of the next line."""
-        return self._lines.at
-
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
+    def _readable(self, lines: list[bytes], offset: int) -> pa.RecordBatch:
+        batches = [_parse(b"", self._schema)]
+        todo = [(lines, offset)]
+        while todo:
+            piece, at = todo.pop()
+            try:
+                batches.append(_parse(b"".join(piece), self._schema))
+            except pa.ArrowInvalid as error:
+                half = len(piece) // 2
+                if half == 0:
+                    self._skipped.append(str(self._explained(piece, at, error)))
+                else:
+                    todo.append((piece[half:], at + sum(map(len, piece[:half]))))
+                    todo.append((piece[:half], at))
+        return concat(batches)
 
     def _explained(self, lines: list[bytes], offset: int, error: Exception) -> DataError:
         for line in lines:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from rayflow.model.error_policy import ErrorPolicy
 from rayflow.model.ids import EdgeId, VertexId
 
 ExchangeKind = Literal["forward", "hash", "rebalance", "rescale", "broadcast"]
@@ -59,6 +60,7 @@ class OperatorSpec:
     user's line as text. `rate_limit` is rows per second over all subtasks (sources and sinks).
     `schema` is the output schema, None where unknown. `detail` says in a few words what it does, for people.
     `side_outputs` are the tags that somebody reads, with the schema of the rows, None where only running tells.
+    `errors` says what becomes of rows on which it raises; None until the plan decides.
     """
 
     uid: str
@@ -71,6 +73,7 @@ class OperatorSpec:
     time: TimeSpec | None = None
     detail: str = ""
     side_outputs: Mapping[str, pa.Schema | None] = field(default_factory=dict)
+    errors: ErrorPolicy | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,7 +21,7 @@ import pyarrow as pa
 @dataclass(slots=True, eq=False)
 class Call:
     """Row number `row` of `batch` under way. `number` is that of the running try, None while there is none;
-    `tries` counts those begun. `dropped`: it makes no result."""
+    `tries` counts those begun. `dropped`: it makes no result; `poison` is why, where the row is a poison row."""
 
     batch: pa.RecordBatch
     row: int
@@ -29,6 +29,7 @@ class Call:
     tries: int = 0
     done: bool = False
     dropped: bool = False
+    poison: Exception | None = None
     result: Any = None
 
     @property

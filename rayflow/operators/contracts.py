@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from rayflow.model.error_policy import ErrorPolicy
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.protocol.commits import CommitPermit
@@ -52,6 +53,10 @@ class Output(Protocol):
     def emit_idle(self) -> None:
         """Say that this operator, which makes watermarks itself, has nothing to say about event time until
         its next rows or watermark, so that others need not wait for it."""
+
+
+def _nobody_hears(type: str, message: str) -> None:
+    """The `warn` of a host without events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,10 @@ class OperatorContext:
     """Tags of the side outputs that somebody reads, with their columns where the plan knows them."""
     options: dict[str, Any] = field(default_factory=dict)
     """The job's flat configuration (`storage` credentials included), for connectors."""
+    errors: ErrorPolicy = "fail"
+    """What becomes of rows on which the operator raises (see `operators.poison`)."""
+    warn: Callable[[str, str], None] = _nobody_hears
+    """`warn(type, message)` puts a warning into the job's events. For what is rare."""
     open_async_calls: OpenAsyncCalls = no_async_calls
     """Gives an operator a way to run coroutines off the task thread, which is woken when they complete."""
 
@@ -185,6 +194,11 @@ class SplitReader(ABC):
     @abstractmethod
     def position(self) -> Any:
         """Return JSON data saying where the next `read` begins. Given to `open_split` on restore."""
+
+    def skipped(self) -> Sequence[str]:
+        """Return what was wrong with each record that `read` has left out since the last call, as it was asked
+        to instead of raising (`on_error="skip"`)."""
+        return ()
 
     def close(self) -> None:
         """Release resources. Called once, also after failures."""

@@ -39,6 +39,8 @@ from rayflow.operators.async_calls import Completion
 from rayflow.operators.call_queue import Call, CallQueue
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import FunctionContext, ResultShape, UserFunction
+from rayflow.operators.poison import PART as POISON_PART
+from rayflow.operators.poison import PoisonRows
 from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
 
 _PART = "rows"
@@ -102,7 +104,10 @@ class MapAsyncOperator(Operator):
         self._in_flight = ctx.metrics.gauge("in_flight")
         self._retries = ctx.metrics.counter("retries")
         self._timeouts = ctx.metrics.counter("timeouts")
+        self._poison = PoisonRows(ctx, out, restored)
         for part in restored:
+            if part.name == POISON_PART:
+                continue
             rows = part.table
             if KEY_GROUP_COLUMN in rows.schema.names:
                 rows = rows.drop_columns(KEY_GROUP_COLUMN)
@@ -215,7 +220,16 @@ class MapAsyncOperator(Operator):
             call.dropped = True
             self._queue.finish(call)
         else:
-            raise self._blame(error, call) from error
+            blame = self._blame(error, call)
+            blame.__cause__ = error
+            if not self._poison.tolerates(blame):
+                raise blame from error
+            self._leave_out(call, blame)
+            self._queue.finish(call)
+
+    def _leave_out(self, call: Call, error: Exception) -> None:
+        # Taken as poison when its turn comes to leave: until then the row is this operator's state.
+        call.dropped, call.poison = True, error
 
     def _blame(self, error: BaseException, call: Call | None) -> RayflowError:
         if isinstance(error, RayflowError):
@@ -257,26 +271,40 @@ class MapAsyncOperator(Operator):
     def _emit(self) -> None:
         while True:
             calls, watermark = self._queue.take()
-            self._emit_results([call for call in calls if not call.dropped])
+            made = self._results(calls)
+            for call in calls:
+                if call.poison is not None:
+                    self._poison.add(call.rows, call.poison)
+            self._poison.flush()
+            for batch in made:
+                self.out.emit(batch)
             if watermark is not None:
                 self.out.emit_watermark(watermark)
             elif not calls:
                 return
 
-    def _emit_results(self, calls: list[Call]) -> None:
-        made = self._results(calls) if calls else None
-        if made is not None:
-            for piece in slice_rows(made, max_rows=self.ctx.batch_rows):
-                self.out.emit(piece)
-
-    def _results(self, calls: list[Call]) -> pa.RecordBatch | None:
+    def _results(self, calls: list[Call]) -> list[pa.RecordBatch]:
+        left = [call for call in calls if not call.dropped]
+        if not left:
+            return []
         try:
-            return self._shape.batch_of_rows([call.result for call in calls], calls[0].rows)
+            made = self._shape.batch_of_rows([call.result for call in left], left[0].rows)
         except UserFunctionError:
-            for call in calls:
+            for call in left:
                 # One by one, the error is that of the row to blame.
-                self._shape.batch_of_rows([call.result], call.rows)
-            raise
+                self._fit(call)
+            if all(call.poison is None for call in left):
+                raise
+            return self._results(left)
+        return [] if made is None else slice_rows(made, max_rows=self.ctx.batch_rows)
+
+    def _fit(self, call: Call) -> None:
+        try:
+            self._shape.batch_of_rows([call.result], call.rows)
+        except UserFunctionError as error:
+            if not self._poison.tolerates(error):
+                raise
+            self._leave_out(call, error)
 
     # ------------------------------------------------------------------------------------- state
 
@@ -290,10 +318,11 @@ class MapAsyncOperator(Operator):
             else:
                 rows.append(call.row)
         pieces += [(batch, None) for batch in self._waiting if not isinstance(batch, int)]
-        if not pieces:
-            return ()
-        build = partial(_build, pieces, self._keys, self.ctx.max_parallelism)
-        return (StatePart(name=_PART, kind="keyed" if self._keys else "list", build=build),)
+        parts = self._poison.snapshot()
+        if pieces:
+            build = partial(_build, pieces, self._keys, self.ctx.max_parallelism)
+            parts.append(StatePart(name=_PART, kind="keyed" if self._keys else "list", build=build))
+        return parts
 
     def close(self) -> None:
         """See `Operator`."""

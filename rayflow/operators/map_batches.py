@@ -3,11 +3,14 @@
 With `batch_size`, rows are held back until there are so many, so that the function sees exactly that number;
 fewer only before a barrier, at the end, or when rows have waited for `_MAX_WAIT_MS`. A watermark that comes
 while rows are held waits behind them, as it must not overtake them.
+
+Where rows on which the function raises are left out (`operators.poison`), a batch for which it raises is handed
+over again in halves, and so on down to single rows. Nothing that came of the failed call is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +20,7 @@ from rayflow.batch.changelog import visible
 from rayflow.batch.tables import concat, slice_rows
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import ResultShape, UserFunction
+from rayflow.operators.poison import PoisonRows, in_pieces
 from rayflow.state.parts import RestoredPart, StatePart
 
 BatchFormat = Literal["pyarrow", "pandas", "polars", "numpy"]
@@ -50,6 +54,7 @@ class MapBatchesOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
+        self._poison = PoisonRows(ctx, out, restored)
         self._function.open(ctx)
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
@@ -101,7 +106,7 @@ class MapBatchesOperator(Operator):
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Held rows belong before the barrier."""
         self._flush()
-        return ()
+        return self._poison.snapshot()
 
     def end(self) -> None:
         """See `Operator`."""
@@ -123,6 +128,17 @@ class MapBatchesOperator(Operator):
             self.out.emit_watermark(watermark)
 
     def _call(self, rows: pa.RecordBatch) -> None:
+        if not self._poison.tolerant:
+            for batch in self._made(rows):
+                self.out.emit(batch)
+            return
+        pieces = in_pieces(rows, lambda piece: list(self._made(piece)), self._poison)
+        self._poison.flush()
+        if made := [batch for piece in pieces for batch in piece]:
+            for batch in slice_rows(concat(made), max_rows=self.ctx.batch_rows):
+                self.out.emit(batch)
+
+    def _made(self, rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         with self._function.blamed(rows):
             returned = self._function(as_format(rows, self._format))
         results = returned if is_many(returned) else [returned]
@@ -137,7 +153,7 @@ class MapBatchesOperator(Operator):
                 table = as_table(result, self._function, rows)
             for batch in self._shape.batches_of_table(table, rows):
                 if batch.num_rows:
-                    self.out.emit(batch)
+                    yield batch
 
 
 def as_table(result: Any, function: UserFunction, rows: pa.RecordBatch) -> pa.Table:

@@ -1,5 +1,7 @@
 """Operators that keep nothing between batches: projection, filter, Python functions, explode, identity.
 
+What they do with rows on which they raise, `operators.poison` says; of upsert streams all must succeed.
+
 They let the hidden column of upsert streams (`batch.changelog`) through and hide it from users' expressions
 and functions. `MapBatchesOperator` and `AssignWatermarksOperator`, which do keep a little, have modules of
 their own and are found here too.
@@ -27,11 +29,15 @@ from rayflow.batch.changelog import (
     with_op,
 )
 from rayflow.batch.expressions import Expr
+from rayflow.batch.tables import concat
+from rayflow.model.errors import RayflowError, UserFunctionError
+from rayflow.model.tracebacks import describe_error
 from rayflow.operators.assign_watermarks import AssignWatermarksOperator
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import ResultShape, UserFunction
 from rayflow.operators.map_batches import MapBatchesOperator
-from rayflow.state.parts import RestoredPart
+from rayflow.operators.poison import PoisonRows, in_pieces
+from rayflow.state.parts import RestoredPart, StatePart
 
 __all__ = [
     "AssignWatermarksOperator",
@@ -45,7 +51,25 @@ __all__ = [
 ]
 
 
-class ProjectOperator(Operator):
+class _Tolerant(Operator):
+    """What these operators share: poison rows."""
+
+    def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
+        """See `Operator`."""
+        super().open(ctx, out, restored)
+        self._poison = PoisonRows(ctx, out, restored)
+
+    def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
+        """See `Operator`."""
+        return self._poison.snapshot()
+
+    def _emit_pieces(self, pieces: Sequence[pa.RecordBatch]) -> None:
+        self._poison.flush()
+        if pieces:
+            self.out.emit(concat(pieces))
+
+
+class ProjectOperator(_Tolerant):
     """Replaces the columns by `columns`, (name, expression) each."""
 
     def __init__(self, columns: Sequence[tuple[str, Expr]]) -> None:
@@ -53,15 +77,18 @@ class ProjectOperator(Operator):
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
+        self._emit_pieces(in_pieces(batch, self._projected, self._poison))
+
+    def _projected(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         rows = visible(batch)
         arrays = [expr.evaluate(rows) for _, expr in self._columns]
         projected = pa.RecordBatch.from_arrays(arrays, names=[name for name, _ in self._columns])
         if is_changelog(batch.schema):
             projected = projected.append_column(OP_FIELD, batch.column(OP_COLUMN))
-        self.out.emit(projected)
+        return projected
 
 
-class FilterOperator(Operator):
+class FilterOperator(_Tolerant):
     """Keeps the rows for which `predicate` is true; null is not true.
 
     Of an upsert stream, an update to a row that is not kept deletes it: consumers replace rows by key, and
@@ -92,12 +119,15 @@ class FilterOperator(Operator):
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
+        pieces = in_pieces(batch, self._kept, self._poison)
+        self._emit_pieces([piece for piece in pieces if piece.num_rows])
+
+    def _kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         mask = self._mask(batch)
         if is_changelog(batch.schema):
             batch, mask = self._changes(batch, mask)
         kept = batch.filter(mask)
-        if kept.num_rows:
-            self.out.emit(batch if kept.num_rows == batch.num_rows else kept)
+        return batch if kept.num_rows == batch.num_rows else kept
 
     def _mask(self, batch: pa.RecordBatch) -> pa.Array:
         rows = visible(batch)
@@ -109,9 +139,18 @@ class FilterOperator(Operator):
             # A deletion may have no more than its key, which is no row to show to a function.
             asked = ops(batch) != DELETE
             rows = rows.filter(pa.array(asked))
-        verdicts = _call_per_row(self._function, rows, self._scalar)
+        function, verdicts = self._function, list[bool]()
+        for index, argument in enumerate(arguments_of(rows, self._scalar)):
+            try:
+                verdicts.append(bool(function(argument)))
+            except Exception as error:
+                blamed = _blamed(function, rows.slice(index, 1), error)
+                if not self._poison.tolerates(blamed):
+                    raise blamed from error
+                self._poison.add(rows.slice(index, 1), blamed)
+                verdicts.append(False)
         kept = np.zeros(len(asked), np.bool_)
-        kept[asked] = [bool(verdict) for verdict in verdicts]
+        kept[asked] = verdicts
         return pa.array(kept)
 
     def close(self) -> None:
@@ -120,7 +159,7 @@ class FilterOperator(Operator):
             self._function.close()
 
 
-class MapOperator(Operator):
+class MapOperator(_Tolerant):
     """Replaces each row by what `fn` returns for it: a dict, or a value where the result has one column.
 
     `scalar`: the stream has one column and `fn` gets its value. `returns` None: see `ResultShape`.
@@ -139,13 +178,50 @@ class MapOperator(Operator):
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
         rows = visible(batch)
-        results = self._results(_call_per_row(self._function, rows, self._scalar), rows)
-        made = self._shape.batch_of_rows(results, rows)
+        bad: dict[int, Exception] = {}
+        made = self._made(rows, self._called(rows, bad), bad)
+        for index in sorted(bad):
+            self._poison.add(rows.slice(index, 1), bad[index])
+        self._poison.flush()
         if made is not None:
             self.out.emit(made)
 
-    def _results(self, returned: list[Any], rows: pa.RecordBatch) -> list[Any]:
+    def _called(self, rows: pa.RecordBatch, bad: dict[int, Exception]) -> list[Sequence[Any]]:
+        """Return the results of every row; none, where the function raised, which goes into `bad`."""
+        function, returned = self._function, list[Sequence[Any]]()
+        for index, argument in enumerate(arguments_of(rows, self._scalar)):
+            try:
+                # A generator runs here, so this is where it may raise.
+                returned.append(self._results(function(argument)))
+            except Exception as error:
+                blamed = _blamed(function, rows.slice(index, 1), error)
+                if not self._poison.tolerates(blamed):
+                    raise blamed from error
+                bad[index] = blamed
+                returned.append(())
         return returned
+
+    def _results(self, returned: Any) -> Sequence[Any]:
+        return (returned,)
+
+    def _made(
+        self, rows: pa.RecordBatch, returned: list[Sequence[Any]], bad: dict[int, Exception]
+    ) -> pa.RecordBatch | None:
+        """Return all results as one batch; rows whose results do not fit the columns go into `bad` too."""
+        try:
+            return self._shape.batch_of_rows([result for results in returned for result in results], rows)
+        except UserFunctionError as error:
+            if not self._poison.tolerates(error):
+                raise
+        fitting: list[Any] = []
+        for index, results in enumerate(returned):
+            try:
+                self._shape.batch_of_rows(results, rows.slice(index, 1))
+            except UserFunctionError as error:
+                bad[index] = error
+            else:
+                fitting += results
+        return self._shape.batch_of_rows(fitting, rows)
 
     def close(self) -> None:
         """See `Operator`."""
@@ -155,22 +231,15 @@ class MapOperator(Operator):
 class FlatMapOperator(MapOperator):
     """Replaces each row by all that `fn` yields or returns for it; None and empty make no row."""
 
-    def _results(self, returned: list[Any], rows: pa.RecordBatch) -> list[Any]:
-        results: list[Any] = []
-        for index, many in enumerate(returned):
-            if many is None:
-                continue
-            row = rows.slice(index, 1)
-            if not isinstance(many, Iterable) or isinstance(many, (str, bytes, Mapping)):
-                raise self._function.error(
-                    f"the function returned {many!r} ({type(many).__name__}), expected a list or generator "
-                    "of results; yield it, or use map for one result a row",
-                    row,
-                )
-            # A generator runs here, so this is where it may raise.
-            with self._function.blamed(row):
-                results.extend(many)
-        return results
+    def _results(self, returned: Any) -> Sequence[Any]:
+        if returned is None:
+            return ()
+        if not isinstance(returned, Iterable) or isinstance(returned, (str, bytes, Mapping)):
+            raise _WrongKind(
+                f"the function returned {returned!r} ({type(returned).__name__}), expected a list or generator "
+                "of results; yield it, or use map for one result a row"
+            )
+        return list(returned)
 
 
 class ExplodeOperator(Operator):
@@ -224,14 +293,21 @@ def _with_old_rows(batch: pa.RecordBatch, mask: pa.Array) -> tuple[pa.RecordBatc
     return batch, pa.array(keep)
 
 
-def _call_per_row(function: UserFunction, rows: pa.RecordBatch, scalar: bool) -> list[Any]:
-    """Return what the function returns for each row; blame it with the row for which it raises."""
-    arguments = rows.column(0).to_pylist() if scalar else rows.to_pylist()
-    results: list[Any] = []
-    try:
-        for argument in arguments:
-            results.append(function(argument))
-    except Exception as error:
-        with function.blamed(rows.slice(len(results), 1)):
-            raise error
-    return results
+def arguments_of(rows: pa.RecordBatch, scalar: bool) -> list[Any]:
+    """Return what a function of rows is called with: dicts, or the values of the one column."""
+    arguments: list[Any] = rows.column(0).to_pylist() if scalar else rows.to_pylist()
+    return arguments
+
+
+class _WrongKind(TypeError):
+    """A function returned what it may not. The text says it all."""
+
+
+def _blamed(function: UserFunction, row: pa.RecordBatch, error: Exception) -> RayflowError:
+    """Return the error that blames the function, and the row for which it raised."""
+    if isinstance(error, RayflowError):
+        return error
+    cause = str(error) if isinstance(error, _WrongKind) else describe_error(error)
+    blamed = function.error(cause, row)
+    blamed.__cause__ = error
+    return blamed

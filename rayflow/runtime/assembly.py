@@ -65,6 +65,7 @@ class Assembly:
         emit_idle: Callable[[], None],
         now_ms: Callable[[], int],
         open_async_calls: OpenAsyncCalls,
+        warn: Callable[[str, str], None],
     ) -> None:
         self._deploy = deploy
         self._config = config
@@ -76,6 +77,7 @@ class Assembly:
         self._emit_idle = emit_idle
         self._now_ms = now_ms
         self._open_async_calls = open_async_calls
+        self._warn = warn
         self._metrics = MetricGroup()
 
     def build(self) -> TaskParts:
@@ -127,6 +129,8 @@ class Assembly:
             batch_rows=self._config.batch_rows,
             side_outputs=dict(spec.side_outputs),
             options=dict(self._config.storage_options),
+            errors=spec.errors or "fail",
+            warn=self._warn,
             open_async_calls=self._open_async_calls,
         )
         operator: Operator = SinkOperator(spec.payload) if spec.kind == "sink" else spec.payload()
@@ -146,6 +150,7 @@ class Assembly:
             parallelism=self._vertex.parallelism,
             batch_rows=min(self._config.batch_rows, piece_rows),
             watermark=None if restore is None else restore.watermark,
+            warn=self._warn,
         )
 
     def _edge(self, edge: JobEdge, channels: dict[ChannelId, OutputChannel]) -> OutputEdge:

@@ -283,6 +283,16 @@ class PeerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Warned:
+    """Something in the subtask that people should know of; it becomes an event of this type."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The subtask has closed the attempt after Cancel or Finish; its last statistics."""
 
@@ -311,6 +321,7 @@ FromSubtask = (
     | InputsEnded
     | TaskFailed
     | PeerLost
+    | Warned
     | Stopped
     | HeartbeatAnswered
 )

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,7 +73,9 @@ class SourceDriver:
         parallelism: int,
         batch_rows: int,
         watermark: int | None,
+        warn: Callable[[str, str], None] = lambda type, message: None,
     ) -> None:
+        self._warn = warn
         self._spec = spec
         self._source: Source = spec.payload
         self._metrics = MetricGroup()
@@ -91,6 +93,7 @@ class SourceDriver:
         self._looked_at_ms = 0
         self._told: int | None = None
         self._told_at_ms = 0
+        self._warn_at = 1
         self._clock = EventClock(spec, spec.time, watermark, self._metrics) if spec.time else None
         rate = spec.rate_limit
         self._limiter: RateLimiter | None = None
@@ -148,6 +151,7 @@ class SourceDriver:
                 continue
             with self._blamed():
                 batch = current.reader.read(self._read_rows)
+            self._count_skipped(current.reader.skipped())
             if batch is None:
                 self._finish(current)
                 return None
@@ -200,7 +204,8 @@ class SourceDriver:
 
     def statistics(self) -> dict[str, float]:
         """Return the source's metrics: `rows_in` is what it read; rows whose time is null or too far ahead of the
-        watermark are counted in `null_time_rows` and `far_future_rows`."""
+        watermark are counted in `null_time_rows` and `far_future_rows`, records it was told to skip because they are
+        broken in `rows_poisoned`."""
         return self._metrics.snapshot()
 
     def close(self) -> list[Exception]:
@@ -257,6 +262,18 @@ class SourceDriver:
         if self._endless_splits:
             self._open.rotate(-1)
         return batch
+
+    def _count_skipped(self, problems: Sequence[str]) -> None:
+        if not problems:
+            return
+        counter = self._metrics.counter("rows_poisoned")
+        counter.inc(len(problems))
+        if counter.value >= self._warn_at:
+            self._warn_at = 10 ** len(str(counter.value))
+            self._warn(
+                "rows_poisoned",
+                f"{self._spec.name}: {counter.value} records skipped so far here; the last: {problems[-1]}",
+            )
 
     def _finish(self, current: _OpenSplit) -> None:
         current.reader.close()

@@ -65,6 +65,7 @@ from rayflow.runtime.messages import (
     TaskFailed,
     ToSubtask,
     TriggerCheckpoint,
+    Warned,
 )
 from rayflow.runtime.ports import AsyncRunner, IoPool, MasterLink, Transport
 from rayflow.runtime.snapshots import OpenStore, restore, upload
@@ -343,6 +344,7 @@ class SubtaskEngine:
             emit_idle=emit_idle,
             now_ms=lambda: self._now_ms,
             open_async_calls=lambda: self._async_runner(self._wake),
+            warn=lambda type, message: self._link.report(Warned(self._subtask, attempt, type, message)),
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task

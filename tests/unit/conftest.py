@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rayflow.batch.hashing import key_groups
+from rayflow.model.error_policy import ErrorPolicy
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
@@ -38,8 +39,10 @@ class Harness:
         side_outputs: Mapping[str, pa.Schema | None] | None = None,
         now_ms: Callable[[], int] = lambda: 0,
         open_async_calls: OpenAsyncCalls = no_async_calls,
+        errors: ErrorPolicy = "fail",
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
+        self.warnings: list[str] = []
         self.metrics = MetricGroup()
         self.operator = make()
         permit = None
@@ -63,6 +66,8 @@ class Harness:
             batch_rows=batch_rows,
             side_outputs=side_outputs or {},
             open_async_calls=open_async_calls,
+            errors=errors,
+            warn=lambda type, message: self.warnings.append(message),
         )
         self.operator.open(self.context, self, restored)
 
@@ -120,6 +125,10 @@ class Harness:
     @property
     def rows(self) -> list[dict[str, Any]]:
         return [row for batch in self.batches for row in batch.to_pylist()]
+
+    @property
+    def side(self) -> list[tuple[str, pa.RecordBatch]]:
+        return [event[1:] for event in self.events if event[0] == "side"]
 
     @property
     def watermarks(self) -> list[int]:

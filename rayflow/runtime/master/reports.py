@@ -37,6 +37,7 @@ def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) ->
             {
                 **{key: value for key, value in operator_json(graph, vertex).items() if key in _SHOWN},
                 "watermark": _watermark(_slowest(ctx, vertex.id)),
+                "rows_poisoned": _poisoned(ctx, vertex.id),
             }
             for vertex in graph.vertices
         ],
@@ -82,6 +83,13 @@ def _slowest(ctx: Context, vertex: VertexId) -> int | None:
     """Return the watermark (ns) that all subtasks of a chain have come to; None while some have none."""
     known = [ctx.fleet.known(subtask) for subtask in ctx.job.subtasks if subtask.vertex == vertex]
     return _minimum(None if worker is None else worker.statistics.get("watermark") for worker in known)
+
+
+def _poisoned(ctx: Context, vertex: VertexId) -> int:
+    """Return how many rows on which they raised the operators of a chain have left out."""
+    known = [ctx.fleet.known(subtask) for subtask in ctx.job.subtasks if subtask.vertex == vertex]
+    found = [worker.statistics.get("operators", {}) for worker in known if worker is not None]
+    return sum(int(values.get("rows_poisoned", 0)) for operators in found for values in operators.values())
 
 
 def _minimum(watermarks: Iterable[int | None]) -> int | None:

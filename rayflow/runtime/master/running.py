@@ -26,6 +26,7 @@ from rayflow.runtime.messages import (
     SplitsProgressed,
     SplitsRequested,
     Start,
+    Warned,
 )
 
 PEER_LOST_GRACE_MS = 200
@@ -110,6 +111,8 @@ class Running:
                     self._board.committed(message.subtask)
             case PeerLost():
                 self._suspect(message)
+            case Warned():
+                self._ctx.note(message.type, message.message, subtask=str(message.subtask))
 
     def advance(self) -> None:
         """Do what is due. May end in a call of `fail_attempt`."""
