@@ -1,7 +1,9 @@
 """The workers of a job: which are ready, where they listen, whether they still answer.
 
 Theory of operation. `ensure` asks the pool for whatever worker is missing. A ready worker gets a heartbeat every
-`interval_ms`; one that has not answered for `timeout_ms` is *overdue*, and its master treats it as lost. If
+`interval_ms`; one that has not answered for `timeout_ms` is *overdue*, and its master treats it as lost. A process
+that loads the job's code may be slow to answer, on a machine where many do so at a time: until it is known to have
+been deployed it has `LOADING_FACTOR` times as long, which is less than its lease. (That it died, Ray tells.) If
 the master itself was held up (a busy machine, a stopped process), nobody could answer meanwhile: the time it was
 away counts against no one.
 
@@ -22,16 +24,21 @@ from rayflow.runtime.master.job import Job
 from rayflow.runtime.messages import Heartbeat, ToSubtask
 from rayflow.runtime.ports import WorkerPool
 
+LOADING_FACTOR = 2
+_LOADING = ("CREATED", "DEPLOYING")
+
 
 @dataclass(slots=True)
 class Worker:
-    """A ready worker. `deployed` says whether it ran an attempt before (then it is reset in place)."""
+    """A ready worker. `deployed` says whether it ran an attempt before (then it is reset in place), `loaded` whether
+    it has told that it was deployed once."""
 
     address: str
     node_id: str
     pid: int
     answered_ms: int
     deployed: bool = False
+    loaded: bool = False
     statistics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,6 +101,7 @@ class Fleet:
         if worker is not None:
             worker.answered_ms = now_ms
             worker.statistics = statistics
+            worker.loaded |= statistics.get("state", "CREATED") not in _LOADING
 
     def probe(self, attempt: Attempt) -> None:
         """Send a heartbeat to all now: a pool finds out about a dead worker when it sends to it."""
@@ -124,7 +132,8 @@ class Fleet:
         overdue = [
             subtask
             for subtask in self._job.subtasks
-            if subtask in self.ready and now_ms - self.ready[subtask].answered_ms > self._timeout_ms
+            if (ready := self.ready.get(subtask)) is not None
+            and now_ms - ready.answered_ms > self._timeout_ms * (1 if ready.loaded else LOADING_FACTOR)
         ]
         self.probe(attempt)
         return overdue
