@@ -44,7 +44,7 @@ class FixedWidth:
 
     def array(self, numbers: Numbers, null: npt.NDArray[np.bool_] | None = None) -> pa.Array:
         """Return the column whose `numbers` these are; null where `null` is set."""
-        raw = pa.array(numbers.astype(self._raw.to_pandas_dtype()), self._raw, mask=null)
+        raw = pa.array(numbers.astype(self._raw.to_pandas_dtype(), copy=False), self._raw, mask=null)
         return raw.cast(self.type) if pa.types.is_boolean(self.type) else raw.view(self.type)
 
 

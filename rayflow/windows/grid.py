@@ -58,6 +58,10 @@ class WindowGrid:
         """Return the number of the last window of every slice; below the first where a gap holds the slice."""
         return slices // self.step
 
+    def first_slice(self, window: int) -> int:
+        """Return the number of a window's first slice; at the far ends of time, the first or last of int64."""
+        return max(int(_INT64.min), min(int(_INT64.max), window * self.step))
+
     def window_start(self, windows: I64) -> I64:
         """Return the instants at which windows begin."""
         return windows * self.slide + self.offset

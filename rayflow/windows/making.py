@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.state.accumulators.columns import AggregateColumns
 from rayflow.windows.pane_windows import PaneWindows
+from rayflow.windows.running_windows import RunningWindows
 from rayflow.windows.sliced_windows import SlicedWindows
 from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows
 
@@ -19,6 +21,14 @@ def time_window_operator(
     emit_before: bool = False,
 ) -> TimeWindowOperator:
     """Return a fresh operator for `windows`; see `TimeWindowOperator`."""
-    is_sliced = windows.slide_ns % windows.size_ns != 0 and not windows.has_early_results
-    make = SlicedWindows if is_sliced else PaneWindows
-    return make(windows, aggregates, input_schema, emit_before)
+    return _kind(windows, aggregates, input_schema)(windows, aggregates, input_schema, emit_before)
+
+
+def _kind(
+    windows: TimeWindows, aggregates: Sequence[tuple[str, AggregateExpr]], input_schema: pa.Schema
+) -> type[TimeWindowOperator]:
+    if windows.slide_ns % windows.size_ns == 0 or windows.has_early_results:
+        return PaneWindows
+    if not windows.updates and AggregateColumns(aggregates, input_schema).lanes() is not None:
+        return RunningWindows
+    return SlicedWindows

@@ -26,7 +26,7 @@ from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregate
 from rayflow.state.accumulators.parts import SlotArray
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, WINDOW_START
-from rayflow.windows.panes import FrozenPanes
+from rayflow.windows.panes import FrozenPanes, PaneTable
 from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows, pane_times
 from rayflow.windows.updates import updated_rows
 
@@ -35,6 +35,8 @@ _FLAGS, _SHOWN = "flags", "shown"
 
 class PaneWindows(TimeWindowOperator):
     """See `TimeWindowOperator`. A pane is a window, under the window's number."""
+
+    _panes: PaneTable
 
     def __init__(
         self,
@@ -75,6 +77,9 @@ class PaneWindows(TimeWindowOperator):
     def _reserve(self) -> None:
         for array in self._flags():
             array.reserve(self._panes.slot_limit)
+
+    def _make_panes(self, key_schema: pa.Schema) -> PaneTable:
+        return PaneTable(key_schema)
 
     # ---------------------------------------------------------------------------------- rows
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,40 @@ _PANE_BITS = np.uint64(32)
 _PANE_MASK = np.uint64(0xFFFFFFFF)
 
 
+class FrozenPanes(Protocol):
+    """The slots of `Panes` at one moment. Immutable: may be read on any thread."""
+
+    @property
+    def slots(self) -> I64:
+        """The slots in use."""
+
+    def keys_of(self, slots: I64) -> pa.RecordBatch:
+        """Return the key columns of `slots`."""
+
+    def panes_of(self, slots: I64) -> I64:
+        """Return the panes of `slots`."""
+
+
+class Panes(Protocol):
+    """A table of the slots of (key, pane): a `PaneTable`, or one made for slices (`slice_table`)."""
+
+    @property
+    def slot_limit(self) -> int:
+        """All slots ever given out are below this."""
+
+    def slots(self, keys: pa.RecordBatch, panes: I64, /) -> I64:
+        """Return the slot of every row's key in pane `panes[row]`, adding new ones."""
+
+    def keys(self, key_numbers: I64) -> pa.RecordBatch:
+        """Return the key columns of keys given by number."""
+
+    def freeze(self) -> FrozenPanes:
+        """Return the table as it is now, for building a snapshot on another thread."""
+
+
 @dataclass(frozen=True, slots=True)
-class FrozenPanes:
-    """The slots of a `PaneTable` at one moment. Immutable: may be read on any thread."""
+class FrozenPaneTable:
+    """See `FrozenPanes`."""
 
     slots: I64
     keys: FrozenKeys
@@ -168,8 +200,8 @@ class PaneTable:
         self._panes.remove(dense)
         return slots
 
-    def freeze(self) -> FrozenPanes:
+    def freeze(self) -> FrozenPaneTable:
         """Return the table as it is now, for building a snapshot on another thread."""
-        return FrozenPanes(
+        return FrozenPaneTable(
             self._pairs.live(), self._keys.freeze(), self._panes.freeze(), self._pairs.freeze()
         )

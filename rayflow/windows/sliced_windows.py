@@ -1,4 +1,4 @@
-"""Sliding windows of several slices: one update per row, and slices merged when a window is over.
+"""Sliding windows of several slices, for any aggregate: slices are merged when a window is over.
 
 A pane is a slice, under the slice's number; see `slice_tree` for how slices become windows. With allowed lateness, a
 row that comes into windows which are over shows these, of its key, anew: what they were is merged before the row is
@@ -17,6 +17,7 @@ import pyarrow as pa
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.batch.changelog import INSERT, with_op
 from rayflow.windows.bounds import I64
+from rayflow.windows.panes import PaneTable
 from rayflow.windows.slice_tree import SliceTree
 from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows, pane_times
 from rayflow.windows.updates import updated_rows
@@ -27,6 +28,8 @@ _MOST_LATE_PAIRS = 1 << 20
 class SlicedWindows(TimeWindowOperator):
     """See `TimeWindowOperator`. No early results."""
 
+    _panes: PaneTable
+
     def __init__(
         self,
         windows: TimeWindows,
@@ -36,6 +39,9 @@ class SlicedWindows(TimeWindowOperator):
     ) -> None:
         super().__init__(windows, aggregates, input_schema, emit_before)
         self._tree = SliceTree(self._panes, self._columns, self._make_columns, self._grid.per_window)
+
+    def _make_panes(self, key_schema: pa.Schema) -> PaneTable:
+        return PaneTable(key_schema)
 
     # ---------------------------------------------------------------------------------- rows
 

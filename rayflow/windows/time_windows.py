@@ -15,14 +15,15 @@ The event time of a result is its window's start. So that no result is late for 
 watermark passed on is one unit before the start of the earliest window that is not closed. Windows of processing
 time pass the watermark on as it is, and are all over at its end.
 
-`PaneWindows` keeps a pane per window: tumbling windows, and sliding ones with early results. `SlicedWindows`
-keeps a pane per slice and merges slices when a window is over.
+`PaneWindows` keeps a pane per window: tumbling windows, and sliding ones with early results. The others keep a pane
+per slice: `RunningWindows` keep up the results of the present window as it moves on, `SlicedWindows` merge slices when
+a window is over, which any aggregate can.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,7 +41,7 @@ from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, WINDOW_END, WINDOW_START, unit_ns
 from rayflow.windows.clock_times import ClockTimes, HeldRows, by_writer
 from rayflow.windows.grid import WindowGrid
-from rayflow.windows.panes import FrozenPanes, PaneTable
+from rayflow.windows.panes import FrozenPanes, Panes
 from rayflow.windows.row_times import RowTimes
 
 _PANES = "windows"
@@ -82,6 +83,8 @@ class TimeWindowOperator(Operator):
     PlanError where the time column is no timestamp, or a duration is no multiple of its unit.
     """
 
+    _panes: Panes
+
     def __init__(
         self,
         windows: TimeWindows,
@@ -106,7 +109,7 @@ class TimeWindowOperator(Operator):
         self._lateness = units(windows.lateness_ns, "allowed lateness")
         self._key_schema = pa.schema([input_schema.field(key) for key in windows.keys])
         self._make_columns = partial(AggregateColumns, aggregates, input_schema)
-        self._panes, self._columns = PaneTable(self._key_schema), self._make_columns()
+        self._panes, self._columns = self._make_panes(self._key_schema), self._make_columns()
         bounds = [
             pa.field(name, self._times.type)
             for name in (WINDOW_START, WINDOW_END)
@@ -161,6 +164,10 @@ class TimeWindowOperator(Operator):
             rows, ticks, slices = rows.filter(pa.array(timely)), ticks[timely], slices[timely]
         if len(ticks):
             self._add(rows, slices, ticks)
+
+    @abstractmethod
+    def _make_panes(self, key_schema: pa.Schema) -> Panes:
+        """Return an empty table of panes by key."""
 
     @abstractmethod
     def _add(self, rows: pa.RecordBatch, slices: I64, ticks: I64) -> None:
@@ -227,15 +234,20 @@ class TimeWindowOperator(Operator):
 
     def _rows(self, key_numbers: I64, windows: I64, columns: AggregateColumns, slots: I64) -> pa.RecordBatch:
         """Return result rows: of the keys and windows given by number, with the values in `slots`."""
+        starts = self._grid.window_start(windows)
         keys = self._panes.keys(key_numbers)
+        return self._rows_of_keys(keys, starts, starts + self._grid.size, partial(columns.results, slots))
+
+    def _rows_of_keys(
+        self, keys: pa.RecordBatch, starts: I64, ends: I64, make_results: Callable[[], list[pa.Array]]
+    ) -> pa.RecordBatch:
         try:
-            results = columns.results(slots)
+            results = make_results()
         except OverflowError as error:
             raise user_error(self.ctx, str(error), keys) from error
-        starts = self._grid.window_start(windows)
         bounds = [
             self._times.column(bound)
-            for name, bound in ((WINDOW_START, starts), (WINDOW_END, starts + self._grid.size))
+            for name, bound in ((WINDOW_START, starts), (WINDOW_END, ends))
             if name not in self._keys
         ]
         return pa.RecordBatch.from_arrays([*keys.columns, *bounds, *results], schema=self._schema)

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from rayflow.state.accumulators.lanes import Lane, Numbers
 
 I64 = npt.NDArray[np.int64]
 Columns = list[tuple[str, pa.Array]]
@@ -59,6 +61,14 @@ class Accumulator(ABC):
         """Add the states of the slots `from_` of `source` (one made alike; None: of this one, where no slot may
         be in both) to `into`: `from_[i]` to `into[i]`. Slots may occur more than once."""
         self.merge(into, dict((self if source is None else source).state_columns(from_)))
+
+    def lanes(self) -> tuple[Lane, ...] | None:
+        """Return the state as numbers that are combined each by itself; None where it is more than that."""
+        return None
+
+    def results_of(self, numbers: Sequence[Numbers]) -> pa.Array:
+        """As `results`, for states given as one array a lane, which may be changed or become the result's own."""
+        raise TypeError(f"the state of {type(self).__name__} is not lanes")
 
     def freeze(self) -> Accumulator:
         """Return a copy for `state_columns` on another thread, unaffected by later changes."""

@@ -7,7 +7,7 @@ stands for is the operator's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.state.accumulators.base import I64, Accumulator
+from rayflow.state.accumulators.lanes import Lane, Numbers
 from rayflow.state.accumulators.making import make_accumulator, workable
 from rayflow.state.accumulators.numeric import Count
 
@@ -144,12 +145,30 @@ class AggregateColumns:
             accumulator.merge_slots(into, from_, other)
             accumulator.latest_time = max(accumulator.latest_time, other.latest_time)
 
+    def lanes(self) -> list[Lane] | None:
+        """Return all states as lanes, in the order of the aggregates; None where some are more than that."""
+        lanes: list[Lane] = []
+        for _, accumulator in self._all():
+            own = accumulator.lanes()
+            if own is None:
+                return None
+            lanes += own
+        return lanes
+
     def results(self, slots: I64) -> list[pa.Array]:
         """Return the output columns for `slots`. Raises OverflowError naming the aggregate."""
+        return self._results(lambda accumulator: accumulator.results(slots))
+
+    def results_of(self, numbers: Sequence[Numbers]) -> list[pa.Array]:
+        """As `results`, for states given as one array for each of `lanes`, which may be changed."""
+        rest = iter(numbers)
+        return self._results(lambda acc: acc.results_of([next(rest) for _ in acc.lanes() or ()]))
+
+    def _results(self, make: Callable[[Accumulator], pa.Array]) -> list[pa.Array]:
         columns = []
         for (name, expr, accumulator), field in zip(self._aggregates, self.fields):
             try:
-                column = accumulator.results(slots)
+                column = make(accumulator)
             except OverflowError as error:
                 raise OverflowError(f"aggregate {name!r} ({expr!r}): {error}") from error
             columns.append(column if column.type == field.type else column.cast(field.type))

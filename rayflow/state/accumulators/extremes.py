@@ -7,7 +7,7 @@ and decimals are first reduced per slot within the batch by Arrow's grouping, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayflow.state.accumulators.base import I64, Accumulator, Columns
+from rayflow.state.accumulators.lanes import LEAST, MOST, Lane, Numbers
 from rayflow.state.accumulators.parts import PooledValues, SlotArray
 from rayflow.state.fixed_width import FixedWidth
 
@@ -25,7 +26,7 @@ class FixedExtreme(Accumulator):
     _parts = ("_numbers", "_seen")
 
     def __init__(self, type_: pa.DataType, *, largest: bool) -> None:
-        self._fixed = FixedWidth(type_)
+        self._fixed, self._largest = FixedWidth(type_), largest
         dtype = self._fixed.dtype
         self._ufunc: Any
         if dtype.kind == "f":
@@ -68,7 +69,16 @@ class FixedExtreme(Accumulator):
 
     def results(self, slots: I64) -> pa.Array:
         """See `Accumulator`."""
-        return self._fixed.array(self._numbers.values[slots], ~self._seen.values[slots])
+        return self.results_of([self._numbers.values[slots], self._seen.values[slots]])
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """See `Accumulator`."""
+        return (Lane(self._numbers, MOST if self._largest else LEAST), Lane(self._seen, MOST))
+
+    def results_of(self, numbers: Sequence[Numbers]) -> pa.Array:
+        """See `Accumulator`."""
+        values, seen = numbers
+        return self._fixed.array(values, None if seen.all() else ~seen)
 
 
 class PooledExtreme(Accumulator):

@@ -10,7 +10,7 @@ of squared deviations; a batch is reduced in two passes and merged by the formul
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayflow.state.accumulators.base import I64, Accumulator, Columns
+from rayflow.state.accumulators.lanes import ADD, Lane
 from rayflow.state.accumulators.parts import SlotArray, SlotGroups
 from rayflow.state.fixed_width import FixedWidth
 
@@ -72,7 +73,15 @@ class Count(Accumulator):
 
     def results(self, slots: I64) -> pa.Array:
         """Return counts; 0 where nothing was counted."""
-        return pa.array(self._counts.values[slots]).cast(self._output_type)
+        return self.results_of([self._counts.values[slots]])
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """See `Accumulator`."""
+        return (Lane(self._counts, ADD),)
+
+    def results_of(self, numbers: Sequence[Numbers]) -> pa.Array:
+        """See `Accumulator`."""
+        return pa.array(numbers[0]).cast(self._output_type)
 
 
 class Limbs:
@@ -117,6 +126,10 @@ class Limbs:
         limbs = [limb.values[slots] for limb in self._limbs]
         _carry(limbs)
         return limbs
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """Return a lane for each limb, lowest first. Not carried."""
+        return tuple(Lane(limb, ADD) for limb in self._limbs)
 
 
 def _carry(limbs: list[I64]) -> None:
@@ -191,14 +204,25 @@ class ExactSum(Accumulator):
 
     def results(self, slots: I64) -> pa.Array:
         """See `Accumulator`."""
-        counts = self._counts.values[slots]
+        return self._results(self._sums.get(slots), self._counts.values[slots])
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """See `Accumulator`."""
+        return (*self._sums.lanes(), Lane(self._counts, ADD))
+
+    def results_of(self, numbers: Sequence[Numbers]) -> pa.Array:
+        """See `Accumulator`."""
+        limbs = list(numbers[:-1])
+        _carry(limbs)
+        return self._results(limbs, numbers[-1])
+
+    def _results(self, limbs: list[I64], counts: I64) -> pa.Array:
         none = counts == 0
-        limbs = self._sums.get(slots)
         if self._mean:
             total = sum(limb * 2.0 ** (_LIMB_BITS * i) for i, limb in reversed(list(enumerate(limbs))))
             scale = 10.0**self._input_type.scale if self._decimal else 1.0
             means = total / np.maximum(counts, 1) / scale
-            return pa.array(means, mask=none).cast(self._output_type)
+            return masked(means, none).cast(self._output_type)
         if self._decimal:
             return self._decimals(limbs, none)
         return self._integers(limbs, none)
@@ -210,7 +234,7 @@ class ExactSum(Accumulator):
         if len(high) and (high.min() < least or high.max() > most):
             raise OverflowError(f"a sum does not fit {self._output_type}; cast the column to a wider type")
         words = (high << _LIMB_BITS) | low
-        array = pa.array(words.view(np.uint64) if unsigned else words, mask=none)
+        array = masked(words.view(np.uint64) if unsigned else words, none)
         return array.cast(self._output_type)
 
     def _decimals(self, limbs: list[I64], none: npt.NDArray[np.bool_]) -> pa.Array:
@@ -269,9 +293,22 @@ class FloatSum(Accumulator):
 
     def results(self, slots: I64) -> pa.Array:
         """See `Accumulator`."""
-        counts, sums = self._counts.values[slots], self._sums.values[slots]
+        return self.results_of([self._sums.values[slots], self._counts.values[slots]])
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """See `Accumulator`."""
+        return (Lane(self._sums, ADD), Lane(self._counts, ADD))
+
+    def results_of(self, numbers: Sequence[Numbers]) -> pa.Array:
+        """See `Accumulator`."""
+        sums, counts = numbers
         values = sums / np.maximum(counts, 1) if self._mean else sums
-        return pa.array(values, mask=counts == 0).cast(self._output_type)
+        return masked(values, counts == 0).cast(self._output_type)
+
+
+def masked(numbers: Numbers, null: npt.NDArray[np.bool_]) -> pa.Array:
+    """Return `numbers` as a column, null where `null` is set; without a copy where it is not."""
+    return pa.array(numbers, mask=null) if null.any() else pa.array(numbers)
 
 
 def float64s(values: pa.Array | None) -> npt.NDArray[np.float64]:

@@ -28,7 +28,7 @@ class SlotArray:
     """A NumPy array indexed by slot; a slot not written since `clear` holds `fill`."""
 
     def __init__(self, dtype: npt.DTypeLike, fill: Any = 0) -> None:
-        self._fill = fill
+        self.fill = fill
         self.values: npt.NDArray[Any] = np.zeros(0, dtype)
 
     @property
@@ -38,11 +38,11 @@ class SlotArray:
 
     def reserve(self, slot_limit: int) -> None:
         """Make room for slots below `slot_limit`."""
-        self.values = grown(self.values, slot_limit, self._fill)
+        self.values = grown(self.values, slot_limit, self.fill)
 
     def clear(self, slots: I64) -> None:
         """Reset `slots`."""
-        self.values[slots] = self._fill
+        self.values[slots] = self.fill
 
     def freeze(self) -> SlotArray:
         """Return a copy that later changes do not touch."""

@@ -27,6 +27,9 @@ AGGREGATES: dict[str, tuple[AggregateExpr, Callable[[Sequence[Row]], Any]]] = {
     "values": (col("v").count(), lambda rows: len(numbers(rows))),
     "sum": (col("v").sum(), lambda rows: sum(numbers(rows)) if numbers(rows) else None),
     "min": (col("v").min(), lambda rows: min(numbers(rows), default=None)),
+    "most": (col("v").max(), lambda rows: max(numbers(rows), default=None)),
+    "halves": ((col("v") / 2).sum(), lambda rows: sum(numbers(rows)) / 2 if numbers(rows) else None),
+    "least": ((col("v") / 2).min(), lambda rows: min(numbers(rows)) / 2 if numbers(rows) else None),
     "max": (col("s").max(), lambda rows: max(texts(rows), default=None)),
     "mean": (
         col("v").mean(),

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rayflow.batch.aggregates import count
 from rayflow.batch.changelog import INSERT, UPDATE_AFTER, UPDATE_BEFORE
+from rayflow.batch.expressions import col
 from rayflow.model.times import WATERMARK_MAX
 from rayflow.windows.making import time_window_operator
+from rayflow.windows.running_windows import RunningWindows
+from rayflow.windows.sliced_windows import SlicedWindows
 from rayflow.windows.time_windows import TimeWindows
 
 MS = 1_000_000
@@ -37,12 +43,12 @@ STEPS = st.lists(
 
 def maker(kit: Any, grid: tuple[int, int, int], names: list[str], **options: Any) -> Any:
     size, slide, offset = grid
-    emit_before = options.pop("emit_before", False)
+    emit_before, kind = options.pop("emit_before", False), options.pop("kind", None)
     windows = TimeWindows(
         keys=("k",), size_ns=size * MS, slide_ns=slide * MS, offset_ns=offset * MS, time_column="t", **options
     )
     aggregates = [(name, kit.aggregates[name][0]) for name in names]
-    return lambda: time_window_operator(windows, aggregates, kit.schema, emit_before)
+    return lambda: (kind or time_window_operator)(windows, aggregates, kit.schema, emit_before)
 
 
 def numbered(steps: list[Any]) -> list[Any]:
@@ -215,14 +221,115 @@ def test_results_are_never_late_for_whoever_comes_behind(
     assert passed == (first - 1) * MS
 
 
-@pytest.mark.parametrize("grid", [(10, 10, 0), (40, 2, 0)])
-def test_closed_windows_leave_nothing_behind(kit: Any, harness: Any, grid: tuple[int, int, int]) -> None:
-    driven = harness(maker(kit, grid, ["count", "sum", "list"]))
+@given(
+    steps=STEPS,
+    grid=st.sampled_from([(10, 3, 1), (12, 4, 0), (40, 2, 0), (60, 1, 5), (3, 2, 0)]),
+    names=st.sampled_from(
+        [["count"], ["sum", "values"], ["min", "most", "mean"], ["halves", "least", "some"]]
+    ),
+    cut=st.sampled_from([1, 7, 100]),
+    restart_at=st.integers(0, 8),
+    before=st.integers(1, 3),
+    after=st.integers(1, 3),
+    batch_rows=st.sampled_from([1, 5, 1000]),
+    turns=st.sampled_from([(False, False), (False, True), (True, False)]),
+)
+@settings(max_examples=150, deadline=None)
+def test_results_kept_up_equal_the_model_and_restore_what_the_other_way_wrote(
+    kit: Any,
+    subtasks: Any,
+    steps: list[Any],
+    grid: tuple[int, int, int],
+    names: list[str],
+    cut: int,
+    restart_at: int,
+    before: int,
+    after: int,
+    batch_rows: int,
+    turns: tuple[bool, bool],
+) -> None:
+    model = kit.time_windows(*grid)
+    kept_up = maker(kit, grid, names)
+    assert type(kept_up()) is RunningWindows
+    merged = maker(kit, grid, names, kind=SlicedWindows)
+    made: list[bool] = []
+
+    def make() -> Any:
+        # Those of the first generation, then those that restore.
+        made.append(True)
+        return merged() if turns[len(made) > before] else kept_up()
+
+    driven = subtasks(make, ["k"], before, batch_rows=batch_rows)
+    play(kit, driven, model, steps, cut, restart_at, after)
+    found = emitted(kit, driven, names)
+    assert len(dict(found)) == len(found)
+    assert {window: values for window, (_, values) in found} == model.results(names)
+    assert driven.count("late_rows") == len(model.late)
+
+
+@pytest.mark.parametrize(("size", "slide"), [(7, 3), (5, 8), (3, 1)])
+def test_windows_of_nanoseconds_end_with_the_job(harness: Any, size: int, slide: int) -> None:
+    # What the last watermark has reached is the last instant of all: slices have no numbers beyond it.
+    schema = pa.schema([("k", pa.int64()), ("t", pa.timestamp("ns"))])
+    windows = TimeWindows(keys=("k",), size_ns=size, slide_ns=slide, time_column="t")
+    driven = harness(lambda: time_window_operator(windows, [("n", count())], schema))
+    driven.feed(pa.record_batch([pa.array([1, 1]), pa.array([0, 9], pa.timestamp("ns"))], schema=schema))
+    driven.watermark(WATERMARK_MAX)
+    found = [(row["window_start"].value, row["n"]) for row in driven.rows]
+    starts = range(-size // slide * slide, 10, slide)
+    counted = [(start, sum(start <= time < start + size for time in (0, 9))) for start in starts]
+    assert found == [(start, n) for start, n in counted if n]
+    assert driven.operator._panes.key_count == 0
+
+
+def test_sums_of_doubles_are_the_same_to_the_last_digit_after_a_restart(kit: Any, harness: Any) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=400) * 10.0 ** rng.integers(-8, 8, 400)
+    keys, times = rng.integers(0, 5, 400), np.sort(rng.integers(0, 300, 400))
+    schema = pa.schema([("k", pa.int64()), ("t", pa.timestamp("ms")), ("v", pa.float64())])
+    rows = pa.record_batch(
+        [pa.array(keys), pa.array(times).cast(pa.timestamp("ms")), pa.array(values)], schema=schema
+    )
+    windows = TimeWindows(keys=("k",), size_ns=40 * MS, slide_ns=2 * MS, time_column="t")
+    aggregates = [("total", col("v").sum()), ("mean", col("v").mean())]
+
+    def run(restart_at: int | None) -> pa.Table:
+        driven = harness(lambda: time_window_operator(windows, aggregates, schema))
+        batches: list[pa.RecordBatch] = []
+        for at in range(0, 400, 20):
+            if at == restart_at:
+                batches += driven.batches
+                driven = harness(
+                    lambda: time_window_operator(windows, aggregates, schema), restored=driven.snapshot(1)
+                )
+            driven.feed(rows.slice(at, 20)).watermark((int(times[at + 19]) - 1) * MS)
+        driven.watermark(WATERMARK_MAX)
+        return pa.Table.from_batches([*batches, *driven.batches]).sort_by(
+            [("window_start", "ascending"), ("k", "ascending")]
+        )
+
+    whole = run(None)
+    for restart_at in (20, 140, 260, 380):
+        assert run(restart_at).equals(whole)
+
+
+@pytest.mark.parametrize(
+    ("grid", "names"),
+    [
+        ((10, 10, 0), ["count", "sum", "list"]),
+        ((40, 2, 0), ["count", "sum", "list"]),
+        ((40, 2, 0), ["sum", "most"]),
+    ],
+)
+def test_closed_windows_leave_nothing_behind(
+    kit: Any, harness: Any, grid: tuple[int, int, int], names: list[str]
+) -> None:
+    driven = harness(maker(kit, grid, names))
     sizes = []
     for time in range(0, 4000, 10):
         driven.feed(kit.batch([(float(k), time, k, "a", k) for k in range(20)])).watermark((time - 1) * MS)
         operator = driven.operator
-        tree = operator._tree.nbytes if grid[0] != grid[1] else 0
-        sizes.append((operator._panes.nbytes, operator._columns.nbytes, tree))
+        merged = [getattr(operator, name).nbytes for name in ("_tree", "_running") if hasattr(operator, name)]
+        sizes.append((operator._panes.nbytes, operator._columns.nbytes, sum(merged)))
     for memory in zip(*sizes):
         assert max(memory[250:]) <= max(memory[100:250])
