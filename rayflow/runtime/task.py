@@ -13,7 +13,8 @@ drained, an EndFrame goes out; barriers go on being served.
 
 While an operator is blocked (its asynchronous calls are at their limit) no rows are taken, but watermarks and
 barriers that nothing precedes are, so that a checkpoint does not wait for the calls. Word that the input is idle
-waits until the chain owes nothing: who hears it stops waiting for this task's rows.
+waits until the chain owes nothing: who hears it stops waiting for this task's rows. It is said again behind rows
+that a timer brings out meanwhile, since rows make a channel active.
 
 Invariants
   T1  rows taken before a barrier are in the snapshot or before the barrier on every output; rows after are not.
@@ -129,6 +130,8 @@ class Task:
         self._throttled_rows = 0.0
         self._input_ended = False
         self._owes_idle = False
+        # Said, and nothing has come in since.
+        self._idle = False
         self._rows_in = parts.metrics.counter("rows_in")
         self._bytes_in = parts.metrics.counter("bytes_in")
         self._batches_in = parts.metrics.counter("batches_in")
@@ -311,7 +314,7 @@ class Task:
             self._end()
 
     def _count(self, batch: pa.RecordBatch) -> None:
-        self._owes_idle = False
+        self._idle = self._owes_idle = False
         self._rows_in.inc(batch.num_rows)
         self._batches_in.inc()
         self._bytes_in.inc(nbytes(batch))
@@ -341,7 +344,7 @@ class Task:
 
     def _advance_watermark(self, watermark: int) -> None:
         self.watermark = watermark
-        self._owes_idle = False
+        self._idle = self._owes_idle = False
         self._chain.advance(watermark)
 
     def _end(self) -> None:
@@ -358,12 +361,15 @@ class Task:
     def emit(self, tag: str | None, batch: pa.RecordBatch) -> None:
         """The chain emitted rows (tag None: the main output)."""
         self._rows_out.inc(batch.num_rows)
+        # A timer's: to whoever gets them, the channel is active again.
+        self._owes_idle |= self._idle
         for edge in self._parts.edges:
             if edge.tag == tag:
                 edge.emit(batch, self._now_ms)
 
     def emit_watermark(self, watermark: int) -> None:
         """A watermark has passed the chain."""
+        self._owes_idle |= self._idle
         for edge in self._parts.edges:
             edge.emit_watermark(watermark, self._now_ms)
 
@@ -371,10 +377,11 @@ class Task:
         """The chain has nothing to say about event time for now, once it owes no rows."""
         if self._input_ended:
             # The end says more, and nothing may follow it.
-            self._owes_idle = False
+            self._idle = self._owes_idle = False
             return
         self._owes_idle = not self._chain.drained()
-        if not self._owes_idle:
+        self._idle = not self._owes_idle
+        if self._idle:
             self._broadcast(IdleFrame())
             # Now: where time alone made it idle, nothing may come that would have it sent later.
             self._pump()

@@ -57,6 +57,36 @@ class Watcher:
             job.master.cancel()
 
 
+class Open(rf.Source):
+    """A source without rows that keeps its job running until `until` is set. Copies of it find that by its number."""
+
+    schema = pa.schema({"never": pa.null()})
+
+    def __init__(self, until: threading.Event) -> None:
+        self.number = id(until)
+        AWAITED[self.number] = until
+
+    def splits(self) -> list[rf.Split]:
+        return [rf.Split(id="open")]
+
+    def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
+        return Waiting(AWAITED[self.number])
+
+
+AWAITED: dict[int, threading.Event] = {}
+
+
+class Waiting(rf.SplitReader):
+    def __init__(self, until: threading.Event) -> None:
+        self.until = until
+
+    def read(self, max_rows: int) -> pa.RecordBatch | None:
+        return None if self.until.is_set() else pa.RecordBatch.from_pylist([], Open.schema)
+
+    def position(self) -> None:
+        return None
+
+
 class Lab:
     """Runs jobs and looks at what they wrote."""
 
@@ -100,6 +130,27 @@ class Lab:
         """Return a watcher, to be given as `on_start`."""
         self._watchers.append(Watcher(look, every_s))
         return self._watchers[-1]
+
+    def crashing(self, env: rf.StreamEnvironment, times: int, seed: int, every: int = 1) -> Watcher:
+        """Return a watcher that makes a random subtask die `times` times, each after `every` more checkpoints have
+        completed. The job does not end before; `stop()` returns who died."""
+        rng, dead, over = random.Random(seed), 0, threading.Event()
+        seen_at = 0
+        if times:
+            env.from_source(Open(over)).with_parallelism(1).discard()
+
+        def look(job: LocalJob) -> str | None:
+            nonlocal dead, seen_at
+            completed = self.completed(job)
+            # Between two attempts there may be nobody to die.
+            name = self.crash(job, rng) if dead < times and completed >= seen_at + every else ""
+            if name:
+                dead, seen_at = dead + 1, completed
+            if dead == times:
+                over.set()
+            return name or None
+
+        return self.watch(look)
 
     def close(self) -> None:
         for watcher in self._watchers:
@@ -151,13 +202,12 @@ class Lab:
 
     @classmethod
     def crash(cls, job: LocalJob, rng: random.Random) -> str:
-        """Make a random subtask die, as if by SIGKILL; return its name."""
+        """Make a random subtask die, as if by SIGKILL; return its name, empty if there was none."""
         subtasks = cls.subtasks(job)
         if not subtasks:
             return ""
         chosen = rng.choice(subtasks)
-        job.cluster.crash(chosen)
-        return str(chosen)
+        return str(chosen) if job.cluster.crash(chosen) else ""
 
 
 def _comparable(value: Any) -> Any:

@@ -47,17 +47,6 @@ def timed(made: rf.StreamEnvironment, table: pa.Table) -> Any:
     return made.from_arrow(table.take(order), watermark=rf.Watermark("t", delay="6s"))
 
 
-def crashing(lab: Any, times: int, seed: int) -> tuple[Any, list[str]]:
-    """A watcher that crashes subtasks after checkpoints, and the names of those it crashed."""
-    rng, crashed = random.Random(seed), []
-
-    def look(job: Any) -> None:
-        if len(crashed) < times and lab.completed(job) > len(crashed):
-            crashed.append(lab.crash(job, rng))
-
-    return lab.watch(look), crashed
-
-
 JOINED = "coalesce(a.k, b.k), coalesce(a.j, b.j), a.v, a.f, a.t, b.v, b.f, b.t"
 
 
@@ -67,9 +56,9 @@ def test_a_join_survives_crashes(lab: Any, tmp_path: Path, how: Any) -> None:
     made = env(3, 50, **{"source.rate_limit": 2000})
     joined = made.from_arrow(a).join(made.from_arrow(b), on=["k", "j"], how=how)
     joined.write_parquet(tmp_path / "out", mode="append" if how == "inner" else "upsert")
-    watcher, crashed = crashing(lab, 2, seed=5)
+    watcher = lab.crashing(made, 2, seed=5)
     lab.finish(made, on_start=watcher, checkpoint__interval="50ms", restart__delay="1ms")
-    assert crashed
+    assert len(watcher.stop()) == 2
     expected = sql_rows(f"select {JOINED} from a {how} join b on a.k = b.k and a.j = b.j", a=a, b=b)
     assert lab.rows(tmp_path / "out") == expected
 
@@ -89,9 +78,9 @@ def test_joins_by_event_time_survive_crashes(lab: Any, tmp_path: Path, kind: str
         made = env(3 if crashes else 1, 50, **({"source.rate_limit": 2000} if crashes else {}))
         left, right = timed(made, a), timed(made, b)
         BY_EVENT_TIME[kind](left, right).write_parquet(tmp_path / str(crashes))
-        watcher, crashed = crashing(lab, crashes, seed=5)
+        watcher = lab.crashing(made, crashes, seed=5)
         lab.finish(made, on_start=watcher, checkpoint__interval="50ms", restart__delay="1ms")
-        assert bool(crashed) == bool(crashes)
+        assert len(watcher.stop()) == crashes
         results.append(lab.rows(tmp_path / str(crashes)))
     assert results[0] == results[1]
     assert results[0]
@@ -103,9 +92,9 @@ def test_a_broadcast_join_survives_crashes_while_the_table_comes_and_after(lab: 
     left = made.from_batches(a.to_batches(50), schema=a.schema, rate_limit=2000).rebalance()
     right = made.from_batches(b.to_batches(50), schema=b.schema, rate_limit=2000)
     left.broadcast_join(right, on=["k", "j"], how="left").write_parquet(tmp_path / "out")
-    watcher, crashed = crashing(lab, 3, seed=6)
+    watcher = lab.crashing(made, 3, seed=6)
     lab.finish(made, on_start=watcher, checkpoint__interval="50ms", restart__delay="1ms")
-    assert crashed
+    assert len(watcher.stop()) == 3
     expected = sql_rows(
         "select a.k, a.j, a.v, a.f, a.t, b.v, b.f, b.t from a left join b on a.k = b.k and a.j = b.j",
         a=a,

@@ -25,3 +25,12 @@ def test_a_watcher_that_raises_ends_the_job_that_waits_for_it(lab: Any) -> None:
     with pytest.raises(FileNotFoundError, match="just gone"):
         watcher.stop()
     lab._watchers.clear()
+
+
+def test_subtasks_die_as_often_as_asked_however_short_the_job(lab: Any) -> None:
+    made = rf.StreamEnvironment(parallelism=2, config={"restart.delay": "1ms"})
+    made.from_rows([{"n": 1}]).discard()
+    watcher = lab.crashing(made, 3, seed=1)
+    result = lab.finish(made, on_start=watcher, checkpoint__interval="10ms")
+    assert len(watcher.stop()) == 3
+    assert result.describe["restarts"]

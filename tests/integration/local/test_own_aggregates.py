@@ -108,7 +108,7 @@ def test_running_and_windowed(parallelism: int, cut: int) -> None:
 
 
 def test_states_survive_crashes(lab: Any, tmp_path: Path) -> None:
-    given, rng = rows(3000), random.Random(1)
+    given = rows(3000)
     e = rf.StreamEnvironment(parallelism=2, config={"batch.rows": 50, "checkpoint.interval": "20ms"})
     e.config["restart.delay"] = "10ms"
     stream = e.generate(
@@ -121,14 +121,8 @@ def test_states_survive_crashes(lab: Any, tmp_path: Path) -> None:
     keyed.reduce(lambda old, new: {**new, "x": old["x"] + new["x"]}).write_parquet(
         tmp_path / "r", mode="upsert"
     )
-    crashed: list[str] = []
-
-    def crash(job: Any) -> Any:
-        done = lab.completed(job)
-        if len(crashed) < 2 and done > 2 * len(crashed) + 1 and (name := lab.crash(job, rng)):
-            crashed.append(name)
-
-    lab.finish(e, on_start=lab.watch(crash))
+    watcher = lab.crashing(e, 2, seed=1, every=2)
+    lab.finish(e, on_start=watcher)
     by_key = defaultdict(list)
     for row in given:
         by_key[row["k"]].append(row)
@@ -136,7 +130,7 @@ def test_states_survive_crashes(lab: Any, tmp_path: Path) -> None:
     assert got == {key: expected(some) for key, some in by_key.items()}
     sums = {row["k"]: row["x"] for row in lab.read(tmp_path / "r").to_pylist()}
     assert sums == {key: sum(r["x"] for r in some) for key, some in by_key.items()}
-    assert crashed
+    assert len(watcher.stop()) == 2
 
 
 def test_reduced_rows_are_an_upsert_stream_that_others_go_on_from() -> None:

@@ -113,23 +113,18 @@ def test_subtasks_that_die_change_nothing(lab: Any, tmp_path: Path, seed: int) -
     table = rows(12_000, seed)
     stream = source(table, seed % 2 + 1, **{"source.rate_limit": 8_000})
     stream.key_by("k").process(Sessions, returns=SESSIONS).write_parquet(tmp_path / "out")
-    rng, crashed, seen_at = random.Random(seed), [], [0]
-
-    def look(running: Any) -> None:
-        if len(crashed) < 3 and lab.completed(running) >= seen_at[0] + 2:
-            crashed.append(lab.crash(running, rng))
-            seen_at[0] = lab.completed(running)
-
+    watcher = lab.crashing(stream._env, 3, seed, every=2)
     result = lab.finish(
         stream._env,
-        on_start=lab.watch(look),
+        on_start=watcher,
         checkpoint__interval="50ms",
         batch__rows=500,
         restart__delay="1ms",
     )
     assert lab.rows(tmp_path / "out") == sessions_of(table)
     restarts = result.describe["restarts"]
-    assert len(restarts) == len(crashed) >= 1
+    assert len(watcher.stop()) == 3
+    assert len(restarts) >= 1
     assert all("/chk-" in restart["restored_from"] for restart in restarts)
 
 
@@ -336,21 +331,15 @@ def test_broadcast_state_and_keyed_state_survive_crashes(lab: Any, tmp_path: Pat
     others = stream._env.from_rows([{"id": k, "limit": v} for k, v in limits.items()])
     both = stream.key_by("k").connect(others.broadcast()).process(Known, returns={"k": int, "v": int})
     both.write_parquet(tmp_path / "out")
-    rng, crashed, seen_at = random.Random(seed), [], [0]
-
-    def look(running: Any) -> None:
-        if len(crashed) < 2 and lab.completed(running) >= seen_at[0] + 2:
-            crashed.append(lab.crash(running, rng))
-            seen_at[0] = lab.completed(running)
-
+    watcher = lab.crashing(stream._env, 2, seed, every=2)
     lab.finish(
         stream._env,
-        on_start=lab.watch(look),
+        on_start=watcher,
         checkpoint__interval="50ms",
         batch__rows=200,
         restart__delay="1ms",
     )
-    assert crashed
+    assert len(watcher.stop()) == 2
     assert lab.rows(tmp_path / "out") == above(table, limits)
 
 

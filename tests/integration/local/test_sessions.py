@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -91,15 +90,9 @@ def test_bids_per_session_survive_crashes(
 ) -> None:
     env = rf.StreamEnvironment(parallelism=2, config={"restart.delay": "1ms"})
     sessions(read(env, bids, rate_limit=15_000)).aggregate(**AGGREGATES).write_parquet(str(tmp_path / "out"))
-    rng, seen = random.Random(3), set()
-
-    def crash_after_checkpoints(job: Any) -> None:
-        completed = lab.completed(job)
-        if completed in (3, 8) and completed not in seen:
-            seen.add(completed)
-            lab.crash(job, rng)
-
-    lab.finish(env, on_start=lab.watch(crash_after_checkpoints), checkpoint__interval="20ms", batch__rows=500)
+    watcher = lab.crashing(env, 2, seed=3, every=3)
+    lab.finish(env, on_start=watcher, checkpoint__interval="20ms", batch__rows=500)
+    assert len(watcher.stop()) == 2
     assert lab.rows(tmp_path / "out") == expected
 
 

@@ -233,31 +233,20 @@ def fibonacci(i: int) -> int:
 
 
 def test_a_source_of_ones_own_is_read_in_parallel_and_survives_crashes(lab: Any) -> None:
-    import random
-
     e = env(2)
     stream = e.from_source(Fibonacci(120, 7), rate_limit=400)
-    crashed, rng = [], random.Random(1)
-
-    def look(job: Any) -> None:
-        if len(crashed) < 2 and lab.completed(job) > len(crashed):
-            crashed.append(lab.crash(job, rng))
-
-    got: list[Any] = []
-    out_env = e
     stream.map_batches(lambda b: b, returns=stream.schema).sink_to(Kept("fib"))
-    watcher = lab.watch(look)
+    watcher = lab.crashing(e, 2, seed=1)
     lab.finish(
-        out_env,
+        e,
         on_start=watcher,
         checkpoint__interval="20ms",
         restart__strategy="fixed",
         restart__delay="1ms",
     )
-    watcher.stop()
     got = sorted((row["i"], int(row["fib"])) for rows in KEPT.pop("fib").values() for row in rows)
     assert got == [(i, fibonacci(i)) for i in range(120)]
-    assert len(crashed) == 2
+    assert len(watcher.stop()) == 2
 
 
 # A sink of one's own, exactly once, in thirty lines: rows are kept in this module's memory.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -53,47 +52,11 @@ def generated(e: rf.StreamEnvironment, table: pa.Table) -> Any:
     return e.generate(make, rows=table.num_rows, rate_limit=2 * table.num_rows)
 
 
-class Open(rf.Source):
-    """A source without rows that keeps its job running until the file `until` exists."""
-
-    schema = pa.schema({"never": pa.null()})
-
-    def __init__(self, until: Path) -> None:
-        self.until = until
-
-    def splits(self) -> list[rf.Split]:
-        return [rf.Split(id="open")]
-
-    def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
-        return Waiting(self.until)
-
-
-class Waiting(rf.SplitReader):
-    def __init__(self, until: Path) -> None:
-        self.until = until
-
-    def read(self, max_rows: int) -> pa.RecordBatch | None:
-        return None if self.until.exists() else pa.RecordBatch.from_pylist([], Open.schema)
-
-    def position(self) -> None:
-        return None
-
-
-def run_with_crashes(lab: Any, e: rf.StreamEnvironment, seed: int, all_dead: Path) -> None:
+def run_with_crashes(lab: Any, e: rf.StreamEnvironment, seed: int) -> None:
     """Run the job; a subtask dies after each of the first two checkpoints."""
-    rng, crashed = random.Random(seed), []
-    e.from_source(Open(all_dead)).discard()
-
-    def look(job: Any) -> None:
-        if len(crashed) < 2 and lab.completed(job) > len(crashed):
-            crashed.extend(filter(None, [lab.crash(job, rng)]))
-        if len(crashed) == 2:
-            all_dead.touch()
-
-    watcher = lab.watch(look)
+    watcher = lab.crashing(e, 2, seed)
     lab.finish(e, on_start=watcher, checkpoint__interval="30ms", restart__delay="1ms")
-    watcher.stop()
-    assert len(crashed) == 2
+    assert len(watcher.stop()) == 2
 
 
 Q18 = """select * exclude (r) from (select *, row_number() over (partition by bidder, auction
@@ -302,7 +265,7 @@ def test_aggregates_of_aggregates_survive_subtasks_that_die(lab: Any, tmp_path: 
     counts = stream.key_by("bidder").aggregate(n=rf.count())
     sizes = counts.with_columns(n=col("n") // 10).key_by("n").aggregate(bidders=rf.count())
     sizes.write_json(tmp_path / "sizes", mode="upsert")
-    run_with_crashes(lab, e, seed, tmp_path / "all_dead")
+    run_with_crashes(lab, e, seed)
     assert lab.rows(tmp_path / "means") == sql(Q4, table)
     # Arrow reads no JSON files without rows: those of groups that are gone went too.
     assert lab.bag(lab.read(tmp_path / "sizes", "jsonl", schema=sizes.schema)) == sql(
@@ -319,7 +282,7 @@ def test_upsert_files_hold_the_first_rows_whatever_dies(lab: Any, tmp_path: Path
     last_bids(stream).write_parquet(tmp_path / "last", mode="upsert")
     highest_bids(stream).write_csv(tmp_path / "ranked", mode="upsert")
     highest_bids(stream, None).write_parquet(tmp_path / "unranked", mode="upsert", partition_by="channel")
-    run_with_crashes(lab, e, seed, tmp_path / "all_dead")
+    run_with_crashes(lab, e, seed)
     assert lab.rows(tmp_path / "last") == sql(Q18, table)
     ranked = duckdb.sql(f"select * from read_csv('{tmp_path}/ranked/*.csv')").fetchall()
     assert Counter(ranked) == sql(Q19, table)

@@ -116,16 +116,9 @@ def test_rows_of_open_windows_survive_crashes(lab: Any, tmp_path: Path) -> None:
     env = rf.StreamEnvironment(parallelism=2, config={"restart.delay": "1ms"})
     digests = stream(env).key_by("k").window(rf.Session("90ms")).process(digest)
     digests.write_parquet(str(tmp_path / "out"))
-    rng, seen = random.Random(1), set()
-
-    def crash_once(job: Any) -> None:
-        completed = lab.completed(job)
-        if completed >= 2 and not seen and lab.crash(job, rng):
-            seen.add(completed)
-
-    lab.finish(
-        env, on_start=lab.watch(crash_once, 0.005), checkpoint__interval="5ms", source__rate_limit=6000
-    )
+    watcher = lab.crashing(env, 1, seed=1, every=2)
+    lab.finish(env, on_start=watcher, checkpoint__interval="5ms", source__rate_limit=6000)
+    assert len(watcher.stop()) == 1
     assert in_order(lab, lab.read(tmp_path / "out")) == sessions()
 
 

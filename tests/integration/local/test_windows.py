@@ -217,16 +217,9 @@ def test_sliding_windows_survive_crashes_and_rescaling(lab: Any, tmp_path: Path)
     )
     windows = numbers.key_by("k").window(rf.Sliding("10s", "1s")).aggregate(n=rf.count())
     windows.write_parquet(tmp_path / "out")
-    rng = random.Random(3)
-    crashed: list[str] = []
-
-    def crash(job: Any) -> str | None:
-        if len(crashed) < 2 and lab.completed(job) > 2 * (len(crashed) + 1):
-            crashed.append(lab.crash(job, rng))
-            return crashed[-1]
-        return None
-
-    lab.finish(e, on_start=lab.watch(crash))
+    watcher = lab.crashing(e, 2, seed=3, every=3)
+    lab.finish(e, on_start=watcher)
+    assert len(watcher.stop()) == 2
     want: Counter[Any] = Counter()
     for n in range(4000):
         last = (base + n * 10) // 1000 * 1000

@@ -507,20 +507,52 @@ def test_nothing_follows_the_end_not_even_word_of_being_idle() -> None:
     assert kinds[-1] is EndFrame
 
 
-def test_word_of_being_idle_leaves_at_once_where_time_alone_gave_rise_to_it() -> None:
+def source_without_rows(idle_after_ms: int, work: type[Operator] = Doubling) -> World:
+    """A source that has run from time 1,000 on, whose splits the master has yet to find."""
     empty = pa.table({"t": pa.array([], pa.timestamp("ms"))})
-    message = deploy(SOURCE, source=RowsSource(empty))
+    message = deploy(SOURCE, source=RowsSource(empty), work=work)
     first, *others = message.graph.vertices
-    timed = replace(first.operators[0], time=TimeSpec(column="t", delay=0, idle_after=50_000_000))
+    timed = replace(
+        first.operators[0], time=TimeSpec(column="t", delay=0, idle_after=idle_after_ms * 1_000_000)
+    )
     vertices = (replace(first, operators=(timed, *first.operators[1:])), *others)
     world = World(SOURCE)
     world.engine.post(replace(message, graph=replace(message.graph, vertices=vertices)))
     world.engine.post(Start(Attempt(1)))
     world.run(1_000)
+    return world
+
+
+def test_word_of_being_idle_leaves_at_once_where_time_alone_gave_rise_to_it() -> None:
+    world = source_without_rows(50)
     assert world.engine.step(1_000).wake_at_ms == 1_050
     # No message comes, and no second step need follow this one: the master has yet to find the splits.
     world.engine.step(1_050)
     assert world.frames[-1] == (CHANNEL, IdleFrame())
+
+
+class OnceMore(Doubling):
+    """Has a row to say at time 1,200, whatever comes in."""
+
+    said = False
+
+    def next_timer_ms(self) -> int | None:
+        return None if self.said else 1_200
+
+    def on_timer(self, now_ms: int) -> None:
+        self.said = True
+        self.out.emit(pa.record_batch({"v": [1]}))
+
+
+def test_rows_of_a_timer_wake_an_idle_channel_for_themselves_only() -> None:
+    # Rows on a channel end its being idle; without another word it would hold everybody's event time back for ever.
+    world = source_without_rows(50, OnceMore)
+    world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+    world.run(1_050)
+    assert [type(f) for _, f in world.frames] == [OpenFrame, IdleFrame]
+    world.run(1_200)
+    world.run(1_250)
+    assert [type(f) for _, f in world.frames] == [OpenFrame, IdleFrame, DataFrame, IdleFrame]
 
 
 def test_splits_know_themselves_over_json() -> None:
