@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
+from rayflow.protocol.alignment import BarrierKind
 from rayflow.runtime.messages import (
     BarrierFrame,
     CreditFrame,
@@ -37,7 +38,7 @@ from rayflow.runtime.messages import (
 DATA, WATERMARK, IDLE, BARRIER, END, CREDIT, BYE, FOREIGN, OPEN, HELLO = range(10)
 
 _DATA = struct.Struct("<BQQI")
-_NUMBER = struct.Struct("<Bq")
+_BARRIER = struct.Struct("<BqB")
 _CREDIT = struct.Struct("<BQQ")
 _WORD_BYTES = 8
 _WATERMARK_BYTES = 16
@@ -109,7 +110,7 @@ def encode_control(frame: Frame) -> bytes:
         # Nanoseconds of a far-future timestamp[ms], and WATERMARK_MAX, exceed 64 bits.
         return bytes([WATERMARK]) + frame.watermark.to_bytes(_WATERMARK_BYTES, "little", signed=True)
     if isinstance(frame, BarrierFrame):
-        return _NUMBER.pack(BARRIER, frame.checkpoint_id)
+        return _BARRIER.pack(BARRIER, frame.checkpoint_id, frame.kind)
     if isinstance(frame, IdleFrame):
         return bytes([IDLE])
     if isinstance(frame, OpenFrame):
@@ -135,7 +136,8 @@ def decode(metadata: bytes, batch: pa.RecordBatch | None) -> Frame | CreditFrame
     if kind == WATERMARK:
         return WatermarkFrame(int.from_bytes(metadata[1:], "little", signed=True))
     if kind == BARRIER:
-        return BarrierFrame(CheckpointId(_NUMBER.unpack(metadata)[1]))
+        _, checkpoint_id, barrier_kind = _BARRIER.unpack(metadata)
+        return BarrierFrame(CheckpointId(checkpoint_id), BarrierKind(barrier_kind))
     if kind == IDLE:
         return IdleFrame()
     if kind == OPEN:

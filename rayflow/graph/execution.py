@@ -39,16 +39,18 @@ def output_channels(graph: JobGraph, subtask: SubtaskId) -> list[ChannelId]:
 
 def input_channels(graph: JobGraph, subtask: SubtaskId) -> list[ChannelId]:
     """Return the channels that `subtask` reads, by edge, then by the producer's index."""
-    return [
-        ChannelId(edge.id, SubtaskId(edge.source, index), subtask)
-        for edge in graph.inputs(subtask.vertex)
-        for index in producer_indices(
-            edge.exchange.kind,
-            graph.vertex(edge.source).parallelism,
-            graph.vertex(edge.target).parallelism,
-            subtask.index,
-        )
-    ]
+    return [c for edge in graph.inputs(subtask.vertex) for c in edge_input_channels(graph, edge, subtask)]
+
+
+def edge_input_channels(graph: JobGraph, edge: JobEdge, consumer: SubtaskId) -> list[ChannelId]:
+    """Return the channels of one edge that `consumer` reads, by the producer's index."""
+    indices = producer_indices(
+        edge.exchange.kind,
+        graph.vertex(edge.source).parallelism,
+        graph.vertex(edge.target).parallelism,
+        consumer.index,
+    )
+    return [ChannelId(edge.id, SubtaskId(edge.source, index), consumer) for index in indices]
 
 
 def edge_output_channels(graph: JobGraph, edge: JobEdge, producer: SubtaskId) -> list[ChannelId]:

@@ -34,7 +34,11 @@ _OFF = ("off", "none", "never", "")
 class JobConfig:
     """Every setting of a job, typed, with its default (API.md section 6). None means off or not given.
 
-    `checkpoint_alignment_timeout_ms` 0 means: never switch to unaligned. Memory sizes are per subtask.
+    `checkpoint_mode` "aligned" with `checkpoint_alignment_timeout_ms` 0 means: barriers never overtake rows. With
+    more, a checkpoint begins aligned and switches to unaligned wherever its barrier is held up for longer; "unaligned"
+    is so from the start, whatever the timeout. Savepoints and final checkpoints are always aligned.
+
+    Memory sizes are per subtask.
     `storage_options` keeps its full keys (`"s3.endpoint"`), as `state.storage.open_store` takes them.
     """
 
@@ -103,6 +107,13 @@ class JobConfig:
         return redact({**flat, **self.storage_options})
 
     def _check(self) -> None:
+        unaligned = self.checkpoint_mode == "unaligned" or self.checkpoint_alignment_timeout_ms > 0
+        if unaligned and self.checkpoint_max_concurrent > 1:
+            raise ConfigError(
+                "checkpoint.max_concurrent: unaligned checkpoints are taken one at a time, since each records what is "
+                f"in flight; expected 1, or checkpoint.mode=aligned with checkpoint.alignment_timeout=0s; "
+                f"got {self.checkpoint_max_concurrent}"
+            )
         if self.heartbeat_timeout_ms <= self.heartbeat_interval_ms:
             raise ConfigError(
                 "heartbeat.timeout must be longer than heartbeat.interval; "
@@ -199,13 +210,6 @@ def _optional_duration(value: Any) -> int | None:
     return _positive_duration(value)
 
 
-def _only_aligned(value: Any) -> int:
-    # A value that promises a switch which never comes would be worse than an error.
-    if parse_duration_ms(value) != 0:
-        raise ConfigError(f"expected 0s, since this version has aligned checkpoints only; got {value!r}")
-    return 0
-
-
 def _number(value: Any) -> float:
     if isinstance(value, bool):
         raise ConfigError(f"expected a number; got {value!r}")
@@ -276,8 +280,8 @@ SETTINGS: dict[str, Setting] = {
     "checkpoint.retained": Setting("checkpoint_retained", _integer(1)),
     "checkpoint.failures_tolerated": Setting("checkpoint_failures_tolerated", _integer(0)),
     "checkpoint.storage": Setting("checkpoint_storage", _optional_text),
-    "checkpoint.mode": Setting("checkpoint_mode", _choice("aligned")),
-    "checkpoint.alignment_timeout": Setting("checkpoint_alignment_timeout_ms", _only_aligned),
+    "checkpoint.mode": Setting("checkpoint_mode", _choice("aligned", "unaligned")),
+    "checkpoint.alignment_timeout": Setting("checkpoint_alignment_timeout_ms", _duration),
     "restart.strategy": Setting("restart_strategy", _choice("exponential", "fixed", "none")),
     "restart.max_attempts": Setting("restart_max_attempts", _integer(0)),
     "restart.window": Setting("restart_window_ms", _positive_duration),

@@ -57,6 +57,18 @@ class ChannelEnded:
 MergerEvent = WatermarkArrived | ChannelIdled | ChannelResumed | ChannelEnded
 
 
+@dataclass(frozen=True, slots=True)
+class MergerState:
+    """What a merger remembers: watermarks of `active`, `idle` and announced-to-be-`over` channels (all others have
+    ended), the largest that one was at when it ended, and the merged one."""
+
+    active: dict[ChannelId, int]
+    idle: dict[ChannelId, int]
+    over: dict[ChannelId, int]
+    reached: int
+    watermark: int
+
+
 class WatermarkMerger:
     """Merges the watermarks of one task's input channels (at least one)."""
 
@@ -69,6 +81,20 @@ class WatermarkMerger:
         self._reached = WATERMARK_MIN
         self._all_idle = False
         self._watermark = WATERMARK_MIN
+
+    def state(self) -> MergerState:
+        """Return what `resumed` needs."""
+        return MergerState(
+            dict(self._active), dict(self._idle), dict(self._over), self._reached, self._watermark
+        )
+
+    @classmethod
+    def resumed(cls, state: MergerState) -> WatermarkMerger:
+        """Return a merger that goes on from `state`."""
+        merger = cls(())
+        merger._active, merger._idle, merger._over = dict(state.active), dict(state.idle), dict(state.over)
+        merger._reached, merger._watermark = state.reached, state.watermark
+        return merger
 
     @property
     def watermark(self) -> int:

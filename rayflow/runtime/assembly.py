@@ -15,15 +15,17 @@ from rayflow.batch.partition import make_partitioner
 from rayflow.graph.execution import edge_output_channels, input_channels, output_channels
 from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
 from rayflow.model.config import JobConfig
-from rayflow.model.ids import ChannelId
+from rayflow.model.ids import ChannelId, EdgeId
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.async_calls import OpenAsyncCalls
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.operators.sink import SinkOperator
+from rayflow.protocol.alignment import BarrierKind
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.credit import frame_limit_bytes
 from rayflow.protocol.key_groups import KeyGroupRange, key_group_range
 from rayflow.protocol.rate import RateLimiter
+from rayflow.runtime.barriers import BarrierMode
 from rayflow.runtime.chain import Chain, ChainedOperator
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, Deploy, Frame
@@ -44,6 +46,14 @@ def input_ports(deploy: Deploy) -> dict[ChannelId, int]:
     """Return the subtask's input channels, with the operator input each feeds."""
     edges = deploy.graph.edges
     return {c: edges[c.edge].port for c in input_channels(deploy.graph, deploy.subtask)}
+
+
+def barrier_mode(config: JobConfig) -> BarrierMode:
+    """Return what the job's configuration says of barriers that may overtake."""
+    timeout_ms = config.checkpoint_alignment_timeout_ms
+    if config.checkpoint_mode == "unaligned":
+        return BarrierMode(BarrierKind.URGENT)
+    return BarrierMode(BarrierKind.TIMED, timeout_ms) if timeout_ms else BarrierMode()
 
 
 class Assembly:
@@ -104,7 +114,12 @@ class Assembly:
             throttle=throttle,
             throttle_rows=lambda: sink_metrics.counter("rows_in").value,
             piece_rows=piece_rows,
+            mode=barrier_mode(self._config),
+            pinned=frozenset(c for c in ports if self._is_pinned(c.edge)),
         )
+
+    def _is_pinned(self, edge: EdgeId) -> bool:
+        return self._deploy.graph.edges[edge].exchange.kind == "broadcast"
 
     def _chained(self, spec: OperatorSpec) -> ChainedOperator:
         deploy, restore = self._deploy, self._deploy.restore
@@ -174,4 +189,5 @@ class Assembly:
             linger_ms=self._config.batch_linger_ms,
             frame_bytes=frame_limit_bytes(half, senders),
             limit_bytes=max(1, half // max(1, len(channels))),
+            pinned=self._is_pinned(edge.id),
         )

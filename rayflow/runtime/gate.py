@@ -7,10 +7,16 @@ out again (`poll`) round-robin over the channels that are neither empty nor bloc
 Data frames of one channel that wait one behind the other are merged up to `batch_rows` rows, since every
 kernel costs the same for few rows as for many. Taking data out frees credit, which goes back to producers.
 
+For an unaligned checkpoint a channel is *recorded*: its frames before the checkpoint's barrier, whether queued or
+still to come, are kept beside the queue, which goes on as ever. What is kept may not exceed the budget either: from
+then on channels that are being recorded give no more rows, so that their producers run out of credit. Barriers need
+none.
+
 Invariants
   G1  per channel, frames leave in the order they came (I4); a gap in sequence numbers is a violation.
   G2  bytes queued never exceed what was granted, plus one frame a channel (I7, see `protocol.credit`).
   G3  a blocked channel gives no frame.
+  G4  frames recorded never exceed the budget, plus what may be queued (G2).
 """
 
 from __future__ import annotations
@@ -22,10 +28,17 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from rayflow.batch.tables import concat
-from rayflow.model.ids import ChannelId
+from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.protocol.credit import CreditReceiver, FrameConsumed, FrameReceived, GateOpened, GrantCredit
 from rayflow.protocol.sequencing import Accept, ChannelSequence, FrameArrived
-from rayflow.runtime.messages import CreditFrame, DataFrame, Frame, OpenFrame, WatermarkFrame
+from rayflow.runtime.messages import (
+    BarrierFrame,
+    CreditFrame,
+    DataFrame,
+    Frame,
+    OpenFrame,
+    WatermarkFrame,
+)
 
 
 @dataclass(slots=True)
@@ -36,6 +49,7 @@ class _Queue:
     sequence: ChannelSequence
     frames: deque[Frame] = field(default_factory=deque)
     blocked: bool = False
+    recording: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,9 @@ class InputGate:
         self._credit = CreditReceiver(self.channels, budget_bytes)
         self._batch_rows = batch_rows
         self._grant = grant
+        self._recorded: dict[ChannelId, list[Frame]] = {}
+        self._recorded_bytes = 0
+        self._record_limit_bytes = budget_bytes
         self._ring: deque[ChannelId] = deque(self.channels)
         self.queued_frames = 0
         # A channel gets its first credit when its producer shows up.
@@ -87,9 +104,11 @@ class InputGate:
         ):
             # Watermarks cost no credit; keeping only the newest bounds what a stalled task gathers.
             queue.frames[-1] = frame
+            self._record(channel, queue, frame)
             return
         queue.frames.append(frame)
         self.queued_frames += 1
+        self._record(channel, queue, frame)
 
     def poll(self, *, rows: bool = True) -> Arrival | None:
         """Take the next rows or frame, None if no channel can give one. Without `rows` only a frame that no rows
@@ -98,8 +117,11 @@ class InputGate:
             channel = self._ring[0]
             self._ring.rotate(-1)
             queue = self._queues[channel]
-            if queue.frames and not queue.blocked and (rows or not isinstance(queue.frames[0], DataFrame)):
-                return self._take(channel, queue)
+            if not queue.frames or queue.blocked:
+                continue
+            if isinstance(queue.frames[0], DataFrame) and (not rows or self._holds_back(queue)):
+                continue
+            return self._take(channel, queue)
         return None
 
     def port(self, channel: ChannelId) -> int:
@@ -119,6 +141,54 @@ class InputGate:
     def blocked_channels(self) -> list[ChannelId]:
         """Channels held back by alignment."""
         return [c for c, q in self._queues.items() if q.blocked]
+
+    # ------------------------------------------------------------------------------- recording
+
+    def record(self, channel: ChannelId, checkpoint_id: CheckpointId) -> None:
+        """Record what is queued before the checkpoint's barrier, and take that out of the queue; where it has not come,
+        record what arrives too, until `stop_recording`."""
+        queue = self._queues[channel]
+        queue.recording = True
+        for position, frame in enumerate(queue.frames):
+            if isinstance(frame, BarrierFrame) and frame.checkpoint_id == checkpoint_id:
+                del queue.frames[position]
+                self.queued_frames -= 1
+                queue.recording = False
+                return
+            self._record(channel, queue, frame)
+
+    def stop_recording(self, channel: ChannelId) -> None:
+        """The frame that was accepted last is the barrier that ends the recording: take it out. (One that `record` had
+        found already, since its announcement was held back, is out.)"""
+        queue = self._queues[channel]
+        if not queue.recording:
+            return
+        assert isinstance(queue.frames[-1], BarrierFrame), channel
+        queue.frames.pop()
+        self.queued_frames -= 1
+        queue.recording = False
+
+    def take_recorded(self) -> dict[ChannelId, list[Frame]]:
+        """Return what was recorded, in order; recording ends on every channel."""
+        recorded, self._recorded, self._recorded_bytes = self._recorded, {}, 0
+        for queue in self._queues.values():
+            queue.recording = False
+        return recorded
+
+    def _record(self, channel: ChannelId, queue: _Queue, frame: Frame) -> None:
+        if not queue.recording or isinstance(frame, BarrierFrame):
+            return
+        frames = self._recorded.setdefault(channel, [])
+        if isinstance(frame, DataFrame):
+            self._recorded_bytes += frame.nbytes
+        elif isinstance(frame, WatermarkFrame) and frames and isinstance(frames[-1], WatermarkFrame):
+            frames.pop()
+        frames.append(frame)
+
+    def _holds_back(self, queue: _Queue) -> bool:
+        return queue.recording and self._recorded_bytes >= self._record_limit_bytes
+
+    # ------------------------------------------------------------------------------- taking
 
     def _take(self, channel: ChannelId, queue: _Queue) -> Arrival:
         first = queue.frames[0]

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from rayflow.graph.plan import JobGraph
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, JobId, SubtaskId
+from rayflow.protocol.alignment import BarrierKind
 from rayflow.state.manifest import SplitState, StateFile
 
 # ------------------------------------------------------------------------------------ channel frames
@@ -52,9 +53,11 @@ class IdleFrame:
 
 @dataclass(frozen=True, slots=True)
 class BarrierFrame:
-    """Separates what belongs to checkpoint `checkpoint_id` from what comes after."""
+    """Separates what belongs to checkpoint `checkpoint_id` from what comes after; an URGENT one may have overtaken
+    frames, which its producer has recorded as part of the checkpoint."""
 
     checkpoint_id: CheckpointId
+    kind: BarrierKind = BarrierKind.ALIGNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class TriggerCheckpoint:
-    """To sources only: snapshot and broadcast a barrier."""
+    """To sources only: snapshot and broadcast a barrier. `aligned`: whatever the job's mode, nothing may overtake."""
 
     attempt: Attempt
     checkpoint_id: CheckpointId
+    aligned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

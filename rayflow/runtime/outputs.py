@@ -11,24 +11,32 @@ A flushed frame joins its channel's queue and leaves when the channel has credit
 soon as they are at the head. When the queue of any channel holds `limit_bytes`, the edge is full and the task
 stops taking input (B3) until that channel drains; other channels' queues go on draining meanwhile.
 
+The barrier of an unaligned checkpoint overtakes what is queued, which is handed over to be recorded, and leaves as
+ever. On a *pinned* edge (broadcast; see `protocol.alignment`) it queues nevertheless.
+
 Invariants
-  O1  per channel, frames leave in emission order, data frames numbered from 0 without gaps (I4).
+  O1  per channel, frames leave in emission order, data frames numbered from 0 without gaps (I4); barriers apart.
   O2  a data frame leaves only with credit (I7).
-  O3  rows emitted before a barrier precede it on every channel.
+  O3  rows emitted before a barrier precede it on every channel, or are recorded for its checkpoint.
+  O4  per channel, barriers leave in the order of their numbers: one that is overtaken by a newer one is dropped.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from rayflow.batch.partition import Partitioner
 from rayflow.batch.tables import concat, nbytes, slice_rows
-from rayflow.model.ids import ChannelId
+from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.protocol.credit import CreditGranted, CreditSender, FrameSent
-from rayflow.runtime.messages import CreditFrame, DataFrame, Frame, WatermarkFrame
+from rayflow.runtime.messages import BarrierFrame, CreditFrame, DataFrame, Frame, WatermarkFrame
+
+Overtaken: TypeAlias = pa.RecordBatch | Frame
+"""Rows or a frame that a barrier overtook."""
 
 Send = Callable[[ChannelId, Frame], None]
 
@@ -45,6 +53,8 @@ class OutputChannel:
         self._send = send
         self._next_seq = 0
         self._queued_batches = 0
+        # The newest barrier in the queue.
+        self.queued_barrier: CheckpointId | None = None
 
     @property
     def queued_frames(self) -> int:
@@ -63,8 +73,29 @@ class OutputChannel:
         channel without credit does not gather them."""
         if isinstance(frame, WatermarkFrame) and self._queue and isinstance(self._queue[-1], WatermarkFrame):
             self._queue[-1] = frame
-        else:
-            self._queue.append(frame)
+            return
+        self._queue.append(frame)
+        if isinstance(frame, BarrierFrame):
+            self.queued_barrier = frame.checkpoint_id
+
+    def overtake(self, barrier: BarrierFrame) -> list[Overtaken]:
+        """Send the barrier at once. Return what of the queue is before its place, which is the end unless it is in the
+        queue already; all of that still leaves in its turn."""
+        queued = self.queued_barrier == barrier.checkpoint_id
+        self.pump()
+        if queued and self.queued_barrier is None:
+            return []  # it has just left in its turn
+        ahead: list[tuple[pa.RecordBatch, int] | Frame] = []
+        while self._queue:
+            item = self._queue.popleft()
+            if not isinstance(item, BarrierFrame):
+                ahead.append(item)
+            elif item.checkpoint_id >= barrier.checkpoint_id:
+                break
+        self._queue.extendleft(reversed(ahead))
+        self.queued_barrier = None
+        self._send(self.id, barrier)
+        return [item[0] if isinstance(item, tuple) else item for item in ahead]
 
     def on_credit(self, credit: CreditFrame) -> None:
         """The consumer granted more."""
@@ -83,6 +114,8 @@ class OutputChannel:
             else:
                 self._queue.popleft()
                 self._send(self.id, head)
+                if isinstance(head, BarrierFrame) and head.checkpoint_id == self.queued_barrier:
+                    self.queued_barrier = None
             sent = True
         return sent
 
@@ -112,7 +145,9 @@ class OutputEdge:
         linger_ms: int,
         frame_bytes: int,
         limit_bytes: int,
+        pinned: bool = False,
     ) -> None:
+        self.pinned = pinned
         self.channels = tuple(channels)
         self.tag = tag
         self._partitioner = partitioner
@@ -145,6 +180,12 @@ class OutputEdge:
         self.flush()
         for channel in self.channels:
             channel.push(frame)
+
+    def overtake(self, barrier: BarrierFrame) -> dict[ChannelId, list[Overtaken]]:
+        """Send the barrier ahead of all that is queued; return that by channel, where there is anything."""
+        self.flush()
+        overtaken = {channel.id: channel.overtake(barrier) for channel in self.channels}
+        return {channel: frames for channel, frames in overtaken.items() if frames}
 
     def flush(self) -> None:
         """Partition and queue what was gathered."""

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.key_groups import KeyGroupRange
+from rayflow.runtime.in_flight import read_in_flight
 from rayflow.runtime.messages import RestoreInfo
+from rayflow.runtime.replay import RestoredInFlight, RestoredState
 from rayflow.state.files import encode_table, read_part, sha256_hex
 from rayflow.state.manifest import StateFile
 from rayflow.state.parts import RestoredPart, StatePart
@@ -61,14 +63,18 @@ def upload(
 
 def restore(
     open_store: OpenStore, options: Mapping[str, str], info: RestoreInfo, key_groups: KeyGroupRange
-) -> dict[str, list[RestoredPart]]:
-    """Read and verify the state files of one subtask; return its parts by operator uid.
+) -> RestoredState:
+    """Read and verify the state files of one subtask; return its parts by operator uid, and what was in flight.
 
     Raises StorageError, or CorruptCheckpointError when a file does not match its checksum.
     """
     parts: dict[str, list[RestoredPart]] = defaultdict(list)
     store = open_store(info.directory, options)
+    in_flight: list[RestoredInFlight] = []
     for file in info.files:
+        if file.kind == "in-flight":
+            in_flight.append(read_in_flight(store, file))
+            continue
         table = read_part(store, "", file, key_groups)
         parts[file.uid].append(
             RestoredPart(
@@ -79,7 +85,7 @@ def restore(
                 checkpoint_id=info.checkpoint_id,
             )
         )
-    return dict(parts)
+    return RestoredState(parts=dict(parts), in_flight=tuple(in_flight))
 
 
 def _safe(uid: str) -> str:

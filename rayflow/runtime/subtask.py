@@ -39,8 +39,10 @@ from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
 from rayflow.runtime.assembly import Assembly, own_key_groups
+from rayflow.runtime.barriers import Snapshot
 from rayflow.runtime.event_loop import EventLoopCalls
 from rayflow.runtime.faults import fault_of
+from rayflow.runtime.in_flight import upload_in_flight
 from rayflow.runtime.messages import (
     AssignSplits,
     Cancel,
@@ -68,9 +70,10 @@ from rayflow.runtime.messages import (
     Warned,
 )
 from rayflow.runtime.ports import AsyncRunner, IoPool, MasterLink, Transport
+from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.snapshots import OpenStore, restore, upload
 from rayflow.runtime.stepping import StepResult
-from rayflow.runtime.task import Snapshot, Task
+from rayflow.runtime.task import Task
 from rayflow.state.manifest import StateFile, checkpoint_directory
 
 _log = logging.getLogger(__name__)
@@ -84,7 +87,7 @@ class _StateRead:
     """The I/O pool read the state to restore, or failed to."""
 
     attempt: Attempt
-    parts: dict[str, Any]
+    state: RestoredState
     error: BaseException | None
 
 
@@ -273,9 +276,9 @@ class SubtaskEngine:
                 self._on_state_read(message)
             case Start():
                 self._on_start()
-            case TriggerCheckpoint(_, checkpoint_id):
+            case TriggerCheckpoint(_, checkpoint_id, aligned):
                 if self._task is not None:
-                    self._task.trigger(checkpoint_id, self._now_ms)
+                    self._task.trigger(checkpoint_id, aligned, self._now_ms)
             case _StateWritten():
                 self._on_state_written(message)
             case CheckpointCompleted(_, checkpoint_id):
@@ -310,12 +313,12 @@ class SubtaskEngine:
         self._config = JobConfig.from_flat(deploy.config)
         info, attempt = deploy.restore, deploy.attempt
         if info is None:
-            self._on_state_read(_StateRead(attempt, {}, None))
+            self._on_state_read(_StateRead(attempt, RestoredState(), None))
             return
         options, own = self._config.storage_options, own_key_groups(deploy)
         self._io.submit(
             lambda: restore(self._open_store, options, info, own),
-            lambda parts, error: self._mailed(_StateRead(attempt, parts or {}, error)),
+            lambda state, error: self._mailed(_StateRead(attempt, state or RestoredState(), error)),
         )
 
     def _on_state_read(self, message: _StateRead) -> None:
@@ -348,7 +351,7 @@ class SubtaskEngine:
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task
-        task.open(message.parts, self._now_ms)
+        task.open(message.state, self._now_ms)
         transport.listen(self, attempt, input_channels(deploy.graph, deploy.subtask))
         self._state = "DEPLOYED"
         self._announced_deployed = True
@@ -369,17 +372,18 @@ class SubtaskEngine:
         self._uploading[snapshot.checkpoint_id] = self._now_ms
 
         def work() -> tuple[StateFile, ...]:
-            if not snapshot.parts:
+            if not snapshot.parts and snapshot.in_flight is None:
                 return ()
             assert config.checkpoint_storage is not None
+            store = self._open_store(config.checkpoint_storage, config.storage_options)
             return upload(
-                self._open_store(config.checkpoint_storage, config.storage_options),
+                store,
                 directory,
                 snapshot.parts,
                 subtask=deploy.subtask,
                 attempt=deploy.attempt,
                 key_groups=own_key_groups(deploy),
-            )
+            ) + upload_in_flight(store, directory, snapshot.in_flight, deploy)
 
         self._io.submit(
             work,

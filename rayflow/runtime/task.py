@@ -6,8 +6,9 @@ A `Task` lives from Deploy to the end of the attempt and is dropped whole on a r
 the next attempt. `advance(now_ms)` does one thing: it sends what has credit, then, unless an output is full,
 takes the next rows (or frame) from the source or the gate through the chain.
 
-At a barrier (aligned over all input channels; for a source, on the master's trigger) the task snapshots its
-operators, puts the barrier behind all rows on all outputs, and hands the state to the uploader.
+At a barrier (aligned over all input channels, or not: see `runtime.barriers`; for a source, on the master's trigger)
+the task snapshots its operators, puts the barrier behind all rows on all outputs, or ahead of those that are recorded,
+and hands the state to the uploader. What was in flight in the checkpoint that is restored is processed first of all.
 When all inputs have ended the watermark becomes WATERMARK_MAX, operators emit what they hold, and, once they are
 drained, an EndFrame goes out; barriers go on being served.
 
@@ -17,7 +18,8 @@ waits until the chain owes nothing: who hears it stops waiting for this task's r
 that a timer brings out meanwhile, since rows make a channel active.
 
 Invariants
-  T1  rows taken before a barrier are in the snapshot or before the barrier on every output; rows after are not.
+  T1  rows taken before a barrier are in the snapshot, or before the barrier on every output, or recorded with it; rows
+      after are not.
   T2  an operator's `process` is not called while one of the task's outputs is full (B3).
   T3  barriers leave in the order in which their snapshots were taken.
 """
@@ -25,7 +27,7 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -35,15 +37,6 @@ from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.model.times import WATERMARK_MAX
 from rayflow.observe.metrics import MetricGroup
-from rayflow.protocol.alignment import (
-    AbandonCheckpoint,
-    BarrierAligner,
-    BarrierArrived,
-    BlockChannel,
-    CheckpointCancelled,
-    StartSnapshot,
-    UnblockChannels,
-)
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermark_merging import (
@@ -57,6 +50,7 @@ from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     GoIdle,
 )
+from rayflow.runtime.barriers import BarrierMode, Barriers, Flying, Snapshot
 from rayflow.runtime.chain import Chain
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import (
@@ -71,21 +65,8 @@ from rayflow.runtime.messages import (
     WatermarkFrame,
 )
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
+from rayflow.runtime.replay import Replay, RestoredState
 from rayflow.runtime.source_driver import SourceDriver, SplitProgress
-from rayflow.state.manifest import SplitState
-from rayflow.state.parts import RestoredPart, StatePart
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """State at a barrier, not yet durable."""
-
-    checkpoint_id: CheckpointId
-    parts: list[tuple[str, StatePart]]
-    splits: dict[str, tuple[SplitState, ...]]
-    alignment_ms: float
-    started_ms: int
-    watermark: int | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,6 +82,8 @@ class TaskParts:
     throttle: RateLimiter | None
     throttle_rows: Callable[[], float]
     piece_rows: int
+    mode: BarrierMode
+    pinned: Collection[ChannelId]
 
 
 class Task:
@@ -116,15 +99,24 @@ class Task:
         self._chain = parts.chain
         self._gate = parts.gate
         self._source = parts.source
-        self._on_snapshot = on_snapshot
         self._on_ended = on_ended
         channels = parts.gate.channels if parts.gate else ()
         # Channels that have not ended, by the input they feed.
         self._channels_left = Counter(() if parts.gate is None else map(parts.gate.port, channels))
-        self._aligner = BarrierAligner(channels)
         self._merger = WatermarkMerger(channels)
-        self._aligning_since_ms: dict[CheckpointId, int] = {}
-        self._held: deque[tuple[pa.RecordBatch, int]] = deque()
+        self._barriers = Barriers(
+            mode=parts.mode,
+            gate=parts.gate,
+            pinned=parts.pinned,
+            edges=parts.edges,
+            channels=parts.channels,
+            capture=self._capture,
+            taken=self._taken,
+            on_snapshot=on_snapshot,
+        )
+        self._replay: Replay | None = None
+        # Rows that were taken in and wait for their turn; of what channel, None for none.
+        self._held: deque[tuple[pa.RecordBatch, int, ChannelId | None]] = deque()
         self._now_ms = 0
         self._running = False
         self._throttled_rows = 0.0
@@ -141,10 +133,13 @@ class Task:
 
     # ------------------------------------------------------------------------------- life
 
-    def open(self, restored: dict[str, list[RestoredPart]], now_ms: int) -> None:
+    def open(self, restored: RestoredState, now_ms: int) -> None:
         """Open the operators with their restored state."""
         self._now_ms = now_ms
-        self._chain.open(restored)
+        self._chain.open(restored.parts)
+        if restored.in_flight:
+            self._replay = Replay(restored.in_flight)
+            self._barriers.hold()
 
     def start(self) -> None:
         """Begin to run; the output channels are connected."""
@@ -164,9 +159,9 @@ class Task:
     def on_frame(self, channel: ChannelId, frame: Frame) -> None:
         """A frame arrived."""
         if self._gate is not None:
-            if isinstance(frame, BarrierFrame):
-                self._aligning_since_ms.setdefault(frame.checkpoint_id, self._now_ms)
             self._gate.accept(channel, frame)
+            if isinstance(frame, BarrierFrame):
+                self._barriers.announced(channel, frame, self._now_ms)
 
     def on_credit(self, channel: ChannelId, credit: CreditFrame) -> None:
         """A consumer granted credit."""
@@ -185,20 +180,15 @@ class Task:
         """What the master should tell the source's other subtasks now, None for nothing."""
         return None if not self._running or self._source is None else self._source.progress(now_ms)
 
-    def trigger(self, checkpoint_id: CheckpointId, now_ms: int) -> None:
+    def trigger(self, checkpoint_id: CheckpointId, aligned: bool, now_ms: int) -> None:
         """The master triggered a checkpoint; only sources get this."""
         self._now_ms = now_ms
-        if self._source is None:
-            return
-        while self._held:  # they count as read, so they belong before the barrier
-            self._process(*self._held.popleft())
-        self._snapshot(checkpoint_id, 0.0)
+        if self._source is not None:
+            self._barriers.triggered(checkpoint_id, aligned=aligned, now_ms=now_ms)
 
     def cancel_checkpoint(self, checkpoint_id: CheckpointId) -> None:
         """The checkpoint was aborted: stop holding channels back for it."""
-        self._aligning_since_ms.pop(checkpoint_id, None)
-        if self._gate is not None:
-            self._obey(self._aligner.handle(CheckpointCancelled(checkpoint_id)), self._gate)
+        self._barriers.cancelled(checkpoint_id)
 
     def notify_complete(self, permit: CommitPermit) -> None:
         """The checkpoint is complete: let the operators commit."""
@@ -211,7 +201,7 @@ class Task:
         self._now_ms = now_ms
         if not self._running:
             return False
-        sent = self._pump()
+        sent = self._pump() | self._barriers.tick(now_ms)
         if self.backpressured or self._wait_ms(now_ms) > 0:
             return sent
         worked = self._chain.fire_timers(now_ms)
@@ -222,7 +212,11 @@ class Task:
         blocked = self._chain.blocked()
         if self._held:
             if not blocked:
-                self._process(*self._held.popleft())
+                self._process(*self._held.popleft()[:2])
+            return worked or sent or not blocked
+        if self._replay is not None:
+            if not blocked:
+                self._go_on(self._replay)
             return worked or sent or not blocked
         if self._gate is not None:
             worked |= self._take(self._gate, rows=not blocked)
@@ -242,7 +236,7 @@ class Task:
 
     def wake_at_ms(self, now_ms: int) -> int | None:
         """When there may be something to do without any message."""
-        times = [edge.deadline_ms for edge in self._parts.edges]
+        times = [self._barriers.deadline_ms, *(edge.deadline_ms for edge in self._parts.edges)]
         if not self.backpressured:
             wait = self._wait_ms(now_ms)
             if wait > 0:
@@ -263,13 +257,24 @@ class Task:
         throttle = self._parts.throttle
         return 0 if throttle is None else throttle.wait_ms(now_ms)
 
+    def _go_on(self, replay: Replay) -> None:
+        step = replay.next()
+        if step is None:
+            self._replay = None
+            self._barriers.release(self._now_ms)
+        elif isinstance(step, int):
+            self._advance_watermark(step)
+        else:
+            self._count(step[1])
+            self._admit(step[1], step[0], None)
+
     def _read(self, source: SourceDriver) -> bool:
         if self._input_ended:
             return False
         batch = source.poll(self._now_ms)
         if batch is not None:
             self._count(batch)
-            self._admit(batch, 0)
+            self._admit(batch, 0, None)
         news = source.watermark(self._now_ms)
         if isinstance(news, GoIdle):
             self.emit_idle()
@@ -289,7 +294,7 @@ class Task:
             if self._merger.is_idle(arrival.channel):
                 self._merge(self._merger.handle(ChannelResumed(arrival.channel)))
             self._count(arrival.batch)
-            self._admit(arrival.batch, arrival.port)
+            self._admit(arrival.batch, arrival.port, arrival.channel)
             return True
         match arrival.frame:
             case WatermarkFrame(watermark):
@@ -298,9 +303,8 @@ class Task:
                 self._merge(self._merger.handle(ChannelIdled(arrival.channel)))
             case EndFrame():
                 self._channel_ended(arrival.channel, arrival.port)
-            case BarrierFrame(checkpoint_id):
-                event = BarrierArrived(arrival.channel, checkpoint_id, self._now_ms)
-                self._obey(self._aligner.handle(event), gate)
+            case BarrierFrame():
+                self._barriers.arrived(arrival.channel, arrival.frame, self._now_ms)
             case DataFrame() | OpenFrame() | None:
                 raise ProtocolViolation(f"the gate of {arrival.channel} gave {arrival.frame!r}")
         return True
@@ -319,11 +323,12 @@ class Task:
         self._batches_in.inc()
         self._bytes_in.inc(nbytes(batch))
 
-    def _admit(self, batch: pa.RecordBatch, port: int) -> None:
+    def _admit(self, batch: pa.RecordBatch, port: int, channel: ChannelId | None) -> None:
         # A throttled task takes large batches in pieces, so that it can keep to its rate.
         if batch.num_rows > self._parts.piece_rows:
-            self._held.extend((p, port) for p in slice_rows(batch, max_rows=self._parts.piece_rows))
-            batch, port = self._held.popleft()
+            pieces = slice_rows(batch, max_rows=self._parts.piece_rows)
+            self._held.extend((piece, port, channel) for piece in pieces)
+            batch, port, _ = self._held.popleft()
         self._process(batch, port)
 
     def _process(self, batch: pa.RecordBatch, port: int) -> None:
@@ -343,9 +348,11 @@ class Task:
                     self.emit_idle()
 
     def _advance_watermark(self, watermark: int) -> None:
-        self.watermark = watermark
         self._idle = self._owes_idle = False
-        self._chain.advance(watermark)
+        # What was restored in flight may have brought it further than the channels have come yet.
+        if self.watermark is None or watermark > self.watermark:
+            self.watermark = watermark
+            self._chain.advance(watermark)
 
     def _end(self) -> None:
         self._input_ended = True
@@ -392,49 +399,33 @@ class Task:
 
     # ------------------------------------------------------------------------------- barriers
 
-    def _obey(
-        self,
-        commands: tuple[BlockChannel | StartSnapshot | UnblockChannels | AbandonCheckpoint, ...],
-        gate: InputGate,
-    ) -> None:
-        for command in commands:
-            match command:
-                case BlockChannel(channel):
-                    gate.block(channel)
-                case UnblockChannels(channels):
-                    gate.unblock(channels)
-                case StartSnapshot(checkpoint_id, alignment_ms):
-                    self._snapshot(checkpoint_id, alignment_ms)
-                case AbandonCheckpoint(checkpoint_id):
-                    self._aligning_since_ms.pop(checkpoint_id, None)
-
-    def _snapshot(self, checkpoint_id: CheckpointId, alignment_ms: float) -> None:
-        parts = self._chain.snapshot(checkpoint_id)
-        splits = {}
-        watermark = self.watermark
+    def _capture(self, checkpoint_id: CheckpointId) -> Snapshot:
+        splits, watermark = {}, self.watermark
         if self._source is not None:
+            while self._held:  # they count as read, so they belong before the barrier
+                self._process(*self._held.popleft()[:2])
             splits[self._source.uid] = self._source.snapshot()
             watermark = self._source.current_watermark
-        self._broadcast(BarrierFrame(checkpoint_id))
-        self._pump()
-        started_ms = self._aligning_since_ms.pop(checkpoint_id, self._now_ms)
-        self._on_snapshot(
-            Snapshot(
-                checkpoint_id=checkpoint_id,
-                parts=parts,
-                splits=splits,
-                alignment_ms=alignment_ms,
-                started_ms=started_ms,
-                watermark=watermark,
-            )
+        return Snapshot(
+            checkpoint_id=checkpoint_id,
+            parts=self._chain.snapshot(checkpoint_id),
+            splits=splits,
+            watermark=watermark,
+            merger=None if self._gate is None else self._merger.state(),
         )
+
+    def _taken(self) -> dict[ChannelId, Flying]:
+        taken: dict[ChannelId, Flying] = {}
+        for batch, _, channel in self._held:
+            assert channel is not None, "barriers are held back while rows of a checkpoint are processed"
+            taken.setdefault(channel, []).append(batch)
+        return taken
 
     # ------------------------------------------------------------------------------- statistics
 
     def aligning(self) -> tuple[CheckpointId, int] | None:
         """The oldest checkpoint whose barriers have begun to arrive, and since when (ms)."""
-        waiting = sorted(self._aligning_since_ms.items())
-        return waiting[0] if waiting else None
+        return self._barriers.aligning()
 
     def statistics(self) -> dict[str, object]:
         """Numbers for `HeartbeatAnswered`; may be called on any thread."""

@@ -7,7 +7,8 @@ or immutable Arrow chunks).
 *Keyed* parts have an int32 column `KEY_GROUP_COLUMN` naming each row's key group; on restore every
 subtask gets the rows of its own key groups, whatever the parallelism was. *List* parts have no owner:
 they are dealt out whole, the part written by subtask i going to subtask `i % parallelism`. *Broadcast* parts
-are the same in every subtask: one of them writes it, and every subtask gets it.
+are the same in every subtask: one of them writes it, and every subtask gets it. *In-flight* files are no part of an
+operator's state: they hold what was under way to it (see `in_flight`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 KEY_GROUP_COLUMN = "__key_group"
 
-PartKind = Literal["keyed", "list", "broadcast"]
+PartKind = Literal["keyed", "list", "broadcast", "in-flight"]
 
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 

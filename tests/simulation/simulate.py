@@ -53,10 +53,21 @@ def simulate(seed: int, *, keep_trace: int = 400) -> Outcome:
         "batch.rows": choice.choice([1, 7, 100]),
         "batch.linger": f"{choice.choice([0, 5, 20])}ms",
     }
+    config.update(_barrier_mode(random.Random(seed * 5 + 3)))
     # Budgets of a few frames, far below what a configuration may ask for, so that credit runs out.
     budget = choice.choice([1 << 10, 1 << 12, 1 << 26])
     with patch.object(JobConfig, "network_bytes", property(lambda self: budget)):
         return _run(seed, kind, World(seed, faults, keep_trace=keep_trace), source, config)
+
+
+def _barrier_mode(choice: random.Random) -> dict[str, object]:
+    mode = choice.choice(["aligned", "timed", "unaligned"])
+    if mode == "aligned":
+        return {}
+    one = {"checkpoint.max_concurrent": 1}
+    if mode == "unaligned":
+        return {"checkpoint.mode": mode, **one}
+    return {"checkpoint.alignment_timeout": f"{choice.choice([1, 10, 50])}ms", **one}
 
 
 def _run(seed: int, kind: str, world: World, source: SimSource, config: dict[str, object]) -> Outcome:

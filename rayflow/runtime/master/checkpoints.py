@@ -70,12 +70,14 @@ class Report:
     alignment_ms_max: float = 0
     nbytes: int = 0
     acknowledged: int = 0
+    in_flight_bytes: int = 0
 
     def acked(self, ack: CheckpointAcked) -> None:
         """Add a subtask's ack."""
         self.acks[ack.subtask] = ack
         self.acknowledged = len(self.acks)
         self.nbytes += sum(file.nbytes for file in ack.files)
+        self.in_flight_bytes += sum(file.nbytes for file in ack.files if file.kind == "in-flight")
         self.alignment_ms_max = max(self.alignment_ms_max, ack.alignment_ms)
 
     def to_json(self, now_ms: int) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class Report:
             "duration_ms": (now_ms if self.ended_ms is None else self.ended_ms) - self.triggered_ms,
             "alignment_ms_max": self.alignment_ms_max,
             "bytes": self.nbytes,
+            "in_flight_bytes": self.in_flight_bytes,
             "acknowledged": self.acknowledged,
             "subtasks": self.subtasks,
             "failure": self.failure,
@@ -245,7 +248,8 @@ class Checkpoints:
         self._forget_old_reports()
         kind = "final checkpoint" if command.final else "checkpoint"
         ctx.note("checkpoint_triggered", f"{kind} {checkpoint_id} triggered", checkpoint_id=checkpoint_id)
-        ctx.fleet.broadcast(TriggerCheckpoint(ctx.attempt, checkpoint_id), ctx.job.source_subtasks)
+        aligned = command.final or command.savepoint
+        ctx.fleet.broadcast(TriggerCheckpoint(ctx.attempt, checkpoint_id, aligned), ctx.job.source_subtasks)
 
     def _publish(self, checkpoint_id: CheckpointId) -> None:
         ctx, report = self._ctx, self._reports[checkpoint_id]

@@ -157,6 +157,15 @@ def test_every_attribute_has_its_key() -> None:
 
 
 def test_what_is_not_there_yet_is_refused_rather_than_ignored() -> None:
-    for key, value in {"checkpoint.alignment_timeout": "1s", "state.backend": "disk"}.items():
+    for key, value in {"state.backend": "disk"}.items():
         with pytest.raises(ConfigError, match=key):
             JobConfig.from_flat({key: value})
+
+
+@pytest.mark.parametrize(
+    "unaligned", [{"checkpoint.mode": "unaligned"}, {"checkpoint.alignment_timeout": "1s"}]
+)
+def test_checkpoints_that_may_be_unaligned_are_taken_one_at_a_time(unaligned: dict[str, str]) -> None:
+    JobConfig.from_flat(unaligned)
+    with pytest.raises(ConfigError, match="max_concurrent"):
+        JobConfig.from_flat({**unaligned, "checkpoint.max_concurrent": 2})

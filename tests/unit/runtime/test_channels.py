@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayflow.batch.partition import make_partitioner
-from rayflow.model.ids import ChannelId, EdgeId, SubtaskId, VertexId
+from rayflow.model.ids import ChannelId, CheckpointId, EdgeId, SubtaskId, VertexId
+from rayflow.protocol.alignment import BarrierKind
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import (
     BarrierFrame,
@@ -17,6 +18,7 @@ from rayflow.runtime.messages import (
     DataFrame,
     EndFrame,
     Frame,
+    IdleFrame,
     OpenFrame,
     WatermarkFrame,
 )
@@ -193,3 +195,91 @@ def test_whatever_is_emitted_arrives_in_order_without_loss(
     wire.settle()
     drain(10_000)
     assert got == sent
+
+
+def barrier(number: int) -> BarrierFrame:
+    return BarrierFrame(CheckpointId(number), BarrierKind.URGENT)
+
+
+def test_a_barrier_overtakes_what_has_no_credit_and_that_still_leaves_in_order() -> None:
+    wire = Wire()
+    for value in (1, 2):
+        wire.edge.emit(rows(value), now_ms=0)
+        wire.edge.broadcast(IdleFrame())
+    wire.edge.broadcast(BarrierFrame(CheckpointId(1)))
+    wire.edge.emit(rows(3), now_ms=0)
+    overtaken = wire.edge.overtake(barrier(2))
+    # The older barrier is given up: it must not arrive behind a newer one.
+    assert overtaken == {A: [rows(1), IdleFrame(), rows(2), IdleFrame(), rows(3)]}
+    wire.settle()
+    got = [wire.take() for _ in range(7)]
+    assert got == [barrier(2), [1], IdleFrame(), [2], IdleFrame(), [3], None]
+
+
+def test_a_barrier_that_is_queued_overtakes_only_what_is_before_it() -> None:
+    wire = Wire()
+    wire.edge.emit(rows(1), now_ms=0)
+    wire.edge.broadcast(BarrierFrame(CheckpointId(1), BarrierKind.TIMED))
+    wire.edge.emit(rows(2), now_ms=0)
+    wire.edge.flush()
+    assert wire.channel.queued_barrier == 1
+    assert wire.channel.overtake(barrier(1)) == [rows(1)]
+    assert wire.channel.queued_barrier is None
+    wire.settle()
+    assert [wire.take() for _ in range(4)] == [barrier(1), [1, 2], None, None]
+
+
+def test_a_barrier_that_has_credit_after_all_is_not_sent_twice() -> None:
+    wire = Wire()
+    wire.edge.emit(rows(1), now_ms=0)
+    wire.edge.broadcast(BarrierFrame(CheckpointId(1), BarrierKind.TIMED))
+    wire.channel.on_credit(CreditFrame(9, 1 << 20))
+    assert wire.channel.overtake(barrier(1)) == []
+    assert [type(frame) for _, frame in wire.forth] == [OpenFrame, DataFrame, BarrierFrame]
+
+
+def recording_gate(budget_bytes: int = 1 << 20) -> InputGate:
+    gate = InputGate({A: 0, B: 0}, budget_bytes, 10, lambda c, f: None)
+    for channel in (A, B):
+        gate.accept(channel, OpenFrame())
+    return gate
+
+
+def test_what_is_before_the_barrier_is_recorded_and_still_given() -> None:
+    gate = recording_gate()
+    gate.accept(A, DataFrame(0, rows(1), 8, 0))
+    gate.accept(A, barrier(1))
+    gate.accept(A, DataFrame(1, rows(2), 8, 0))
+    gate.accept(B, DataFrame(0, rows(3), 8, 0))
+    for channel in (A, B):
+        gate.record(channel, CheckpointId(1))
+    gate.accept(A, DataFrame(2, rows(4), 8, 0))
+    for frame in (WatermarkFrame(5), WatermarkFrame(6), DataFrame(1, rows(7), 8, 0), barrier(1)):
+        gate.accept(B, frame)
+    gate.stop_recording(B)
+    gate.accept(B, DataFrame(2, rows(8), 8, 0))
+    assert gate.take_recorded() == {
+        A: [DataFrame(0, rows(1), 8, 0)],
+        B: [DataFrame(0, rows(3), 8, 0), WatermarkFrame(6), DataFrame(1, rows(7), 8, 0)],
+    }
+    given = []
+    while (arrival := gate.poll()) is not None:
+        given.append(arrival.frame if arrival.batch is None else arrival.batch.column(0).to_pylist())
+    assert given == [[1, 2, 4], [3], WatermarkFrame(6), [7, 8]]
+    assert gate.queued_frames == 0
+
+
+def test_a_channel_whose_record_is_full_gives_no_more_rows_until_its_barrier_has_come() -> None:
+    gate = recording_gate(budget_bytes=100)
+    gate.record(A, CheckpointId(1))
+    gate.accept(A, DataFrame(0, rows(1), 100, 0))
+    gate.accept(B, DataFrame(0, rows(2), 8, 0))
+    arrival = gate.poll()
+    assert arrival is not None
+    assert arrival.channel == B
+    assert gate.poll() is None
+    gate.accept(A, barrier(1))
+    gate.stop_recording(A)
+    arrival = gate.poll()
+    assert arrival is not None
+    assert arrival.channel == A

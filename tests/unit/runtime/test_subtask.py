@@ -15,6 +15,7 @@ from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorS
 from rayflow.model.errors import StorageError
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
 from rayflow.operators.contracts import Operator, Source, Split
+from rayflow.protocol.alignment import BarrierKind
 from rayflow.runtime.messages import (
     AssignSplits,
     BarrierFrame,
@@ -36,6 +37,7 @@ from rayflow.runtime.messages import (
     InputsEnded,
     OpenFrame,
     PeerLost,
+    RestoreInfo,
     SplitsRequested,
     SplitState,
     Start,
@@ -179,13 +181,17 @@ def deploy(
     source: Source | None = None,
     producers: int = 1,
     work: type[Operator] = Doubling,
+    config: dict[str, Any] | None = None,
+    restore: RestoreInfo | None = None,
 ) -> Deploy:
     return Deploy(
         job_id=JobId("job"),
         attempt=Attempt(attempt),
         subtask=subtask,
         graph=graph(source or RowsSource(TABLE), producers, work),
-        config={"checkpoint.storage": "memory://subtask-test", "batch.rows": 10, "batch.linger": "0ms"},
+        config={"checkpoint.storage": "memory://subtask-test", "batch.rows": 10, "batch.linger": "0ms"}
+        | (config or {}),
+        restore=restore,
         peers={SubtaskId(DST, 0): "address"},
     )
 
@@ -200,9 +206,11 @@ def assign(attempt: int = 1) -> AssignSplits:
     return AssignSplits(attempt=Attempt(attempt), uid="src", splits=splits, cap=2**100, no_more=True)
 
 
-def running_source(source: Source | None = None, work: type[Operator] = Doubling) -> World:
+def running_source(
+    source: Source | None = None, work: type[Operator] = Doubling, config: dict[str, Any] | None = None
+) -> World:
     world = World(SOURCE)
-    world.engine.post(deploy(SOURCE, source=source, work=work))
+    world.engine.post(deploy(SOURCE, source=source, work=work, config=config))
     world.engine.post(Start(Attempt(1)))
     world.run()
     assert [type(r) for r in world.reports] == [Deployed, SplitsRequested]
@@ -558,3 +566,105 @@ def test_rows_of_a_timer_wake_an_idle_channel_for_themselves_only() -> None:
 def test_splits_know_themselves_over_json() -> None:
     split = Split(id="a", payload={"x": [1]}, min_time=5, order="z")
     assert Split.from_json(split.to_json()) == split
+
+
+UNALIGNED = {"checkpoint.mode": "unaligned"}
+DESTINATION = SubtaskId(DST, 0)
+
+
+def restored(world: World, checkpoint_id: int, attempt: int = 2) -> Deploy:
+    """Return the next attempt of the consumer, from what was acknowledged of a checkpoint."""
+    files = tuple(file for ack in world.of(CheckpointAcked) for file in ack.files if file.kind == "in-flight")
+    info = RestoreInfo(
+        directory=f"memory://subtask-test/job/chk-{checkpoint_id}",
+        checkpoint_id=CheckpointId(checkpoint_id),
+        files=files,
+    )
+    return deploy(DESTINATION, attempt=attempt, work=Sunk, restore=info, config=UNALIGNED)
+
+
+class Sunk(Operator):
+    """Keeps what comes in, watermarks too."""
+
+    got: list[Any] = []  # noqa: RUF012
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        self.got.extend(batch.column("v").to_pylist())
+
+    def on_watermark(self, watermark: int) -> int | None:
+        self.got.append(f"watermark {watermark}")
+        return watermark
+
+
+def data(seq: int, *values: int) -> DataFrame:
+    return DataFrame(seq, pa.record_batch({"v": pa.array(values, pa.int64())}), 8, 0)
+
+
+def test_without_credit_an_unaligned_barrier_leaves_at_once_and_the_rows_are_in_the_checkpoint() -> None:
+    world = running_source(config=UNALIGNED)
+    world.run()
+    world.engine.post(TriggerCheckpoint(Attempt(1), CheckpointId(1)))
+    world.run()
+    assert world.frames == [
+        (CHANNEL, OpenFrame()),
+        (CHANNEL, BarrierFrame(CheckpointId(1), BarrierKind.URGENT)),
+    ]
+    (ack,) = world.of(CheckpointAcked)
+    (file,) = (f for f in ack.files if f.kind == "in-flight")
+    assert ack.splits["src"][0].finished
+    assert file.rows == 100
+    assert (file.uid, file.subtask_index) == ("dst", 0)
+
+
+def test_a_timed_barrier_waits_behind_the_rows_until_its_time_is_over_and_then_overtakes() -> None:
+    world = running_source(config={"checkpoint.alignment_timeout": "50ms"})
+    world.run()
+    world.engine.post(TriggerCheckpoint(Attempt(1), CheckpointId(1)))
+    world.run()
+    assert not world.of(CheckpointAcked), "what will have to be recorded is not known yet"
+    assert world.engine.step(1_000).wake_at_ms == 1_050
+    world.run(1_050)
+    assert world.frames[-1] == (CHANNEL, BarrierFrame(CheckpointId(1), BarrierKind.URGENT))
+    assert sum(file.rows for file in world.of(CheckpointAcked)[0].files if file.kind == "in-flight") > 0
+
+
+def test_a_savepoint_is_aligned_in_whatever_mode() -> None:
+    world = running_source(config=UNALIGNED)
+    world.run()
+    world.engine.post(TriggerCheckpoint(Attempt(1), CheckpointId(1), aligned=True))
+    world.run(100_000)
+    assert world.frames == [(CHANNEL, OpenFrame())]
+    (ack,) = world.of(CheckpointAcked)
+    assert not [file for file in ack.files if file.kind == "in-flight"]
+
+
+def test_rows_in_flight_are_processed_before_anything_new_and_barriers_wait_for_them() -> None:
+    Sunk.got.clear()
+    other = ChannelId(EdgeId(0), SubtaskId(SRC, 1), DESTINATION)
+    world = World(DESTINATION)
+    world.engine.post(deploy(DESTINATION, producers=2, work=Sunk, config=UNALIGNED))
+    world.engine.post(Start(Attempt(1)))
+    world.run()
+    for channel in (CHANNEL, other):
+        world.engine.on_frame(Attempt(1), channel, OpenFrame())
+    for frame in (data(0, 1), WatermarkFrame(3), data(1, 4)):
+        world.engine.on_frame(Attempt(1), CHANNEL, frame)
+    world.engine.on_frame(Attempt(1), other, WatermarkFrame(2))
+    world.engine.on_frame(Attempt(1), other, BarrierFrame(CheckpointId(1), BarrierKind.URGENT))
+    world.engine.step(1_000)
+    world.engine.on_frame(Attempt(1), CHANNEL, data(2, 5))
+    world.engine.on_frame(Attempt(1), CHANNEL, BarrierFrame(CheckpointId(1), BarrierKind.URGENT))
+    world.run()
+    assert len(world.of(CheckpointAcked)) == 1
+    Sunk.got.clear()
+
+    world.engine.post(restored(world, 1))
+    world.run()
+    world.engine.post(Start(Attempt(2)))
+    world.engine.on_frame(Attempt(2), CHANNEL, OpenFrame())
+    world.engine.step(1_000)
+    world.engine.on_frame(Attempt(2), CHANNEL, data(0, 6))
+    world.engine.on_frame(Attempt(2), CHANNEL, BarrierFrame(CheckpointId(2), BarrierKind.URGENT))
+    world.run()
+    assert not world.of(TaskFailed)
+    assert Sunk.got == [1, "watermark 2", 4, 5, 6]
