@@ -12,7 +12,8 @@ from typing import Any
 
 from rayflow.actors import frame_codec
 from rayflow.actors.flight_output import reason_of
-from rayflow.actors.frame_codec import BYE_MESSAGE
+from rayflow.actors.frame_codec import ALIVE_MESSAGE, BYE_MESSAGE
+from rayflow.actors.lease import Lease
 from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import Attempt, ChannelId
 from rayflow.runtime.messages import CreditFrame
@@ -27,8 +28,12 @@ class InputStream:
     Invariant: `_writer` is set only while `serve_credits` runs and the channel is open.
     """
 
-    def __init__(self, attempt: Attempt, channel: ChannelId, receiver: FrameReceiver) -> None:
+    def __init__(
+        self, attempt: Attempt, channel: ChannelId, receiver: FrameReceiver, silence_s: float
+    ) -> None:
         self.attempt = attempt
+        # Counts from the producer's call on: until then it need not even be deployed.
+        self.lease = Lease(silence_s)
         self._channel = channel
         self._receiver = receiver
         self._lock = threading.Lock()
@@ -44,6 +49,7 @@ class InputStream:
         with self._lock:
             self._refuse(self._has_producer)
             self._has_producer = True
+        self.lease.renew()
         try:
             reason = self._read_all(reader)
         except Exception as e:
@@ -76,6 +82,20 @@ class InputStream:
                 early = self._early
                 self._early = CreditFrame(early.batches + credit.batches, early.nbytes + credit.nbytes)
 
+    def send_alive(self) -> None:
+        """Show the producer that this end is there."""
+        with self._lock:
+            if self._writer is not None:
+                self._write(ALIVE_MESSAGE)
+
+    def give_up(self, reason: str) -> None:
+        """The producer was not heard of: report the channel broken, unless it has ended."""
+        with self._lock:
+            ended = self._ended.is_set()
+            self._ended.set()
+        if not ended:
+            self._receiver.on_channel_broken(self.attempt, self._channel, reason)
+
     def close(self) -> None:
         """Drop what still comes, and say goodbye to the producer, which ends the streams."""
         with self._lock:
@@ -98,13 +118,20 @@ class InputStream:
     def _read_all(self, reader: Any) -> str | None:
         """Why the channel broke; None when the producer said goodbye or this end is closed."""
         receiver, attempt, channel, ended = self._receiver, self.attempt, self._channel, self._ended
+        heard = self.lease.renew
         while True:
             try:
                 chunk = reader.read_chunk()
             except StopIteration:
                 return "the producer's process is gone"
-            frame = frame_codec.decode(chunk.app_metadata.to_pybytes(), chunk.data)
-            if frame is None or ended.is_set():
+            heard()
+            metadata = chunk.app_metadata.to_pybytes()
+            if ended.is_set():
+                return None
+            if metadata == ALIVE_MESSAGE:
+                continue
+            frame = frame_codec.decode(metadata, chunk.data)
+            if frame is None:
                 return None
             if isinstance(frame, CreditFrame):
                 return "a credit came from the producing end"

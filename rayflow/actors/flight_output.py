@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow.flight as fl
 
 from rayflow.actors import frame_codec
-from rayflow.actors.frame_codec import BYE_MESSAGE, HELLO_MESSAGE, DataHeader, Opening
+from rayflow.actors.frame_codec import ALIVE_MESSAGE, BYE_MESSAGE, HELLO_MESSAGE, DataHeader, Opening
+from rayflow.actors.lease import Lease
 from rayflow.runtime.messages import CreditFrame, DataFrame, Frame
 from rayflow.runtime.ports import FrameReceiver
 
@@ -31,12 +32,15 @@ _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 class OutputStream:
     """An output channel of one attempt. Connects in the background; frames may be sent at once."""
 
-    def __init__(self, opening: Opening, location: str, receiver: FrameReceiver) -> None:
+    def __init__(self, opening: Opening, location: str, receiver: FrameReceiver, silence_s: float) -> None:
         self.attempt = opening.attempt
+        # Counts at once: the consumer listens already, and one that cannot be reached must be noticed too.
+        self.lease = Lease(silence_s)
+        self.lease.renew()
         self._opening = opening
         self._location = location
         self._receiver = receiver
-        self._queue: SimpleQueue[Frame | None] = SimpleQueue()
+        self._queue: SimpleQueue[Frame | bytes | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
         self._schema: Any = None
@@ -55,6 +59,15 @@ class OutputStream:
         """Queue a frame; dropped when the channel is closed or broken. Never blocks."""
         if not self._closed:
             self._queue.put(frame)
+
+    def send_alive(self) -> None:
+        """Show the consumer that this end is there, unless frames are about to."""
+        if not self._closed and self._queue.empty():
+            self._queue.put(ALIVE_MESSAGE)
+
+    def give_up(self, reason: str) -> None:
+        """The consumer was not heard of: report the channel broken, unless it has ended."""
+        self._fail(reason)
 
     def close(self) -> None:
         """End the channel: drop what is queued and say goodbye. Returns at once; see `join`."""
@@ -111,7 +124,10 @@ class OutputStream:
     def _descriptor(self, *, credits: bool) -> Any:
         return fl.FlightDescriptor.for_command(self._opening.encode(credits=credits))
 
-    def _write(self, frame: Frame) -> None:
+    def _write(self, frame: Frame | bytes) -> None:
+        if isinstance(frame, bytes):
+            self._writer.write_metadata(frame)
+            return
         if not isinstance(frame, DataFrame):
             self._writer.write_metadata(frame_codec.encode_control(frame))
             return
@@ -129,7 +145,11 @@ class OutputStream:
     def _read_all(self) -> None:
         try:
             while True:
-                frame = frame_codec.decode(self._credits.read_chunk().app_metadata.to_pybytes(), None)
+                metadata = self._credits.read_chunk().app_metadata.to_pybytes()
+                self.lease.renew()
+                if metadata == ALIVE_MESSAGE:
+                    continue
+                frame = frame_codec.decode(metadata, None)
                 if not isinstance(frame, CreditFrame):
                     # The consumer said goodbye: it was told to drop this attempt before we were.
                     self.close()

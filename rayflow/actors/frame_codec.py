@@ -35,7 +35,7 @@ from rayflow.runtime.messages import (
     WatermarkFrame,
 )
 
-DATA, WATERMARK, IDLE, BARRIER, END, CREDIT, BYE, FOREIGN, OPEN, HELLO = range(10)
+DATA, WATERMARK, IDLE, BARRIER, END, CREDIT, BYE, FOREIGN, OPEN, HELLO, ALIVE = range(11)
 
 _DATA = struct.Struct("<BQQI")
 _BARRIER = struct.Struct("<BqB")
@@ -48,6 +48,9 @@ HELLO_MESSAGE = bytes([HELLO])
 
 BYE_MESSAGE = bytes([BYE])
 """Ends a channel on purpose, in either direction: what follows is no failure."""
+
+ALIVE_MESSAGE = bytes([ALIVE])
+"""Says, in either direction, nothing but that this end is there. It is for `decode` no frame."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,14 @@
 """The Ray actor around a job master: detached, named, restarted by Ray as often as it dies.
 
 It is made with a `JobSpec` only and gets the job's graph with `start`; after a restart by Ray it reads the graph, with
-everything else that the dead one knew, from checkpoint storage. Its subtasks died with it, since it owned
-them. All calls return at once; the master runs on a thread of its own.
+everything else that the dead one knew, from checkpoint storage. The workers of the dead one live on for as long
+as their lease lasts, and are taken over (`launcher`). All calls return at once; the master runs on a
+thread of its own.
 
 After the job's end the actor writes what the subtasks said to `<job id>/logs/` on the storage, stays for
 `GRACE_S` so that whoever waits can read the outcome, and removes itself. From then on clients read the storage.
+One that learns that another manages the job (`tenure`) ends its process at once and touches nothing: its
+actor may be the very one that Ray has brought up elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from rayflow.actors.lease import LEASE_FACTOR
 from rayflow.actors.output_capture import OutputBuffer, OutputLine, capture_output
 from rayflow.actors.output_log import OutputLog
 from rayflow.actors.ray_pool import RayWorkerPool
-from rayflow.actors.specs import JobSpec
+from rayflow.actors.specs import JobSpec, WorkerSpec
+from rayflow.actors.tenure import claim_patiently, watch_tenure
 from rayflow.graph.plan import JobGraph
 from rayflow.model.config import JobConfig
 from rayflow.model.errors import StorageError
@@ -37,7 +41,7 @@ from rayflow.runtime.io_pool import ThreadIoPool
 from rayflow.runtime.job_master import FailureArgs, JobMaster
 from rayflow.runtime.messages import FromSubtask
 from rayflow.runtime.task_thread import TaskThread
-from rayflow.state.storage import open_store
+from rayflow.state.storage import ObjectStore, open_store
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ GRACE_S = 10.0
 _POLL_S = 0.2
 _RECOVERY_S = 300.0
 _CRASHED = 70
+_SUPERSEDED = 71
 _OUTPUT_LIMIT = 10_000
 
 
@@ -125,9 +130,7 @@ class JobManagerActor:
             if time.monotonic() > given_up_s:
                 ray.kill(self._self, no_restart=True)
             try:
-                stored = open_store(str(self._config.checkpoint_storage), self._config.storage_options).read(
-                    path
-                )
+                stored = self._store().read(path)
             except StorageError as e:
                 _log.warning("cannot read the job's graph, trying again: %s", e)
                 time.sleep(1)
@@ -139,8 +142,14 @@ class JobManagerActor:
             if self._master is not None:
                 return
             thread = TaskThread("job master", SystemClock(), self._on_crash)
-            lease_s = LEASE_FACTOR * self._config.heartbeat_timeout_ms / 1000
-            pool = RayWorkerPool(self._spec, pickled, lease_s, self._self)
+            pool = RayWorkerPool(
+                self._worker_spec(),
+                pickled,
+                spares=self._config.restart_spares,
+                manager=self._self,
+                claim=self._claim,
+                superseded=self._on_superseded,
+            )
             master = JobMaster(
                 job_id=self._spec.job_id,
                 graph=graph,
@@ -159,10 +168,42 @@ class JobManagerActor:
             thread.start(master)
         threading.Thread(target=self._see_off, args=(master,), name="end", daemon=True).start()
 
+    def _worker_spec(self) -> WorkerSpec:
+        config = self._config
+        return WorkerSpec(
+            job_id=self._spec.job_id,
+            code_paths=self._spec.code_paths,
+            token=self._spec.token,
+            lease_s=LEASE_FACTOR * config.heartbeat_timeout_ms / 1000,
+            reset_timeout_s=config.restart_reset_timeout_ms / 1000,
+            heartbeat_interval_s=config.heartbeat_interval_ms / 1000,
+            heartbeat_timeout_s=config.heartbeat_timeout_ms / 1000,
+            memory_bytes=config.memory_process_bytes,
+        )
+
+    def _claim(self) -> int:
+        try:
+            tenure = claim_patiently(self._store, self._spec.job_id, os.getpid(), _RECOVERY_S)
+        except StorageError as e:
+            self._on_crash(e)
+            raise
+        interval_s = self._config.heartbeat_timeout_ms / 1000
+        watch_tenure(self._store(), self._spec.job_id, tenure, interval_s, self._on_superseded)
+        return tenure
+
+    def _store(self) -> ObjectStore:
+        return open_store(str(self._config.checkpoint_storage), self._config.storage_options)
+
+    def _on_superseded(self) -> None:
+        _log.error("another manager has taken over job %s: ending this process", self._spec.job_id)
+        os._exit(_SUPERSEDED)
+
     def _see_off(self, master: JobMaster) -> None:
         """Wait for the job's end, keep its logs, and remove this actor."""
         while not master.closed:
             time.sleep(_POLL_S)
+        if master.superseded:
+            self._on_superseded()
         try:
             self._store_output()
         except StorageError as e:
@@ -172,7 +213,7 @@ class JobManagerActor:
 
     def _store_output(self) -> None:
         self._output.extend(self._own_output.take())
-        store = open_store(str(self._config.checkpoint_storage), self._config.storage_options)
+        store = self._store()
         for subtask, text in self._output.by_subtask().items():
             store.write(f"{self._spec.job_id}/logs/{quote(subtask, safe='[] ')}.log", text.encode())
 

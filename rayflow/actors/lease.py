@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 
-LEASE_FACTOR = 3
-"""A lease lasts this many times `heartbeat.timeout`: the master gives a subtask up well before it ends itself."""
+LEASE_FACTOR = 4
+"""A lease lasts this many times `heartbeat.timeout`: the master gives a subtask up well before it ends itself, and a
+new manager finds those of a dead one still there."""
 
 _TICKS = 10
 
@@ -23,10 +24,17 @@ class Lease:
     def __init__(self, duration_s: float) -> None:
         self.duration_s = duration_s
         self._left_s: float | None = None
+        self._renewed_s = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last renewal."""
+        return time.monotonic() - self._renewed_s
 
     def renew(self) -> None:
         """The master was heard of."""
         self._left_s = self.duration_s
+        self._renewed_s = time.monotonic()
 
     def pass_time(self, elapsed_s: float) -> bool:
         """Count time down, at most two ticks of it at once; return whether the lease has lapsed."""

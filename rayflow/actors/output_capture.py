@@ -38,6 +38,10 @@ class OutputBuffer:
         self._lines: deque[OutputLine] = deque()
         self._dropped = 0
 
+    def name(self, subtask: str) -> None:
+        """The process is that subtask from now on."""
+        self._subtask = subtask
+
     def add(self, stream: Stream, text: str) -> None:
         """Keep a line, or count it where there is no room."""
         line = OutputLine(self._subtask, stream, text[:MAX_LINE_CHARACTERS])

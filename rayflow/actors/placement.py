@@ -23,8 +23,12 @@ class Placement:
         """Return one of `nodes` (not empty), and count a worker there. The first of equals."""
         trusted = [n for n in nodes if now_s - self._lost_s.get(n, now_s - SUSPECT_S) >= SUSPECT_S]
         node = min(trusted or nodes, key=lambda n: self._workers[n])
-        self._workers[node] += 1
+        self.add(node)
         return node
+
+    def add(self, node: str) -> None:
+        """A worker is on `node` already."""
+        self._workers[node] += 1
 
     def remove(self, node: str, now_s: float, *, lost: bool) -> None:
         """A worker on `node` ended; if it was `lost` others avoid the node for a while."""

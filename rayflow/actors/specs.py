@@ -16,6 +16,11 @@ def manager_name(job_id: str) -> str:
     return f"rayflow:{job_id}"
 
 
+def worker_prefix(job_id: str) -> str:
+    """What the names of a job's worker actors in `NAMESPACE` begin with."""
+    return f"rayflow:{job_id}:worker:"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """A job as it is submitted, its graph apart. `config` is flat; `token` is the data plane's secret."""
@@ -30,11 +35,26 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SubtaskSpec:
-    """What a subtask's process needs before its first deployment."""
+class WorkerSpec:
+    """What a subtask's process is started with, before it is known which subtask it will be."""
 
     job_id: JobId
-    subtask: SubtaskId
     code_paths: tuple[str, ...]
     token: str
     lease_s: float
+    reset_timeout_s: float
+    heartbeat_interval_s: float
+    heartbeat_timeout_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where a worker is: its transport's address, its Ray node, its process. `subtask` is what it was when another
+    job manager left it, None for one that never was any. `silent_ms`: how long ago that manager was last heard of."""
+
+    address: str
+    node_id: str
+    pid: int
+    subtask: SubtaskId | None = None
+    silent_ms: int = 0

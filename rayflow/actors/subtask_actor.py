@@ -1,10 +1,15 @@
 """The Ray actor around a subtask: decode, hand on, report, or die.
 
+The process starts without knowing which subtask it will be: `become` says so, once. Until then it is a spare, which
+`prepare` has load the job's code. `adopt` puts it under a new job manager, when the one before has died: what it
+ran is dropped, what it is stays.
+
 Threads of the process: Ray's calls arrive one at a time on the actor's thread, which answers heartbeats at
 once; everything else goes, in order, through a loader thread (unpickling a job can import much) to the
 engine's mailbox; the task thread drives the engine; network threads belong to the transport.
 
-Outward calls (`report`) go to the job manager from any thread and are never waited for. What the user printed
+Every call names the tenure of the manager that makes it; one of an earlier manager is refused, by the answer
+None. Outward calls (`report`) go to the job manager from any thread and are never waited for. What the user printed
 is sent before each report, so that by the time the manager knows of an end it has every line before it.
 """
 
@@ -24,11 +29,13 @@ from rayflow.actors.code_path import use_code_paths
 from rayflow.actors.flight import FlightTransport
 from rayflow.actors.lease import Lease, watch
 from rayflow.actors.output_capture import OutputBuffer, capture_output
-from rayflow.actors.specs import SubtaskSpec
-from rayflow.model.ids import Attempt
+from rayflow.actors.specs import Located, WorkerSpec
+from rayflow.actors.warm_up import warm_up
+from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.runtime.clock import SystemClock
 from rayflow.runtime.io_pool import ThreadIoPool
 from rayflow.runtime.messages import (
+    Cancel,
     Deploy,
     FromSubtask,
     Heartbeat,
@@ -48,50 +55,109 @@ _CRASHED = 70
 class SubtaskActor:
     """One subtask's process. All calls may be repeated; only their order per caller matters."""
 
-    def __init__(self, spec: SubtaskSpec, manager: Any) -> None:
+    def __init__(self, spec: WorkerSpec, manager: Any, tenure: int) -> None:
         self._spec = spec
-        self._output = OutputBuffer(str(spec.subtask))
+        self._tenure = tenure
+        self._output = OutputBuffer("spare")
         capture_output(self._output)
         use_code_paths(spec.code_paths)
         self._link = _ManagerLink(manager, self._output)
-        self._inbox: SimpleQueue[ToSubtask | tuple[Deploy, bytes]] = SimpleQueue()
-        self._lease = Lease(spec.lease_s)
-        clock = SystemClock()
+        self._inbox: SimpleQueue[ToSubtask | bytes | tuple[Deploy, bytes]] = SimpleQueue()
+        self._clock = SystemClock()
         self._node_id = ray.get_runtime_context().get_node_id()
+        self._subtask: SubtaskId | None = None
+        self._engine: SubtaskEngine | None = None
         self._transport = FlightTransport(
             job_id=spec.job_id,
             token=spec.token,
             host=ray.util.get_node_ip_address(),
+            heartbeat_interval_s=spec.heartbeat_interval_s,
+            heartbeat_timeout_s=spec.heartbeat_timeout_s,
         )
-        name = str(spec.subtask)
-        self._thread = TaskThread(name, clock, self._on_crash, lambda: self._engine.waiting_for())
-        self._engine = SubtaskEngine(
-            subtask=spec.subtask,
-            link=self._link,
-            transport=self._transport,
-            io=ThreadIoPool(),
-            open_store=open_store,
-            wake=self._thread.wake,
-            host_statistics=self._host_statistics,
-        )
+        self._lease = Lease(spec.lease_s)
+        self._lease.renew()
         threading.Thread(target=self._load_all, name="loader", daemon=True).start()
         threading.Thread(target=self._send_output, name="output", daemon=True).start()
-        self._thread.start(self._engine)
         watch(self._lease, self._on_lapsed)
 
-    def locate(self) -> tuple[str, str, int]:
-        """Return the transport's address, the Ray node's id, and the process id."""
-        return self._transport.address, self._node_id, os.getpid()
+    def prepare(self, graph: bytes) -> None:
+        """Load the job's code, in the background."""
+        self._inbox.put(graph)
 
-    def control(self, message: ToSubtask, graph: bytes | None = None) -> None:
-        """Take a message of the master; `graph` is the pickled graph of a Deploy that comes without one."""
+    def become(self, tenure: int, subtask: SubtaskId) -> Located | None:
+        """Be `subtask` from now on; return where it is. None: see `ping`."""
+        if self._engine is None and self.ping(tenure):
+            self._subtask = subtask
+            self._output.name(str(subtask))
+            self._thread = TaskThread(
+                str(subtask), self._clock, self._on_crash, lambda: self._running().waiting_for()
+            )
+            self._engine = SubtaskEngine(
+                subtask=subtask,
+                link=self._link,
+                transport=self._transport,
+                io=ThreadIoPool(),
+                open_store=open_store,
+                wake=self._thread.wake,
+                host_statistics=self._host_statistics,
+            )
+            self._thread.start(self._engine)
+        return self._located() if self.ping(tenure) else None
+
+    def adopt(self, tenure: int, manager: Any) -> Located | None:
+        """Obey and report to this manager. What an earlier one wanted done is dropped. None: see `ping`."""
+        silent_ms = round(1000 * self._lease.silent_s)
+        if not self.ping(tenure):
+            return None
+        self._link.redirect(manager)
+        if self._engine is not None:
+            self._drop_work(self._engine)
+        return self._located(silent_ms)
+
+    def ping(self, tenure: int) -> bool | None:
+        """Return True, and renew the lease; None if this process obeys a later manager."""
+        if tenure < self._tenure:
+            return None
+        self._tenure = tenure
         self._lease.renew()
+        return True
+
+    def control(self, tenure: int, message: ToSubtask, graph: bytes | None = None) -> bool | None:
+        """Take a message of the master; `graph` is the pickled graph of a Deploy that comes without one.
+        Returned is what `ping` returns."""
+        if not self.ping(tenure):
+            return None
         if isinstance(message, Heartbeat):
-            self._engine.post(message)
+            self._running().post(message)
         elif isinstance(message, Deploy) and graph is not None:
             self._inbox.put((message, graph))
         else:
             self._inbox.put(message)
+        return True
+
+    def _located(self, silent_ms: int = 0) -> Located:
+        return Located(self._transport.address, self._node_id, os.getpid(), self._subtask, silent_ms)
+
+    def _running(self) -> SubtaskEngine:
+        assert self._engine is not None, "the pool sends messages only to what has become a subtask"
+        return self._engine
+
+    def _drop_work(self, engine: SubtaskEngine) -> None:
+        """Cancel the attempt that runs here. A task thread that is stuck, which its new manager could not know,
+        takes the process with it."""
+        attempt = engine.statistics()["attempt"]
+        if attempt == 0:
+            return
+        engine.post(Cancel(attempt))
+
+        def check() -> None:
+            time.sleep(self._spec.reset_timeout_s)
+            found = engine.statistics()
+            if found["attempt"] == attempt and found["state"] != "CANCELLED":
+                _log.error("stuck in attempt %s, which a new job manager has ended", attempt)
+                os._exit(_CRASHED)
+
+        threading.Thread(target=check, name="drop work", daemon=True).start()
 
     def _host_statistics(self) -> dict[str, Any]:
         ratios = self._thread.account.ratios(time.monotonic())
@@ -100,10 +166,19 @@ class SubtaskActor:
     def _load_all(self) -> None:
         while True:
             item = self._inbox.get()
-            if isinstance(item, tuple):
+            if isinstance(item, bytes):
+                self._warm_up(item)
+            elif isinstance(item, tuple):
                 self._load(*item)
             else:
-                self._engine.post(item)
+                self._running().post(item)
+
+    def _warm_up(self, graph: bytes) -> None:
+        try:
+            warm_up(pickle.loads(graph))
+        except Exception:
+            # The deployment will meet the same, and report it.
+            _log.warning("the job's code cannot be loaded ahead of need", exc_info=True)
 
     def _load(self, deploy: Deploy, graph: bytes) -> None:
         try:
@@ -117,7 +192,7 @@ class SubtaskActor:
                 TaskFailed(subtask=deploy.subtask, attempt=deploy.attempt, cause=cause, retryable=False)
             )
             return
-        self._engine.post(deploy)
+        self._running().post(deploy)
 
     def _send_output(self) -> None:
         while True:
@@ -125,9 +200,10 @@ class SubtaskActor:
             self._link.send_output()
 
     def _on_crash(self, error: BaseException) -> None:
+        assert self._subtask is not None, "only a subtask has an engine"
         self._link.report(
             TaskFailed(
-                subtask=self._spec.subtask,
+                subtask=self._subtask,
                 attempt=Attempt(0),
                 cause=f"the engine crashed: {type(error).__name__}: {error}",
             )
@@ -146,6 +222,11 @@ class _ManagerLink:
         self._manager = manager
         self._output = output
         self._lock = threading.Lock()
+
+    def redirect(self, manager: Any) -> None:
+        """Report to another manager from now on."""
+        with self._lock:
+            self._manager = manager
 
     def report(self, message: FromSubtask) -> None:
         """Send without waiting, after what was printed before."""

@@ -56,6 +56,7 @@ class JobConfig:
     restart_window_ms: int = 600_000
     restart_delay_ms: int = 100
     restart_reset_timeout_ms: int = 5_000
+    restart_spares: int = 1
     batch_rows: int = 65_536
     batch_linger_ms: int = 20
     source_rate_limit: float | None = None
@@ -287,6 +288,7 @@ SETTINGS: dict[str, Setting] = {
     "restart.window": Setting("restart_window_ms", _positive_duration),
     "restart.delay": Setting("restart_delay_ms", _duration),
     "restart.reset_timeout": Setting("restart_reset_timeout_ms", _positive_duration),
+    "restart.spares": Setting("restart_spares", _integer(0)),
     "batch.rows": Setting("batch_rows", _integer(1)),
     "batch.linger": Setting("batch_linger_ms", _duration),
     "source.rate_limit": Setting("source_rate_limit", _optional_rate),

@@ -53,6 +53,7 @@ class _WorkerReady:
     address: str
     node_id: str
     pid: int
+    silent_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,11 @@ class JobMaster:
 
     # ------------------------------------------------------------------------------- any thread
 
-    def on_worker_ready(self, subtask: SubtaskId, address: str, node_id: str, pid: int) -> None:
+    def on_worker_ready(
+        self, subtask: SubtaskId, address: str, node_id: str, pid: int, silent_ms: int = 0
+    ) -> None:
         """The worker runs and listens on `address`."""
-        self._post(_WorkerReady(subtask, address, node_id, pid))
+        self._post(_WorkerReady(subtask, address, node_id, pid, silent_ms))
 
     def on_worker_lost(self, subtask: SubtaskId, reason: str) -> None:
         """The worker died, or could not be started."""
@@ -145,6 +148,11 @@ class JobMaster:
     def closed(self) -> bool:
         """Whether this master has nothing left to do: the job ended, or another master has taken over."""
         return self._over is not None or (self._run is not None and self._run.phase is Phase.CLOSED)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another master has taken over: then nothing of the job may be touched any more."""
+        return self._run is not None and self._run.superseded
 
     @property
     def failure(self) -> FailureArgs | None:
@@ -220,7 +228,7 @@ class JobMaster:
         elif run is None:
             self._cancelled_early |= isinstance(event, _CancelRequested)
         elif isinstance(event, _WorkerReady):
-            run.worker_ready(event.subtask, event.address, event.node_id, event.pid)
+            run.worker_ready(event.subtask, event.address, event.node_id, event.pid, event.silent_ms)
         elif isinstance(event, _WorkerLost):
             run.worker_lost(event.subtask, event.reason)
         elif isinstance(event, _CancelRequested):

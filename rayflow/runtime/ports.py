@@ -96,8 +96,12 @@ class WorkerPool(Protocol):
 class WorkerEvents(Protocol):
     """What a worker pool tells the job master, on any thread."""
 
-    def on_worker_ready(self, subtask: SubtaskId, address: str, node_id: str, pid: int) -> None:
-        """The worker runs and listens on `address`. Called once per worker."""
+    def on_worker_ready(
+        self, subtask: SubtaskId, address: str, node_id: str, pid: int, silent_ms: int = 0
+    ) -> None:
+        """The worker runs and listens on `address`. Called once per worker. It may be a new process or one that
+        was kept ready; or a dead master's, which has dropped that one's attempt and had not heard of it for
+        `silent_ms`."""
 
     def on_worker_lost(self, subtask: SubtaskId, reason: str) -> None:
         """The worker died, or could not be started."""

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 from queue import Queue
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from rayflow.actors.flight import FlightTransport
+from rayflow.actors.lease import Lease
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
 from rayflow.runtime.messages import (
     BarrierFrame,
@@ -66,8 +68,8 @@ def data(seq: int, batch: pa.RecordBatch) -> DataFrame:
 def transport():
     made = []
 
-    def make(job="job", token="secret"):
-        made.append(FlightTransport(job_id=JobId(job), token=token))
+    def make(job="job", token="secret", **heartbeats):
+        made.append(FlightTransport(job_id=JobId(job), token=token, **heartbeats))
         return made[-1]
 
     yield make
@@ -190,6 +192,61 @@ def test_sending_to_a_stopped_peer_does_not_block_and_its_channels_can_be_closed
         t.join(WAIT_S)
         assert not t.is_alive()
     assert told.broken.empty()
+
+
+QUICK = {"heartbeat_interval_s": 0.05, "heartbeat_timeout_s": 0.5}
+MUTE = {"heartbeat_interval_s": 1e4, "heartbeat_timeout_s": 1e5}
+
+
+def test_a_peer_that_is_stopped_or_cut_off_is_reported_though_its_stream_stays_open(transport, child):
+    address = child.stdout.readline().strip()
+    producer, told = transport(**QUICK), Recorder()
+    channels = [channel(0), channel(1)]
+    producer.connect(ONE, dict.fromkeys(channels, address), told)
+    producer.send(ONE, channels[0], IdleFrame())
+    assert child.stdout.readline().strip() == "received"
+    os.kill(child.pid, signal.SIGSTOP)
+    broken = [told.broken.get(timeout=WAIT_S) for _ in channels]
+    assert sorted(c for _, c, _ in broken) == channels
+    assert {reason for *_, reason in broken} == {"nothing was heard of its other end for 0.5 s"}
+    assert told.broken.empty()
+
+
+def test_a_producer_that_falls_silent_is_reported_but_one_that_has_not_called_yet_is_waited_for(transport):
+    consumer, got = transport(**QUICK), Recorder()
+    silent, never = channel(0), channel(1)
+    consumer.listen(got, ONE, [silent, never])
+    producer = transport(**MUTE)
+    producer.connect(ONE, {silent: consumer.address}, Recorder())
+    producer.send(ONE, silent, IdleFrame())
+    assert got.broken.get(timeout=WAIT_S)[:2] == (ONE, silent)
+    assert got.broken.empty()
+
+
+def test_heartbeats_keep_an_idle_channel_whole_at_both_ends(transport, monkeypatch):
+    heard = Counter()
+    renew = Lease.renew
+    monkeypatch.setattr(Lease, "renew", lambda lease: (heard.update([id(lease)]), renew(lease))[1])
+    quiet = {"heartbeat_interval_s": 0.02, "heartbeat_timeout_s": 5.0}
+    consumer, producer, at_consumer, at_producer = (
+        *(transport(**quiet), transport(**quiet)),
+        *(Recorder(), Recorder()),
+    )
+    consumer.listen(at_consumer, ONE, [channel()])
+    producer.connect(ONE, {channel(): consumer.address}, at_producer)
+    until(lambda: len(heard) == 2 and min(heard.values()) > 50)
+    assert at_consumer.broken.empty()
+    assert at_producer.broken.empty()
+    assert not at_consumer.frames
+    assert not at_producer.credits
+
+
+def until(condition):
+    """Wait for a condition, at most WAIT_S."""
+    given_up_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < given_up_s
+        time.sleep(0.01)
 
 
 def test_a_peer_that_cannot_be_reached_breaks_the_channel(transport):

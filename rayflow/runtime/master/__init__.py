@@ -7,6 +7,7 @@
 | `context` | what the parts of one running master share |
 | `opening`, `deployment` | from the end of one attempt to the next; every subtask into it |
 | `running`, `board` | a running attempt, and how far each subtask has come in it |
+| `recovery` | how long a recovery takes, and where |
 | `restarts`, `closing` | whether another attempt follows a failure; the end of the job |
 | `records` | the job's metadata on storage, up to date |
 | `background` | work on the I/O pool, answered on the master's own thread |

@@ -7,6 +7,10 @@ been deployed it has `LOADING_FACTOR` times as long, which is less than its leas
 the master itself was held up (a busy machine, a stopped process), nobody could answer meanwhile: the time it was
 away counts against no one.
 
+A worker whose stream broke is *suspect*: dead, most likely, with whoever else was on its node, long before anybody
+says so. It is asked at once, and overdue if it has not answered that within `SUSPECT_MS`; until it has, it
+counts as missing.
+
 Invariants:
 
 1. A message is sent only to a ready worker.
@@ -26,6 +30,8 @@ from rayflow.runtime.ports import WorkerPool
 
 LOADING_FACTOR = 2
 _LOADING = ("CREATED", "DEPLOYING")
+SUSPECT_MS = 1_000
+_HURRY_MS = 100
 
 
 @dataclass(slots=True)
@@ -55,6 +61,9 @@ class Fleet:
         self._next_beat_ms: int | None = None
         self.ready: dict[SubtaskId, Worker] = {}
         self._ended: dict[SubtaskId, Worker] = {}
+        # The heartbeat whose answer clears a suspect, and until when that must come.
+        self._suspects: dict[SubtaskId, tuple[int, int]] = {}
+        self._hurry_until_ms = 0
 
     def ensure(self) -> None:
         """Ask for every worker that is missing."""
@@ -65,8 +74,8 @@ class Fleet:
 
     @property
     def missing(self) -> list[SubtaskId]:
-        """The subtasks whose worker is not ready."""
-        return [subtask for subtask in self._job.subtasks if subtask not in self.ready]
+        """The subtasks whose worker is not ready, or suspect."""
+        return [s for s in self._job.subtasks if s not in self.ready or s in self._suspects]
 
     def worker_ready(self, subtask: SubtaskId, address: str, node_id: str, pid: int, now_ms: int) -> None:
         """A worker has come up."""
@@ -78,6 +87,7 @@ class Fleet:
     def worker_lost(self, subtask: SubtaskId) -> Worker | None:
         """A worker is gone. Return what it was, None if it had not even come up."""
         self._starting.discard(subtask)
+        self._suspects.pop(subtask, None)
         return self.ready.pop(subtask, None)
 
     def end(self, subtask: SubtaskId) -> None:
@@ -95,13 +105,29 @@ class Fleet:
         for subtask in self._job.subtasks if to is None else to:
             self.send(subtask, message)
 
-    def answered(self, subtask: SubtaskId, statistics: dict[str, Any], now_ms: int) -> None:
-        """A heartbeat was answered."""
+    def answered(
+        self, subtask: SubtaskId, statistics: dict[str, Any], now_ms: int, sequence: int | None = None
+    ) -> None:
+        """A worker told how it stands, in answer to heartbeat `sequence` or of its own accord (None)."""
         worker = self.ready.get(subtask)
         if worker is not None:
             worker.answered_ms = now_ms
             worker.statistics = statistics
             worker.loaded |= statistics.get("state", "CREATED") not in _LOADING
+            if sequence is None or sequence >= self._suspects.get(subtask, (0, 0))[0]:
+                self._suspects.pop(subtask, None)
+
+    def suspect(self, subtask: SubtaskId, attempt: Attempt, now_ms: int) -> None:
+        """Its stream broke: ask it, now."""
+        if subtask in self.ready and subtask not in self._suspects:
+            self.probe(attempt)
+            self._suspects[subtask] = self._sequence, now_ms + SUSPECT_MS
+
+    def hurry(self, until_ms: int) -> None:
+        """Send heartbeats quickly until then."""
+        self._hurry_until_ms = until_ms
+        if self._next_beat_ms is not None:
+            self._next_beat_ms = min(self._next_beat_ms, until_ms)
 
     def probe(self, attempt: Attempt) -> None:
         """Send a heartbeat to all now: a pool finds out about a dead worker when it sends to it."""
@@ -123,12 +149,16 @@ class Fleet:
     def beat(self, attempt: Attempt, now_ms: int) -> list[SubtaskId]:
         """Send heartbeats if they are due; return the overdue workers."""
         if self._next_beat_ms is None or now_ms < self._next_beat_ms:
-            return []
+            return self._overdue_suspects(now_ms)
         held_up_ms = now_ms - self._next_beat_ms
         if held_up_ms > self._interval_ms:
             for worker in self.ready.values():
                 worker.answered_ms += held_up_ms
-        self._next_beat_ms = now_ms + self._interval_ms
+            self._suspects = {s: (n, at + held_up_ms) for s, (n, at) in self._suspects.items()}
+        interval_ms = self._interval_ms
+        if now_ms < self._hurry_until_ms:
+            interval_ms = min(interval_ms, _HURRY_MS)
+        self._next_beat_ms = now_ms + interval_ms
         overdue = [
             subtask
             for subtask in self._job.subtasks
@@ -136,12 +166,17 @@ class Fleet:
             and now_ms - ready.answered_ms > self._timeout_ms * (1 if ready.loaded else LOADING_FACTOR)
         ]
         self.probe(attempt)
-        return overdue
+        return [*overdue, *(s for s in self._overdue_suspects(now_ms) if s not in overdue)]
+
+    def _overdue_suspects(self, now_ms: int) -> list[SubtaskId]:
+        return [s for s in self._job.subtasks if s in self._suspects and now_ms >= self._suspects[s][1]]
 
     @property
     def next_beat_ms(self) -> int | None:
         """When `beat` has something to do, None while there is no worker."""
-        return self._next_beat_ms
+        if self._next_beat_ms is None:
+            return None
+        return min([self._next_beat_ms, *(at for _, at in self._suspects.values())])
 
     def known(self, subtask: SubtaskId) -> Worker | None:
         """Return the worker, also after `shutdown`; None where there is none, or was none then. For reports."""
@@ -152,5 +187,6 @@ class Fleet:
         self._ended = dict(self.ready)
         self.ready.clear()
         self._starting.clear()
+        self._suspects.clear()
         self._next_beat_ms = None
         self._pool.shutdown()

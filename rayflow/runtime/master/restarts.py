@@ -64,9 +64,15 @@ class Restarts:
                     "at": iso_utc(self._ctx.now_ms),
                     "cause": self._cause,
                     "restored_from": restored_from,
+                    "recovery": None,
                 }
             )
             self._cause = None
+
+    def recovered(self, times: dict[str, Any]) -> None:
+        """The last restart has brought the job back to work: how long that took (see `recovery`)."""
+        if self._records:
+            self._records[-1] = {**self._records[-1], "recovery": times}
 
     def records(self) -> list[dict[str, Any]]:
         """Return every restart, oldest first."""

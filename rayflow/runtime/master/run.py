@@ -53,6 +53,7 @@ from rayflow.runtime.master.deployment import Deployment
 from rayflow.runtime.master.opening import Opening
 from rayflow.runtime.master.phases import Phase
 from rayflow.runtime.master.records import Records
+from rayflow.runtime.master.recovery import Recovery
 from rayflow.runtime.master.restarts import Restarts
 from rayflow.runtime.master.running import Running
 from rayflow.runtime.messages import (
@@ -61,6 +62,7 @@ from rayflow.runtime.messages import (
     Finish,
     FromSubtask,
     HeartbeatAnswered,
+    PeerLost,
     Stopped,
     TaskFailed,
 )
@@ -105,6 +107,7 @@ class JobRun:
             past.get("describe", {}).get("restarts", ()),
             "the job manager was restarted" if past else None,
         )
+        self.recovery = Recovery(ctx, recovered=bool(past))
         self._deployment = Deployment(ctx, self.board, self.opening)
         self._running = Running(
             ctx,
@@ -116,6 +119,7 @@ class JobRun:
             progressed=self._progressed,
         )
         self.stale_messages = 0
+        self.superseded = False
 
     @property
     def state(self) -> JobState:
@@ -134,8 +138,9 @@ class JobRun:
 
     # ------------------------------------------------------------------------------- what happened
 
-    def worker_ready(self, subtask: SubtaskId, address: str, node_id: str, pid: int) -> None:
-        """A worker has come up."""
+    def worker_ready(self, subtask: SubtaskId, address: str, node_id: str, pid: int, silent_ms: int) -> None:
+        """A worker has come up, or was taken over from a dead master."""
+        self.recovery.manager_silent(silent_ms)
         self._ctx.fleet.worker_ready(subtask, address, node_id, pid, self._ctx.now_ms)
 
     def worker_lost(self, subtask: SubtaskId, reason: str) -> None:
@@ -144,6 +149,8 @@ class JobRun:
             return
         ctx = self._ctx
         worker = ctx.fleet.worker_lost(subtask)
+        if worker is not None:
+            self.recovery.trouble(worker.answered_ms)
         self.board.lost(subtask)
         cause = f"subtask {subtask} lost: {reason}"
         ctx.note("subtask_lost", cause, operator=subtask.vertex, index=subtask.index, attempt=ctx.attempt)
@@ -154,7 +161,8 @@ class JobRun:
         """A subtask reported."""
         ctx = self._ctx
         if isinstance(message, HeartbeatAnswered):
-            ctx.fleet.answered(message.subtask, message.statistics, ctx.now_ms)
+            ctx.fleet.answered(message.subtask, message.statistics, ctx.now_ms, message.sequence)
+            self._back_at_work(self.recovery.heard(message.statistics))
         elif message.attempt != ctx.attempt:
             # Newer ones come to a master that was superseded and does not know it yet.
             self.stale_messages += 1
@@ -167,6 +175,8 @@ class JobRun:
             if self.phase is Phase.DEPLOYING:
                 self.board.restored(message.subtask)
         elif self.phase is Phase.RUNNING:
+            if isinstance(message, PeerLost):
+                self.recovery.trouble(ctx.now_ms)
             self._running.message(message)
 
     def cancel(self) -> None:
@@ -261,6 +271,7 @@ class JobRun:
         elif opening.beginning is not None and complete:
             self.phase = Phase.DEPLOYING
             self.restarts.deployed(None if opening.restore is None else opening.restore.path)
+            self.recovery.deployed()
             self._deployment.begin()
             self._records.save_job()
 
@@ -289,11 +300,17 @@ class JobRun:
         self.board.started()
         self._lifecycle.handle(AttemptRunning())
         self._running.begin(self.opening.beginning)
+        self.recovery.running()
         self._records.save_job()
 
     def _progressed(self) -> None:
         self.restarts.progressed()
+        self._back_at_work(self.recovery.recovered())
         self._records.save_job()
+
+    def _back_at_work(self, times: dict[str, Any] | None) -> None:
+        if times is not None:
+            self.restarts.recovered(times)
 
     # ------------------------------------------------------------------------------- failing
 
@@ -338,6 +355,7 @@ class JobRun:
     def _leave_attempt(self, cause: str, restart_at_ms: int) -> None:
         ctx = self._ctx
         self.restarts.plan(cause, restart_at_ms)
+        self.recovery.failed()
         self._deployment.leave()
         if self.phase is not Phase.BEGINNING:
             self.phase = Phase.BEGINNING
@@ -354,6 +372,7 @@ class JobRun:
         # Storage and workers are the other master's now: touch nothing.
         self._ctx.note("job_manager_superseded", "another job manager has taken over; this one stops")
         self._running.stop()
+        self.superseded = True
         self.phase = Phase.CLOSED
 
     # ------------------------------------------------------------------------------- the end

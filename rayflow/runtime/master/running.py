@@ -2,7 +2,7 @@
 
 A broken stream is a symptom. Whoever is behind it will be noticed in a moment, by its own words or by the pool,
 which finds out when it sends; either makes the better cause. So a report of one starts a short grace, and fails
-the attempt only when nothing else has by its end.
+the attempt only when nothing else has by its end. Meanwhile its other end is asked whether it lives (`Fleet.suspect`).
 """
 
 from __future__ import annotations
@@ -133,10 +133,12 @@ class Running:
         return [self._deadline_ms, self._discovery.next_deadline_ms, self.checkpoints.next_deadline_ms]
 
     def _suspect(self, message: PeerLost) -> None:
+        ctx, channel = self._ctx, message.channel
         if self._peer_lost is None:
             self._peer_lost = message
-            self._deadline_ms = self._ctx.now_ms + PEER_LOST_GRACE_MS
-            self._ctx.fleet.probe(self._ctx.attempt)
+            self._deadline_ms = ctx.now_ms + PEER_LOST_GRACE_MS
+        other = channel.consumer if message.subtask == channel.producer else channel.producer
+        ctx.fleet.suspect(other, ctx.attempt, ctx.now_ms)
 
     def _deliver(self, assignments: Assignments) -> None:
         if self._live:
