@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import defaultdict
 from typing import Any
 
 import pyarrow as pa
@@ -85,29 +86,87 @@ def test_a_trigger_by_the_clock_shows_what_changed(harness: Any) -> None:
     assert driven.operator.drained()
 
 
-@given(
-    st.lists(st.lists(st.sampled_from(["a", "b", "", None]), max_size=9), max_size=8),
-    st.sampled_from([{}, {"early_rows": 1}, {"early_rows": 3}, {"early_rows": 2, "emit_before": True}]),
-    st.integers(0, 8),
-    st.integers(1, 3),
-    st.integers(1, 3),
+ROW = st.tuples(
+    st.sampled_from([1.0, 2.0, -0.0, 0.0, math.nan, None]),
+    st.none() | st.integers(-9, 9),
+    st.none() | st.integers(-3, 9),
+    st.sampled_from(["a", "b", "", None]),
 )
-@settings(max_examples=100, deadline=None)
+ALL = [["first", "last", "count"], ["list", "sum", "max"], ["mean", "distinct", "some"], ["min", "values"]]
+
+
+@given(
+    st.lists(ROW, max_size=40),
+    st.sampled_from(ALL),
+    st.sampled_from([{}, {"early_rows": 1}, {"early_rows": 3}, {"early_rows": 2, "emit_before": True}]),
+    st.booleans(),
+    st.sampled_from([1, 7, 100]),
+    st.integers(0, 100),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([1, 1000]),
+)
+@settings(max_examples=250, deadline=None)
 def test_the_last_rows_are_those_of_a_naive_model(
-    subtasks: Any, steps: list[Any], options: dict[str, Any], restart_at: int, before: int, after: int
+    kit: Any,
+    subtasks: Any,
+    given_rows: list[Any],
+    names: list[str],
+    options: dict[str, Any],
+    timed: bool,
+    cut: int,
+    restart_at: int,
+    before: int,
+    after: int,
+    batch_rows: int,
 ) -> None:
-    driven = subtasks(maker(**options), ["k"], before)
-    for number, keys in enumerate(steps):
-        if number == restart_at:
+    rows = [(*row, number) for number, row in enumerate(given_rows)]
+    aggregates = [(name, kit.aggregates[name][0]) for name in names]
+    time_column = "t" if timed else None
+    driven = subtasks(
+        lambda: GlobalWindowOperator(("k",), aggregates, kit.schema, time_column, **options),
+        ["k"],
+        before,
+        batch_rows=batch_rows,
+    )
+    # The restart comes after so many percent of the rows, wherever a batch ends.
+    at = len(rows) * restart_at // 100
+    for number, part in enumerate((rows[:at], rows[at:])):
+        if number:
             driven.restart(1, after)
-        driven.feed(batch(*((key, None, 1) for key in keys)))
+        for begin in range(0, len(part), cut):
+            driven.feed(kit.batch(part[begin : begin + cut]))
+            # However far event time is: nothing is late for a window without end.
+            driven.watermark(begin * MS)
     driven.watermark(WATERMARK_MAX)
-    got: dict[Any, int] = {}
-    for subtask in [*driven.done, *driven.subtasks]:
-        for b in subtask.batches:
-            for op, row in zip(ops(b).tolist(), b.to_pylist()):
-                assert (row["k"] in got) == (op != INSERT)
-                got[row["k"]] = row["n"]
-                if op == DELETE:
-                    del got[row["k"]]
-    assert got == Counter(key for keys in steps for key in keys)
+    assert last_shown(kit, driven, names, timed) == expected(kit, rows, names, timed)
+
+
+def last_shown(kit: Any, driven: Any, names: list[str], timed: bool) -> dict[Any, Any]:
+    """Return the last row of every key; operations must fit what was shown before."""
+    got: dict[Any, Any] = {}
+    for b in [b for subtask in [*driven.done, *driven.subtasks] for b in subtask.batches]:
+        bounds = [b[name].cast(pa.int64()).to_pylist() for name in ("window_start", "window_end") if timed]
+        for index, (op, row) in enumerate(zip(ops(b).tolist(), b.to_pylist(), strict=True)):
+            key, shown = kit.key_of(row["k"]), tuple(row[name] for name in names)
+            assert (key in got) == (op != INSERT)
+            row_shown = (tuple(bound[index] for bound in bounds), shown)
+            if op == DELETE:
+                assert got.pop(key) == row_shown
+            else:
+                got[key] = row_shown
+    return got
+
+
+def expected(kit: Any, rows: list[Any], names: list[str], timed: bool) -> dict[Any, Any]:
+    by_key: dict[Any, list[Any]] = defaultdict(list)
+    for row in rows:
+        # The kit's models order by time: here, without event time, by arrival, and with it nulls come first.
+        order = row[4] if not timed else -100 if row[1] is None else row[1]
+        by_key[kit.key_of(row[0])].append((row[0], order, *row[2:]))
+    found = {}
+    for key, own in by_key.items():
+        times = [rows[row[4]][1] for row in own if rows[row[4]][1] is not None]
+        bounds = (min(times, default=None), max(times, default=None)) if timed else ()
+        found[key] = (bounds, tuple(kit.aggregates[name][1](own) for name in names))
+    return found
