@@ -193,8 +193,9 @@ class LocalCluster:
             worker = self._workers[subtask] = LocalWorker(
                 subtask, self._network.endpoint(), self._clock, self._io, events, self._crashed
             )
-        worker.start()
-        events.on_worker_ready(subtask, worker.address, NODE_ID, os.getpid())
+            # Still under the lock: told ready before anybody can find it lost.
+            worker.start()
+            events.on_worker_ready(subtask, worker.address, NODE_ID, os.getpid())
 
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
         """Put the message into the worker's mailbox. A graph goes as a copy, by way of pickle as on Ray: sinks and

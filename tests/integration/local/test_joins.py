@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,60 @@ def test_a_temporal_join_equals_duckdb(lab: Any, how: Any, parallelism: int, row
         b=b,
     )
     assert lab.bag(got.execute_and_collect(local=True)) == expected
+
+
+BY_EVENT_TIME: dict[str, Callable[[Any, Any], Any]] = {
+    "window": lambda a, b: a.join(b, on="k", window=rf.Tumbling("10s"), how="full"),
+    "interval": lambda a, b: a.key_by("k").interval_join(b.key_by("k"), "-1s", "1s"),
+    "temporal": lambda a, b: a.temporal_join(b, on="k", how="left"),
+}
+FAR_MS = 7_258_118_400_000
+
+
+@pytest.mark.parametrize("kind", list(BY_EVENT_TIME))
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("rows", [7, 65536])
+def test_a_row_from_the_far_future_is_in_no_pair_and_makes_no_other_late(
+    lab: Any, tmp_path: Path, kind: str, side: str, rows: int
+) -> None:
+    tables = {
+        "left": random_table(150, 41, "ab"),
+        "right": random_table(120, 42, "ab").select(["k", "v", "t"]),
+    }
+    row = tables[side].slice(80, 1)
+    at = row.schema.get_field_index("t")
+    wrong = row.set_column(
+        at, row.schema.field(at), pa.chunked_array([pa.array([FAR_MS], row.schema.field(at).type)])
+    )
+    with_wrong = pa.concat_tables([tables[side].slice(0, 80), wrong, tables[side].slice(80)])
+    mark = rf.Watermark("t", delay="1m", max_ahead="1h")
+    results = []
+    for given in (tables, {**tables, side: with_wrong}):
+        made = env(1, rows)
+        left, right = (made.from_arrow(given[name], watermark=mark) for name in ("left", "right"))
+        out = tmp_path / str(len(results))
+        BY_EVENT_TIME[kind](left, right).write_parquet(out)
+        metrics = lab.finish(made).metrics["operators"].values()
+        results.append(lab.rows(out))
+    assert results[0] == results[1]
+    assert results[0]
+    counted = Counter[str]()
+    for operator in metrics:
+        counted.update({name: value for name, value in operator.items() if isinstance(value, int)})
+    assert counted["far_future_rows"] == counted["null_time_rows"] == 1, "at the source, and at the join"
+    assert counted["late_rows"] == counted["late_versions"] == 0
+
+
+@pytest.mark.parametrize("kind", ["join", "broadcast_join"])
+def test_joins_that_do_not_look_at_event_time_keep_a_row_from_the_far_future_without_its_time(
+    lab: Any, kind: str
+) -> None:
+    a = pa.table({"k": ["x", "x", "y"], "t": pa.array([1, FAR_MS, 3], pa.timestamp("ms"))})
+    made = env()
+    left = made.from_arrow(a, watermark=rf.Watermark("t", max_ahead="1h"))
+    joined = getattr(left, kind)(made.from_rows([{"k": "x", "n": 1}]), on="k")
+    got = joined.select("n", t=col("t").cast(pa.int64())).execute_and_collect(local=True)
+    assert lab.bag(got) == Counter([(1, 1), (1, None)])
 
 
 # ---------------------------------------------------------------------------------------- broadcast

@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec
+from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, Resources
 from rayflow.model.errors import PlanError, UserFunctionError
 from rayflow.model.ids import Attempt, ChannelId, EdgeId, SubtaskId, VertexId
 from rayflow.operators.contracts import Operator, Sink, SinkContext, Source, Split, SplitReader
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.lifecycle import JobState
-from rayflow.runtime.local import LocalJob, LocalResult, run_local
+from rayflow.runtime.clock import SystemClock
+from rayflow.runtime.io_pool import ThreadIoPool
+from rayflow.runtime.local import LocalCluster, LocalJob, LocalResult, LocalWorker, run_local
 from rayflow.runtime.local_transport import LocalNetwork
 from rayflow.runtime.messages import CreditFrame, EndFrame
 
@@ -373,3 +375,40 @@ def test_closed_channels_carry_nothing_and_tell_nobody() -> None:
     b.close_channels(FIRST)
     a.send(FIRST, CHANNEL, EndFrame())
     assert at_a.got == at_b.got == []
+
+
+def test_a_worker_that_dies_while_it_starts_is_not_told_ready_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Whoever was told so waited for its heartbeats, for `heartbeat.timeout`, until it found out.
+    told: list[str] = []
+    crashes: list[threading.Thread] = []
+    io = ThreadIoPool()
+    cluster = LocalCluster(SystemClock(), io)
+
+    class Events:
+        def on_worker_ready(self, *args: Any) -> None:
+            told.append("ready")
+
+        def on_worker_lost(self, *args: Any) -> None:
+            told.append("lost")
+
+        def on_message(self, message: Any) -> None:
+            pass
+
+    start = LocalWorker.start
+
+    def start_and_crash(worker: LocalWorker) -> None:
+        start(worker)
+        crashes.append(threading.Thread(target=cluster.crash, args=(worker.subtask,)))
+        crashes[0].start()
+        # As long as a crash may take that need not wait for anything.
+        crashes[0].join(0.3)
+
+    monkeypatch.setattr(LocalWorker, "start", start_and_crash)
+    cluster.report_to(Events())
+    cluster.ensure(SubtaskId(WORK, 0), Resources())
+    crashes[0].join()
+    assert told == ["ready", "lost"]
+    cluster.join(5)
+    io.close()
