@@ -5,6 +5,7 @@ Everything here is a function of its arguments: no state of a job, no I/O, no cl
 | module | holds |
 |---|---|
 | `changelog` | the hidden column of upsert streams |
+| `memory` | room for columns that come and go with every batch |
 | `tables` | joining, cutting, measuring and showing batches |
 | `hashing` | the stable hash of key columns, and key groups |
 | `partition` | splitting batches among the consumers of an exchange |

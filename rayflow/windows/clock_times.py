@@ -60,7 +60,7 @@ class ClockTimes:
 
     def column(self, ticks: I64) -> pa.Array:
         """Return numbers as times."""
-        return pa.array(ticks).cast(self.type)
+        return pa.array(ticks).view(self.type)
 
     def snapshot(self) -> StatePart:
         """Return how far the clock has come, with every key group."""

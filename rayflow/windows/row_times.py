@@ -93,7 +93,7 @@ class RowTimes:
 
     def column(self, ticks: I64) -> pa.Array:
         """Return numbers as times of the column's type."""
-        return pa.array(ticks).cast(self.type)
+        return pa.array(ticks).view(self.type)
 
     def snapshot(self) -> StatePart:
         """Return the watermark, with every key group."""

@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rayflow.batch.memory import empty
 from rayflow.state.accumulators.lanes import Lane
 from rayflow.state.key_table import grown
 from rayflow.windows.slice_table import OpenSlices, SliceTable
 
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 Numbers = npt.NDArray[Any]
 
 _NOWHERE = int(np.iinfo(np.int64).min)
@@ -36,14 +38,16 @@ _NOWHERE = int(np.iinfo(np.int64).min)
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What is in some windows: `keys[offsets[w] : offsets[w + 1]]` are the numbers of the keys in window w, and
-    `numbers` their states, an array a lane. `version`: two with the same have the same keys in every window, in the
-    same order; None where keys came or went between these windows."""
+    """What is in some windows. Keys that nothing came to or went from have the same *version* in one window after the
+    other: version i is of the key numbered `owners[i]`, and has the state `numbers` (an array a lane). In window w are
+    the versions `rows[offsets[w] : offsets[w + 1]]`, of different keys. Windows with the same number in `orders` have
+    the same keys in the same order."""
 
-    keys: I64
-    offsets: I64
+    owners: I64
     numbers: list[Numbers]
-    version: int | None
+    rows: I32
+    offsets: I64
+    orders: I64
 
 
 class RunningResults:
@@ -59,6 +63,8 @@ class RunningResults:
         self._entries: I64 = np.zeros(0, np.int64)
         self._places: I64 = np.zeros(0, np.int64)
         self._order: I64 = np.zeros(0, np.int64)
+        # By place in that order.
+        self._current: I32 = np.zeros(0, np.int32)
         self._lanes: list[_Sum | _Fold] = [
             (_Sum if lane.is_invertible else _Fold)(running_kernels, lane, width) for lane in lanes
         ]
@@ -68,8 +74,8 @@ class RunningResults:
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        own = self._entries.nbytes + self._places.nbytes + self._order.nbytes
-        return own + sum(lane.nbytes for lane in self._lanes)
+        own = (self._entries, self._places, self._order, self._current)
+        return sum(array.nbytes for array in own) + sum(lane.nbytes for lane in self._lanes)
 
     def touched(self, slices: I64) -> None:
         """Rows came into these slices."""
@@ -87,51 +93,42 @@ class RunningResults:
 
     def show(self, begins: I64) -> Results:
         """Move the window on, to begin at each of these slices in turn, and return the results."""
-        most = len(begins) * self._table.key_count
-        return self._move(begins, begins + self._width, np.empty(most, np.int64))
-
-    def bounds(self, results: Results, starts: I64, size: int) -> tuple[I64, I64]:
-        """Return the start and end of every result's window; `starts` are those of the windows."""
-        firsts, ends = np.empty(len(results.keys), np.int64), np.empty(len(results.keys), np.int64)
-        self._kernels.repeat_bounds(starts, results.offsets, size, firsts, ends)
-        return firsts, ends
+        return self._move(begins, begins + self._width, len(begins) * self._table.key_count)
 
     def leave(self, begin: int) -> None:
         """Take out what is before slice `begin`, which is about to be dropped."""
         if self._begin < begin and self._end != _NOWHERE:
             end = max(self._end, begin)
-            self._move(np.array([begin]), np.array([end]), None)
+            self._move(np.array([begin]), np.array([end]), -1)
 
-    def _move(self, begins: I64, ends: I64, keys: I64 | None) -> Results:
+    def _move(self, begins: I64, ends: I64, most: int) -> Results:
+        """Move on, and show `most` results, or fewer; below 0: none are wanted."""
         self._reserve()
         first = int(begins[0]) if self._begin == _NOWHERE else self._begin
         slices = self._table.between(first, int(ends[-1]))
         high = 0 if self._end == _NOWHERE else int(np.searchsorted(slices.numbers, self._end))
-        shows, kernels = keys is not None, self._kernels
-        keys = np.zeros(0, np.int64) if keys is None else keys
-        offsets = np.zeros(len(begins) + 1, np.int64)
-        changes = kernels.move(
+        owners, rows = empty(max(0, most), np.int64), empty(max(0, most), np.int32)
+        made, offsets = np.zeros(len(begins) + 1, np.int64), np.zeros(len(begins) + 1, np.int64)
+        orders = np.zeros(len(begins), np.int64)
+        self._kernels.move(
             slices.numbers, slices.heads, high, begins, ends, self._table.following, self._table.key_of,
-            self._entries, self._places, self._order, self._meta, shows, keys, offsets,
+            self._entries, self._places, self._order, self._current, self._meta, most >= 0, owners, made, rows,
+            offsets, orders,
         )  # fmt: skip
-        step = _Step(slices, high, begins, ends, self._table, shows, keys[: offsets[-1]], offsets)
+        step = _Step(slices, high, begins, ends, self._table, most >= 0, owners[: made[-1]], made)
         numbers = [lane.move(step) for lane in self._lanes]
         self._begin, self._end = int(begins[-1]), int(ends[-1])
-        is_same = changes == self._meta[kernels.CHANGES]
-        return Results(step.keys, offsets, numbers, int(changes) if is_same else None)
+        return Results(step.owners, numbers, rows[: offsets[-1]], offsets, orders)
 
     def _reserve(self) -> None:
         limit = self._table.key_limit
         self._entries, self._places = grown(self._entries, limit), grown(self._places, limit)
-        self._order = grown(self._order, limit)
+        self._order, self._current = grown(self._order, limit), grown(self._current, limit)
         for lane in self._lanes:
             lane.reserve(limit, self._table.slot_limit)
 
     def _warm_up(self) -> None:
-        nothing = np.zeros(0, np.int64)
-        self.bounds(
-            self._move(np.zeros(1, np.int64), np.zeros(1, np.int64), nothing), np.zeros(1, np.int64), 1
-        )
+        self._move(np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
         self.reset()
 
 
@@ -145,8 +142,8 @@ class _Step:
     ends: I64
     table: SliceTable
     shows: bool
-    keys: I64
-    offsets: I64
+    owners: I64
+    made: I64
 
 
 class _Sum:
@@ -170,11 +167,11 @@ class _Sum:
         self._totals[:] = 0
 
     def move(self, step: _Step) -> Numbers:
-        """Move the window, and return the number of each key shown."""
-        out = np.empty(len(step.keys), self._totals.dtype)
+        """Move the window, and return the number of each version."""
+        out = empty(len(step.owners), self._totals.dtype)
         self._kernels.move_sums(
             step.slices.numbers, step.slices.heads, step.high, step.begins, step.ends, step.table.following,
-            step.table.key_of, self._lane.array.values, self._totals, step.shows, step.keys, step.offsets, out,
+            step.table.key_of, self._lane.array.values, self._totals, step.owners, step.made, out,
         )  # fmt: skip
         return out
 
@@ -189,34 +186,32 @@ class _Fold:
         self._dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype
         self._identity = self._dtype.type(lane.identity)
         self._bound = _NOWHERE
-        # By key: of the front, the back, and both. By entry: of those after it.
-        self._fronts, self._backs, self._totals, self._after = (np.zeros(0, self._dtype) for _ in range(4))
+        # By key: of the front, and of the back. By entry: of those after it.
+        self._fronts, self._backs, self._after = (np.zeros(0, self._dtype) for _ in range(3))
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        return 3 * self._fronts.nbytes + self._after.nbytes
+        return 2 * self._fronts.nbytes + self._after.nbytes
 
     def reserve(self, key_limit: int, slot_limit: int) -> None:
         """Make room for keys and entries below these."""
-        self._fronts, self._backs, self._totals = (
-            grown(array, key_limit, self._identity) for array in (self._fronts, self._backs, self._totals)
-        )
+        self._fronts = grown(self._fronts, key_limit, self._identity)
+        self._backs = grown(self._backs, key_limit, self._identity)
         self._after = grown(self._after, slot_limit)
 
     def reset(self) -> None:
         """The window holds nothing."""
         self._bound = _NOWHERE
-        for array in (self._fronts, self._backs, self._totals):
-            array[:] = self._identity
+        self._fronts[:] = self._backs[:] = self._identity
 
     def move(self, step: _Step) -> Numbers:
-        """Move the window, and return the number of each key shown."""
-        out = np.empty(len(step.keys), self._dtype)
+        """Move the window, and return the number of each version."""
+        out = empty(len(step.owners), self._dtype)
         self._bound = self._kernels.move_folds(
             step.slices.numbers, step.slices.heads, step.high, step.begins, step.ends, self._bound, self._width,
             step.table.following, step.table.key_of, self._lane.operation, self._identity,
-            self._lane.array.values.view(self._dtype), self._after, self._fronts, self._backs, self._totals,
-            step.shows, step.keys, step.offsets, out,
+            self._lane.array.values.view(self._dtype), self._after, self._fronts, self._backs,
+            step.shows, step.owners, step.made, out,
         )  # fmt: skip
         return out.view(self._lane.array.values.dtype)

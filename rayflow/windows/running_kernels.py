@@ -3,8 +3,13 @@
 
 All take the open slices in order of time, `slices` (their numbers) and `heads` (their lists of entries, linked by
 `following`); the first of them, to before place `high`, are in the window. The window moves to each of
-[`begins[w]`, `ends[w]`) in turn. Compiled on first use and cached on disk; arguments must be writable C-contiguous
-arrays.
+[`begins[w]`, `ends[w]`) in turn.
+
+What a key has in a window is a *version*. In the first window every key has a new one, from then on those of which
+an entry came or went. Versions that began with window w are `made[w]` to before `made[w + 1]`, of the keys `owners`;
+the loops for numbers write one a version.
+
+Compiled on first use and cached on disk; arguments must be writable C-contiguous arrays.
 """
 
 from __future__ import annotations
@@ -22,24 +27,33 @@ _ADD, _MOST = 0, 1
 
 @njit(cache=True, nogil=True)
 def move(
-    slices, heads, high, begins, ends, following, key_of, entries, places, order, meta, shows, keys, offsets
-):
+    slices, heads, high, begins, ends, following, key_of, entries, places, order, current, meta, shows,
+    owners, made, rows, offsets, changes
+):  # fmt: skip
     """Keep account of the keys in the window: `order[: meta[COUNT]]` are those, `places` where each stands there,
-    `entries` how many of its entries are in the window. Where `shows`, `keys[offsets[w] : offsets[w + 1]]` become
-    the keys of window w. Return what `meta[CHANGES]` was at the first of them."""
-    low, changes = 0, meta[CHANGES]
+    `entries` how many of its entries are in the window, `current` the version at each place.
+
+    Where `shows`, `rows[offsets[w] : offsets[w + 1]]` become the versions in window w, and `changes[w]` what
+    `meta[CHANGES]` was: windows with the same have the same keys."""
+    low, versions = 0, 0
     for w in range(len(begins)):
+        since = versions
+        renews = shows and w > 0
         # First what comes, then what goes: a key that does both stays where it is.
         while high < len(slices) and slices[high] < ends[w]:
             entry = np.int64(heads[high])
             while entry >= 0:
                 key = key_of[entry]
                 if entries[key] == 0:
-                    places[key] = meta[COUNT]
-                    order[meta[COUNT]] = key
+                    place = meta[COUNT]
+                    places[key], order[place], current[place] = place, key, -1
                     meta[COUNT] += 1
                     meta[CHANGES] += 1
                 entries[key] += 1
+                # One version a window, however many entries come and go.
+                if renews and current[places[key]] < since:
+                    current[places[key]], owners[versions] = versions, key
+                    versions += 1
                 entry = np.int64(following[entry])
             high += 1
         while low < high and slices[low] < begins[w]:
@@ -47,30 +61,32 @@ def move(
             while entry >= 0:
                 key = key_of[entry]
                 entries[key] -= 1
+                place = places[key]
                 if entries[key] == 0:
                     meta[COUNT] -= 1
                     meta[CHANGES] += 1
                     last = order[meta[COUNT]]
-                    order[places[key]] = last
-                    places[last] = places[key]
+                    order[place], places[last], current[place] = last, place, current[meta[COUNT]]
+                elif renews and current[place] < since:
+                    current[place], owners[versions] = versions, key
+                    versions += 1
                 entry = np.int64(following[entry])
             low += 1
         if shows:
-            at, count = offsets[w], meta[COUNT]
-            for i in range(count):
-                keys[at + i] = order[i]
-            offsets[w + 1] = at + count
-        if w == 0:
-            changes = meta[CHANGES]
-    return changes
+            count = meta[COUNT]
+            if w == 0:
+                for place in range(count):
+                    current[place], owners[place] = place, order[place]
+                versions = count
+            at = offsets[w]
+            rows[at : at + count] = current[:count]
+            offsets[w + 1], made[w + 1], changes[w] = at + count, versions, meta[CHANGES]
 
 
 @njit(cache=True, nogil=True)
-def move_sums(
-    slices, heads, high, begins, ends, following, key_of, numbers, totals, shows, keys, offsets, out
-):
-    """Keep the sum of `numbers` (by entry) of each key in `totals`, by adding what comes and subtracting what goes;
-    where `shows`, write those of `keys` into `out`. As `move`."""
+def move_sums(slices, heads, high, begins, ends, following, key_of, numbers, totals, owners, made, out):
+    """Keep the sum of `numbers` (by entry) of each key in `totals`, by adding what comes and subtracting what goes,
+    and write those of the versions into `out`. As `move`."""
     low = 0
     for w in range(len(begins)):
         while high < len(slices) and slices[high] < ends[w]:
@@ -85,9 +101,8 @@ def move_sums(
                 totals[key_of[entry]] -= numbers[entry]
                 entry = np.int64(following[entry])
             low += 1
-        if shows:
-            for i in range(offsets[w], offsets[w + 1]):
-                out[i] = totals[keys[i]]
+        for i in range(made[w], made[w + 1]):
+            out[i] = totals[owners[i]]
 
 
 @njit(cache=True, nogil=True)
@@ -117,10 +132,9 @@ def move_folds(
     after,
     fronts,
     backs,
-    totals,
     shows,
-    keys,
-    offsets,
+    owners,
+    made,
     out,
 ):
     """As `move_sums`, for what cannot be subtracted: see `running`. `bound` is where the back begins; return it."""
@@ -131,7 +145,7 @@ def move_folds(
                 entry = np.int64(heads[at])
                 while entry >= 0:
                     key = key_of[entry]
-                    fronts[key], backs[key], totals[key] = identity, identity, identity
+                    fronts[key], backs[key] = identity, identity
                     entry = np.int64(following[entry])
             if not shows:
                 # What comes next is not known yet.
@@ -148,34 +162,20 @@ def move_folds(
                     key = key_of[entry]
                     after[entry] = fronts[key]
                     fronts[key] = _combined(operation, numbers[entry], fronts[key])
-                    totals[key] = fronts[key]
                     entry = np.int64(following[entry])
         while high < len(slices) and slices[high] < ends[w]:
             entry = np.int64(heads[high])
             while entry >= 0:
                 key = key_of[entry]
                 backs[key] = _combined(operation, backs[key], numbers[entry])
-                totals[key] = _combined(operation, fronts[key], backs[key])
                 entry = np.int64(following[entry])
             high += 1
         while low < high and slices[low] < begins[w]:
             entry = np.int64(heads[low])
             while entry >= 0:
-                key = key_of[entry]
-                fronts[key] = after[entry]
-                totals[key] = _combined(operation, fronts[key], backs[key])
+                fronts[key_of[entry]] = after[entry]
                 entry = np.int64(following[entry])
             low += 1
-        if shows:
-            for i in range(offsets[w], offsets[w + 1]):
-                out[i] = totals[keys[i]]
+        for i in range(made[w], made[w + 1]):
+            out[i] = _combined(operation, fronts[owners[i]], backs[owners[i]])
     return bound
-
-
-@njit(cache=True, nogil=True)
-def repeat_bounds(starts, offsets, size, firsts, ends):
-    """Write the start of window w, and its end, into places `offsets[w]` to before `offsets[w + 1]`."""
-    for w in range(len(starts)):
-        for i in range(offsets[w], offsets[w + 1]):
-            firsts[i] = starts[w]
-            ends[i] = starts[w] + size

@@ -6,18 +6,23 @@ become results. What is written into snapshots is that of `SlicedWindows`, and e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.memory import empty
 from rayflow.state.parts import RestoredPart
 from rayflow.windows.bounds import I64
 from rayflow.windows.running import Results, RunningResults
 from rayflow.windows.slice_table import SliceTable
 from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows, pane_times
+
+_FEW_WINDOWS, _MOST_BATCHES = 8, 16
 
 
 class RunningWindows(TimeWindowOperator):
@@ -37,8 +42,8 @@ class RunningWindows(TimeWindowOperator):
         assert lanes is not None
         assert not windows.updates
         self._running = RunningResults(self._panes, lanes, self._grid.per_window)
-        # Key columns of the last windows shown, and their version.
-        self._shown_keys: tuple[int, pa.RecordBatch] | None = None
+        # Key columns of the last windows shown, and in which order these have which keys.
+        self._shown_keys: tuple[int, list[pa.Array]] | None = None
 
     # ---------------------------------------------------------------------------------- rows
 
@@ -57,8 +62,7 @@ class RunningWindows(TimeWindowOperator):
     # ---------------------------------------------------------------------------------- time
 
     def _finish(self, begin: int, end: int) -> None:
-        # All keys may be in every window: so many windows at a time that their results are a batch.
-        most = max(1, self.ctx.batch_rows // max(1, self._panes.key_count))
+        most = _windows_at_once(self._panes.key_count, self.ctx.batch_rows)
         for first, last in self._due(begin, end):
             for at in range(first, last, most):
                 self._show(np.arange(at, min(at + most, last)))
@@ -81,22 +85,30 @@ class RunningWindows(TimeWindowOperator):
 
     def _show(self, windows: I64) -> None:
         results = self._running.show(windows * self._grid.step)
-        keys = self._key_columns(results)
-        starts, ends = self._running.bounds(results, self._grid.window_start(windows), self._grid.size)
-        rows = self._rows_of_keys(keys, starts, ends, partial(self._columns.results_of, results.numbers))
-        for at in range(0, rows.num_rows, self.ctx.batch_rows):
-            self.out.emit(rows.slice(at, self.ctx.batch_rows))
+        keys = cache(partial(self._panes.keys, results.owners))
+        columns = self._results_of(keys, partial(self._columns.results_of, results.numbers))
+        starts = self._grid.window_start(windows)
+        for piece in _pieces(results.offsets, self.ctx.batch_rows):
+            rows = pa.array(results.rows[piece.begin : piece.end])
+            begins, ends = _bounds_of(piece, results.offsets, starts, self._grid.size)
+            mine = [pc.take(column, rows, boundscheck=False) for column in columns]
+            of_rows = self._keys_of_rows(keys, rows, results, piece)
+            self.out.emit(self._batch_of(of_rows, begins, ends, mine))
 
-    def _key_columns(self, results: Results) -> pa.RecordBatch:
-        """Return the keys of results; where they are those of the last ones, in the same order, what that were."""
-        count = len(results.keys)
-        if self._shown_keys is not None and self._shown_keys[0] == results.version:
+    def _keys_of_rows(
+        self, keys: Callable[[], pa.RecordBatch], rows: pa.Array, results: Results, piece: _Piece
+    ) -> list[pa.Array]:
+        """Return the key columns of a piece. Where that is windows of the same keys as the last ones shown, in the
+        same order, it is the columns that were made for those."""
+        orders = results.orders[piece.first : piece.last]
+        order = int(orders[0]) if piece.is_whole and orders[0] == orders[-1] else None
+        if order is not None and self._shown_keys is not None and self._shown_keys[0] == order:
             known = self._shown_keys[1]
-            if known.num_rows >= count:
-                return known.slice(0, count)
-        keys = self._panes.keys(results.keys)
-        self._shown_keys = None if results.version is None else (results.version, keys)
-        return keys
+            if len(known[0]) >= len(rows):
+                return [column.slice(0, len(rows)) for column in known]
+        columns = [pc.take(column, rows, boundscheck=False) for column in keys().columns]
+        self._shown_keys = None if order is None else (order, columns)
+        return columns
 
     def _forget(self, end: int) -> None:
         first = self._grid.first_slice(end)
@@ -116,3 +128,50 @@ class RunningWindows(TimeWindowOperator):
 
     def _panes_from(self, starts: I64) -> I64:
         return (starts - self._grid.offset) // self._grid.slice_size
+
+
+def _bounds_of(piece: _Piece, offsets: I64, starts: I64, size: int) -> tuple[I64, I64]:
+    """Return the start and end of each row's window; `starts` are those of the windows."""
+    begins, ends = empty(piece.end - piece.begin, np.int64), empty(piece.end - piece.begin, np.int64)
+    for window in range(piece.first, piece.last):
+        rows = slice(max(0, int(offsets[window]) - piece.begin), int(offsets[window + 1]) - piece.begin)
+        begins[rows], ends[rows] = starts[window], starts[window] + size
+    return begins, ends
+
+
+def _windows_at_once(keys: int, batch_rows: int) -> int:
+    """Return how many windows to show together: as all keys may be in every window, so many that their results are a
+    batch; or a few more, since the state of a key to which nothing happens is then read only once."""
+    keys = max(1, keys)
+    in_batch = batch_rows // keys
+    if in_batch == 0:
+        return max(1, min(_FEW_WINDOWS, _MOST_BATCHES * batch_rows // keys))
+    return in_batch * -(-_FEW_WINDOWS // in_batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """Result rows `begin` to before `end`, of windows `first` to before `last`; `is_whole`: and all of these."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+    is_whole: bool
+
+
+def _pieces(offsets: I64, most: int) -> Iterator[_Piece]:
+    """Cut the results of windows (window w: `offsets[w]` to before `offsets[w + 1]`) into pieces of at most `most`
+    rows, between windows where it can be done."""
+    first, windows = 0, len(offsets) - 1
+    while first < windows:
+        begin = int(offsets[first])
+        last = int(np.searchsorted(offsets, begin + most, "right")) - 1
+        if last > first:
+            yield _Piece(begin=begin, end=int(offsets[last]), first=first, last=last, is_whole=True)
+            first = last
+            continue
+        end = int(offsets[first + 1])
+        for at in range(begin, end, most):
+            yield _Piece(begin=at, end=min(at + most, end), first=first, last=first + 1, is_whole=False)
+        first += 1

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rayflow.batch.memory import empty
 from rayflow.state.key_codec import U64, WordKeys
 from rayflow.state.key_index import FrozenKeys, KeyIndex
 from rayflow.state.key_table import StoredWords, WordTable, grown
@@ -40,12 +41,12 @@ class FrozenSlices:
     slots: I64
     keys: FrozenKeys
     homes: StoredWords
-    key_of: I64
-    home_of: I64
+    key_of: I32
+    home_of: I32
 
     def keys_of(self, slots: I64) -> pa.RecordBatch:
         """Return the key columns of `slots`."""
-        return self.keys.keys(self.key_of[slots])
+        return self.keys.keys(self.key_of[slots].astype(np.int64))
 
     def panes_of(self, slots: I64) -> I64:
         """Return the slices of `slots`."""
@@ -90,7 +91,7 @@ class SliceTable:
         return len(self._keys)
 
     @property
-    def key_of(self) -> I64:
+    def key_of(self) -> I32:
         """Key numbers by entry. Valid until the next change."""
         return self._entries.key_of
 
@@ -208,8 +209,8 @@ class _EntryTable:
         self._kernels: Any = slice_table_kernels
         self._meta: I64 = np.zeros(key_kernels.META_FIELDS, np.int64)
         # By entry.
-        self.key_of: I64 = np.zeros(_MIN_ENTRIES, np.int64)
-        self.home_of: I64 = np.zeros(_MIN_ENTRIES, np.int64)
+        self.key_of: I32 = np.zeros(_MIN_ENTRIES, np.int32)
+        self.home_of: I32 = np.zeros(_MIN_ENTRIES, np.int32)
         self.following: I32 = np.zeros(_MIN_ENTRIES, np.int32)
         self._live: npt.NDArray[np.bool_] = np.zeros(_MIN_ENTRIES, np.bool_)
         self._free: I32 = np.zeros(0, np.int32)
@@ -251,7 +252,7 @@ class _EntryTable:
 
     def runs(self, numbers: I64) -> I64:
         """Return where a number differs from the one before."""
-        begins = np.empty(len(numbers), np.int64)
+        begins = empty(len(numbers), np.int64)
         count: int = self._kernels.runs(numbers, begins)
         return begins[:count]
 
@@ -262,15 +263,13 @@ class _EntryTable:
             self._rows_unsearched += len(keys)
             if self._rows_unsearched > len(self):
                 self._set_searchable(False)
-        out = np.empty(len(keys), np.int64)
-        fresh = np.empty(len(keys), np.int64)
+        out = empty(len(keys), np.int64)
         row, k = 0, self._kernels
         while True:
-            self._meta[self._fields.FRESH] = 0
             row, searches, why = k.insert(
                 keys, begins, run_slices, run_homes, row, self._searchable, self.key_of, self.home_of,
                 self.following, self.heads, self._tails, self._latest, self._latest_slice, self._live,
-                self._free, self._table, self._meta, out, fresh,
+                self._free, self._table, self._meta, out,
             )  # fmt: skip
             if searches:
                 self._rows_unsearched = 0
@@ -310,7 +309,7 @@ class _EntryTable:
         """Forget the slices of `homes`, in order of time and earlier than all others; return their entries, and keys
         that have none any more."""
         self._free = grown(self._free, self.slot_limit)
-        entries, gone = np.empty(len(self), np.int64), np.empty(len(self), np.int64)
+        entries, gone = empty(len(self), np.int64), empty(len(self), np.int64)
         count, keys_gone = self._kernels.drop(
             homes, self._searchable, self.key_of, self.home_of, self.following, self.heads, self._tails,
             self._latest, self._live, self._free, self._table, self._meta, entries, gone,

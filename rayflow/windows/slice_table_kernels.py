@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from rayflow.state.key_kernels import FREE, USED, _erase, _place, _take_slot
+from rayflow.state.key_kernels import FREE, NEXT, USED, _erase, _place
 from rayflow.state.pair_kernels import _find_pair, _pair_tag
 
 ROW_HAS_NO_ROOM, ROW_NEEDS_SEARCH = 0, 1
@@ -46,7 +46,6 @@ def insert(
     table,
     meta,
     out,
-    fresh,
 ):
     """Write the entries of the rows from `row` on into `out`, adding what is new. Return the first row that could
     not be done (or the number of rows), how many were searched for, and why.
@@ -79,9 +78,15 @@ def insert(
             searches += 1
             entry = _find_pair(table, tag, key, home, key_of, home_of)
         if entry < 0:
-            entry = _take_slot(row, live, free, meta, fresh)
-            if entry < 0:
+            if meta[FREE] > 0:
+                meta[FREE] -= 1
+                entry = np.int64(free[meta[FREE]])
+            elif meta[NEXT] < len(live):
+                entry = meta[NEXT]
+                meta[NEXT] += 1
+            else:
                 return row, searches, ROW_HAS_NO_ROOM
+            live[entry] = True
             key_of[entry], home_of[entry], following[entry] = key, home, -1
             if tails[home] < 0:
                 heads[home] = entry
@@ -101,7 +106,7 @@ def insert(
 def place_all(entries, key_of, home_of, table, meta):
     """Put `entries` into the table, which has room for them."""
     for entry in entries:
-        _place(table, _pair_tag(key_of[entry], np.uint64(home_of[entry])), np.int64(entry), meta)
+        _place(table, _pair_tag(np.int64(key_of[entry]), np.uint64(home_of[entry])), np.int64(entry), meta)
 
 
 @njit(cache=True, nogil=True)
@@ -115,7 +120,7 @@ def drop(
         entry = np.int64(heads[home])
         while entry >= 0:
             if searchable:
-                _erase(table, _pair_tag(key_of[entry], np.uint64(home)), entry)
+                _erase(table, _pair_tag(np.int64(key_of[entry]), np.uint64(home)), entry)
             key = key_of[entry]
             if latest[key] == entry:
                 latest[key] = -1

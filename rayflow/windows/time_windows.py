@@ -234,23 +234,29 @@ class TimeWindowOperator(Operator):
 
     def _rows(self, key_numbers: I64, windows: I64, columns: AggregateColumns, slots: I64) -> pa.RecordBatch:
         """Return result rows: of the keys and windows given by number, with the values in `slots`."""
-        starts = self._grid.window_start(windows)
         keys = self._panes.keys(key_numbers)
-        return self._rows_of_keys(keys, starts, starts + self._grid.size, partial(columns.results, slots))
+        results = self._results_of(lambda: keys, partial(columns.results, slots))
+        starts = self._grid.window_start(windows)
+        return self._batch_of(keys.columns, starts, starts + self._grid.size, results)
 
-    def _rows_of_keys(
-        self, keys: pa.RecordBatch, starts: I64, ends: I64, make_results: Callable[[], list[pa.Array]]
-    ) -> pa.RecordBatch:
+    def _results_of(
+        self, keys: Callable[[], pa.RecordBatch], make: Callable[[], list[pa.Array]]
+    ) -> list[pa.Array]:
+        """Return what `make` does, for these keys: what it raises is the user's error."""
         try:
-            results = make_results()
+            return make()
         except OverflowError as error:
-            raise user_error(self.ctx, str(error), keys) from error
+            raise user_error(self.ctx, str(error), keys()) from error
+
+    def _batch_of(
+        self, keys: Sequence[pa.Array], starts: I64, ends: I64, results: Sequence[pa.Array]
+    ) -> pa.RecordBatch:
         bounds = [
             self._times.column(bound)
             for name, bound in ((WINDOW_START, starts), (WINDOW_END, ends))
             if name not in self._keys
         ]
-        return pa.RecordBatch.from_arrays([*keys.columns, *bounds, *results], schema=self._schema)
+        return pa.RecordBatch.from_arrays([*keys, *bounds, *results], schema=self._schema)
 
     # --------------------------------------------------------------------------------- state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -333,3 +334,37 @@ def test_closed_windows_leave_nothing_behind(
         sizes.append((operator._panes.nbytes, operator._columns.nbytes, sum(merged)))
     for memory in zip(*sizes):
         assert max(memory[250:]) <= max(memory[100:250])
+
+
+@pytest.mark.parametrize(("keys", "batch_rows"), [(3, 1000), (50, 64), (200, 64)])
+def test_results_come_in_batches_of_bounded_size_whatever_the_number_of_keys(
+    harness: Any, keys: int, batch_rows: int
+) -> None:
+    # Keys come and go: each is there for 30 ms of every 100.
+    times = np.repeat(np.arange(0, 400, 5), keys)
+    names = np.tile(np.arange(keys), 80)
+    there = (times + 7 * names) % 100 < 30
+    times, names = times[there], names[there]
+    schema = pa.schema([("k", pa.string()), ("t", pa.timestamp("ms"))])
+    column = pa.array([f"key {name}" for name in names])
+    rows = pa.record_batch([column, pa.array(times).cast(pa.timestamp("ms"))], schema=schema)
+    windows = TimeWindows(keys=("k",), size_ns=40 * MS, slide_ns=2 * MS, time_column="t")
+    driven = harness(lambda: time_window_operator(windows, [("n", count())], schema), batch_rows=batch_rows)
+    for at in range(0, len(times), 100):
+        driven.feed(rows.slice(at, 100)).watermark((int(times[min(at + 99, len(times) - 1)]) - 1) * MS)
+    driven.watermark(WATERMARK_MAX)
+    assert max(batch.num_rows for batch in driven.batches) <= batch_rows
+    counted = Counter(
+        (f"key {name}", start)
+        for time, name in zip(times.tolist(), names.tolist())
+        for start in range(time // 2 * 2 - 38, time // 2 * 2 + 1, 2)
+    )
+    starts = [batch["window_start"].cast(pa.int64()).to_pylist() for batch in driven.batches]
+    found = [
+        ((key, start), n)
+        for batch, own in zip(driven.batches, starts)
+        for key, start, n in zip(batch["k"].to_pylist(), own, batch["n"].to_pylist())
+    ]
+    assert len(found) == len(counted)
+    assert dict(found) == counted
+    assert [start for (_, start), _ in found] == sorted(start for (_, start), _ in found)
