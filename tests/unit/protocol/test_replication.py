@@ -224,6 +224,19 @@ class World:
             if self.chance.random() < 0.5:
                 self.late.append((to, event))
             raise Unanswered
+        if isinstance(event, OperationAsked | ConfigurationTold):
+            result = yield from self.take_turns(to, event)
+        elif to in self.dead:
+            raise Unanswered
+        else:
+            # What holders send each other is not kept waiting.
+            result = yield from self.process(to, event)
+        yield
+        if to in self.dead or self.lost():
+            raise Unanswered
+        return result
+
+    def take_turns(self, to: HolderId, event: Any) -> Step:
         while to in self.busy:
             yield
             if self.lost():
@@ -232,13 +245,9 @@ class World:
             raise Unanswered
         self.busy.add(to)
         try:
-            result = yield from self.process(to, event)
+            return (yield from self.process(to, event))
         finally:
             self.busy.discard(to)
-        yield
-        if to in self.dead or self.lost():
-            raise Unanswered
-        return result
 
     def process(self, me: HolderId, event: Any) -> Step:
         last: Command | None = None
@@ -308,6 +317,8 @@ class World:
                 health[member] = "complete" if self.holders[member].complete else "incomplete"
             except Unanswered:
                 health[member] = "dead" if member in self.dead else "silent"
+            if self.chance.random() < 0.2:
+                health[member] = "silent"  # it lives, and is taken for cut off
         verdict, survivors = succession(current, health)
         if verdict == "succeed" and (len(survivors) < self.replicas or self.chance.random() < 0.1):
             fresh = tuple(self.fresh() for _ in range(self.replicas - len(survivors)))
@@ -339,7 +350,7 @@ class World:
 
     def arrive(self) -> None:
         to, event = self.late.pop(0)
-        if to not in self.dead and to not in self.busy and isinstance(event, EffectReceived | EntryCopied):
+        if to not in self.dead and isinstance(event, EffectReceived | EntryCopied):
             self.holders[to].handle(event)
 
 
