@@ -42,6 +42,7 @@ class HolderStatus:
     """What a holder says of itself."""
 
     holder: HolderId
+    pid: int
     epoch: int
     complete: bool
     serving: bool

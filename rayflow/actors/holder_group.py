@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from typing import Any
 
 import ray
@@ -40,6 +41,7 @@ from rayflow.protocol.replication import (
     Seal,
     succession,
 )
+from rayflow.state.storage import LostObjects
 
 REPLICAS = 2
 GIVE_UP_S = 90.0
@@ -48,10 +50,6 @@ GIVE_UP_S = 90.0
 _START_S = 60.0
 _PAUSE_S = 0.2
 _KEPT_EPOCHS = 8
-
-
-class LostObjects(StorageError):
-    """All holders of a group died: what they had is gone."""
 
 
 class HolderGroup:
@@ -212,11 +210,16 @@ class HolderGroup:
 
     def _start(self, epoch: int, taken: set[str], suspects: set[str]) -> tuple[HolderId, ...]:
         """Start fresh holders on nodes that have none, suspects last; return those that came up."""
-        free = [node for node in _nodes() if node not in taken]
+        free = [node for node in self._preferred() if node not in taken]
         trusted = [n for n in free if n not in suspects] or ([] if taken else free)
         wanted = trusted[: REPLICAS - len(taken)]
         actors = [self._started(epoch, place, node) for place, node in enumerate(wanted)]
         return tuple(holder for holder in map(_located, actors) if holder is not None)
+
+    def _preferred(self) -> list[str]:
+        """Living nodes, the head last, else in an order that differs by group."""
+        heads = {node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]}
+        return sorted(_nodes(), key=lambda n: (n in heads, sha256(f"{self._name} {n}".encode()).digest()))
 
     def _started(self, epoch: int, place: int, node: str) -> Any:
         name = f"rayflow-store:{self._name}:{epoch}.{place}"
@@ -258,6 +261,7 @@ class HolderGroup:
 
 
 _KV = b"rayflow-store"
+_HEAD = "node:__internal_head__"
 
 
 def _decoded(value: bytes) -> Configuration:

@@ -27,6 +27,7 @@ import ray
 
 from rayflow.actors.code_path import use_code_paths
 from rayflow.actors.lease import LEASE_FACTOR
+from rayflow.actors.object_store import open_any_store
 from rayflow.actors.output_capture import OutputBuffer, OutputLine, capture_output
 from rayflow.actors.output_log import OutputLog
 from rayflow.actors.ray_pool import RayWorkerPool
@@ -41,7 +42,7 @@ from rayflow.runtime.io_pool import ThreadIoPool
 from rayflow.runtime.job_master import FailureArgs, JobMaster
 from rayflow.runtime.messages import FromSubtask
 from rayflow.runtime.task_thread import TaskThread
-from rayflow.state.storage import ObjectStore, open_store
+from rayflow.state.storage import LostObjects, ObjectStore
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,10 @@ class JobManagerActor:
                 ray.kill(self._self, no_restart=True)
             try:
                 stored = self._store().read(path)
+            except LostObjects as e:
+                _log.error("the job is lost: %s", e)
+                ray.kill(self._self, no_restart=True)
+                return
             except StorageError as e:
                 _log.warning("cannot read the job's graph, trying again: %s", e)
                 time.sleep(1)
@@ -156,7 +161,7 @@ class JobManagerActor:
                 config=self._spec.config,
                 workers=pool,
                 io=ThreadIoPool(),
-                open_store=open_store,
+                open_store=open_any_store,
                 wake=thread.wake,
                 clock=SystemClock(),
                 restore_from=self._spec.restore_from,
@@ -192,7 +197,7 @@ class JobManagerActor:
         return tenure
 
     def _store(self) -> ObjectStore:
-        return open_store(str(self._config.checkpoint_storage), self._config.storage_options)
+        return open_any_store(str(self._config.checkpoint_storage), self._config.storage_options)
 
     def _on_superseded(self) -> None:
         _log.error("another manager has taken over job %s: ending this process", self._spec.job_id)

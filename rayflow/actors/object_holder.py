@@ -12,6 +12,7 @@ members that died are replaced, without waiting for a client to notice.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -95,7 +96,13 @@ class ObjectHolder:
         with self._lock:
             sizes = [_size(entry.value) for entry in machine.entries.values()]
             return HolderStatus(
-                self._me, machine.epoch, machine.complete, machine.serving, len(sizes), sum(sizes)
+                self._me,
+                os.getpid(),
+                machine.epoch,
+                machine.complete,
+                machine.serving,
+                len(sizes),
+                sum(sizes),
             )
 
     def tell(self, configuration: Configuration) -> HolderStatus:

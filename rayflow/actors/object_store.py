@@ -21,12 +21,18 @@ from urllib.parse import urlsplit
 
 import ray
 
-from rayflow.actors.holder_group import HolderGroup, LostObjects
+from rayflow.actors.holder_group import HolderGroup
 from rayflow.model.errors import ConfigError, StorageError
 from rayflow.protocol.replication import Answer, Get, ListBelow, Operation, Put, Remove
-from rayflow.state.storage import MissingObject, ObjectStore, checked_path, open_store
+from rayflow.state.storage import (
+    RAY_SCHEME,
+    LostObjects,
+    MissingObject,
+    ObjectStore,
+    checked_path,
+    open_store,
+)
 
-SCHEME = "rayobj"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
 
 _groups: dict[str, HolderGroup] = {}
@@ -35,7 +41,7 @@ _groups_lock = threading.Lock()
 
 def open_any_store(url: str, options: Mapping[str, str]) -> ObjectStore:
     """Return the store at `url`, as `state.storage.open_store` does, `rayobj://` included."""
-    return RayObjectStore(url) if url.startswith(f"{SCHEME}://") else open_store(url, options)
+    return RayObjectStore(url) if url.startswith(RAY_SCHEME) else open_store(url, options)
 
 
 class RayObjectStore:
@@ -45,7 +51,7 @@ class RayObjectStore:
         parts = urlsplit(url, allow_fragments=False)
         if not _NAME.fullmatch(parts.netloc):
             raise ConfigError(
-                f"{url!r}: expected {SCHEME}://NAME or {SCHEME}://NAME/PATH, NAME of letters, digits, '-', '_', '.'"
+                f"{url!r}: expected {RAY_SCHEME}NAME or {RAY_SCHEME}NAME/PATH, NAME of letters, digits, '-', '_', '.'"
             )
         self._name = parts.netloc
         self._prefix = parts.path.strip("/")
@@ -56,7 +62,7 @@ class RayObjectStore:
     @property
     def url(self) -> str:
         """`rayobj://name`, and the path below it."""
-        return f"{SCHEME}://{self._name}/{self._prefix}".rstrip("/")
+        return f"{RAY_SCHEME}{self._name}/{self._prefix}".rstrip("/")
 
     def write(self, path: str, data: bytes) -> None:
         """Have every holder keep a copy."""

@@ -28,6 +28,7 @@ import ray
 from rayflow.actors.code_path import use_code_paths
 from rayflow.actors.flight import FlightTransport
 from rayflow.actors.lease import Lease, watch
+from rayflow.actors.object_store import open_any_store
 from rayflow.actors.output_capture import OutputBuffer, capture_output
 from rayflow.actors.specs import Located, WorkerSpec
 from rayflow.actors.warm_up import warm_up
@@ -44,7 +45,6 @@ from rayflow.runtime.messages import (
 )
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.runtime.task_thread import TaskThread
-from rayflow.state.storage import open_store
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class SubtaskActor:
                 link=self._link,
                 transport=self._transport,
                 io=ThreadIoPool(),
-                open_store=open_store,
+                open_store=open_any_store,
                 wake=self._thread.wake,
                 host_statistics=self._host_statistics,
             )

@@ -23,7 +23,7 @@ from rayflow.graph.plan import JobGraph
 from rayflow.model.config import with_environment
 from rayflow.model.errors import JobFailed
 from rayflow.model.results import JobResult
-from rayflow.state.storage import open_store
+from rayflow.state.storage import RAY_SCHEME, open_store
 
 if TYPE_CHECKING:
     from rayflow.api.outputs import Outputs
@@ -118,6 +118,8 @@ def _directory(env: PlanBuilder, options: dict[str, str], local: bool) -> Iterat
     from rayflow.client.home import default_storage
 
     base = str(env.config.get("checkpoint.storage") or default_storage())
+    if base.startswith(RAY_SCHEME):
+        base = default_storage()  # rows are collected as files
     name = f"collect-{secrets.token_hex(8)}"
     root, question, query = base.partition("?")
     try:

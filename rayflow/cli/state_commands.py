@@ -1,4 +1,4 @@
-"""`rayflow state ls` and `read`: what a checkpoint holds, without a cluster and without the job's code."""
+"""`rayflow state`: what a checkpoint holds, without a cluster and without the job's code; and its removal."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def ls_command(path: str, settings: tuple[str, ...], as_json: bool) -> None:
 
     PATH is a folder or URL: a checkpoint storage, a job's folder in it, or a checkpoint.
     """
+    from rayflow.client.stores import open_any_store
     from rayflow.state.manifest import MANIFEST
-    from rayflow.state.storage import open_store
 
-    store = open_store(path, _storage_options(settings))
+    store = open_any_store(path, _storage_options(settings))
     directories = [
         p.removesuffix(MANIFEST).rstrip("/") for p in store.list("") if p.split("/")[-1] == MANIFEST
     ]
@@ -68,14 +68,14 @@ def read_command(
 
     With --json all rows are printed, whatever --limit says.
     """
+    from rayflow.client.stores import open_any_store
     from rayflow.state.files import operator_state
     from rayflow.state.manifest import resolve_checkpoint
-    from rayflow.state.storage import open_store
 
     options = _storage_options(settings)
-    checkpoint = resolve_checkpoint(path, options)
+    checkpoint = resolve_checkpoint(path, options, open_any_store)
     manifest = checkpoint.manifest
-    store = open_store(checkpoint.url, options)
+    store = open_any_store(checkpoint.url, options)
     uids = [operator] if operator else sorted({f.uid for f in manifest.files} | manifest.sources.keys())
     state = {uid: operator_state(store, "", manifest, uid) for uid in uids}
     sources = {uid: _splits(manifest, uid) for uid in uids if uid in manifest.sources}
@@ -97,6 +97,21 @@ def read_command(
             echo_arrow(table, limit)
         if uid not in sources and not state[uid]:
             click.echo(f"\n{uid}: no state")
+
+
+@state_group.command("rm")
+@click.argument("path")
+@click.option("--force", is_flag=True, help="Remove what belongs to a job that has not ended, too.")
+@_SET
+def rm_command(path: str, force: bool, settings: tuple[str, ...]) -> None:
+    """Remove the checkpoint or the job's folder that PATH is, with everything in it.
+
+    Refused where the job runs. For rayobj://, PATH may also be a whole store.
+    """
+    from rayflow.client.removing import remove
+
+    removed = remove(path, _storage_options(settings), force=force)
+    click.echo(f"removed {removed} objects below {path}")
 
 
 def _list_files(store: ObjectStore, as_json: bool) -> None:

@@ -6,6 +6,7 @@
 | `finding` | `connect`, `Client`: jobs by id or name |
 | `handle` | `JobHandle`: one job, running or ended |
 | `stored_job` | an ended job, as its metadata on storage tells it |
+| `stores`, `removing` | object stores as seen from outside, `rayobj://` included; what `rayflow state rm` removes |
 | `processes` | processes by pid and start time |
 | `ray_session` | which Ray cluster this process talks to; a local one of its own where there is none |
 | `local_cluster` | `rayflow cluster up`, `status`, `down` |

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from rayflow.client.registry import JobRecord
+from rayflow.client.stores import open_any_store
 from rayflow.model.config import JobConfig, with_environment
-from rayflow.state.storage import MissingObject, ObjectStore, open_store
+from rayflow.state.storage import MissingObject, ObjectStore
 
 
 class StoredJob:
@@ -45,4 +46,4 @@ class StoredJob:
     @property
     def _store(self) -> ObjectStore:
         options = with_environment(self._record.options, os.environ)
-        return open_store(self._record.storage, JobConfig.from_flat(options).storage_options)
+        return open_any_store(self._record.storage, JobConfig.from_flat(options).storage_options)

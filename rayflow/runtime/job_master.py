@@ -272,6 +272,8 @@ class JobMaster:
         self._started_at = past.get("started_at", self._started_at)
         what = "recovered by a new job manager" if past else "submitted"
         ctx.note("job_recovered" if past else "job_started", f"job {ctx.job.job_id} {what}")
+        if stored is not None and stored.warning:
+            ctx.note("storage_warning", stored.warning)
         if error is not None:
             run.give_up(f"the job cannot be stored: {error}")
         elif self._cancelled_early:

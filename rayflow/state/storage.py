@@ -9,6 +9,7 @@ none. Everything a job must agree on (attempt claims, manifests) goes through `c
 | `file:///dir`, or a plain path | files | temporary file, then `link(2)`, which fails where the name exists |
 | `s3://bucket/prefix` | an S3-compatible server, through obstore | conditional PUT (`If-None-Match: *`) |
 | `memory://name` | this process; for tests and simulation | a lock |
+| `rayobj://name` | holder actors of a Ray cluster (`rayflow.actors.object_store`) | their primary |
 
 Durability. Objects survive the death of any process as soon as a call returns. On `file://` the contents are
 also fsynced before they get their name, so after a crash of the node a name never points to a torn file, and
@@ -34,7 +35,9 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from rayflow.model.errors import ConfigError, StorageError
+from rayflow.model.errors import ConfigError, CorruptCheckpointError, StorageError
+
+RAY_SCHEME = "rayobj://"
 
 _TEMPORARY = ".rayflow-tmp-"
 """Files whose name begins so are writes in progress, or what a crash left of them; never listed."""
@@ -42,6 +45,10 @@ _TEMPORARY = ".rayflow-tmp-"
 
 class MissingObject(StorageError):
     """The object to be read does not exist."""
+
+
+class LostObjects(StorageError, CorruptCheckpointError):
+    """All that the store had is gone for good, and it cannot be told what that was: no retry can help."""
 
 
 class ObjectStore(Protocol):
@@ -83,7 +90,17 @@ def open_store(url: str, options: Mapping[str, str]) -> ObjectStore:
         return S3ObjectStore(url, options)
     if parts.scheme == "memory":
         return MemoryStore(url)
+    if url.startswith(RAY_SCHEME):
+        raise ConfigError(
+            f"{url!r} needs a Ray cluster, and this runs without one; expected a path, file:// or s3://"
+        )
     return LocalStore(local_path(url))
+
+
+def storage_warning(store: ObjectStore) -> str | None:
+    """Return what to know before relying on `store`; None if nothing."""
+    ask = getattr(store, "warning", None)
+    return None if ask is None else str(ask() or "") or None
 
 
 def local_path(url: str) -> Path:

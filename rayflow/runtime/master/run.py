@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rayflow.model.errors import JobFailed, RayflowError, TransientError
+from rayflow.model.errors import CorruptCheckpointError, JobFailed, RayflowError, TransientError
 from rayflow.model.ids import SubtaskId
 from rayflow.protocol.failover import GiveUp, RestartAt
 from rayflow.protocol.lifecycle import (
@@ -282,7 +282,10 @@ class JobRun:
             self.give_up(error.cause, error.operator, error.location)
         else:
             # A job that never ran learns at once that its storage is out of reach; one that did waits for it.
-            passing = isinstance(error, TransientError) and (self._recovered or self._ctx.attempt > 0)
+            ran = self._recovered or self._ctx.attempt > 0
+            passing = (
+                ran and isinstance(error, TransientError) and not isinstance(error, CorruptCheckpointError)
+            )
             self._fail_attempt(cause, retryable=passing)
 
     # ------------------------------------------------------------------------------- deploying

@@ -36,7 +36,7 @@ from rayflow.state.manifest import (
     resolve_checkpoint,
 )
 from rayflow.state.publishing import create_surely, write_surely
-from rayflow.state.storage import MissingObject, ObjectStore, join_url
+from rayflow.state.storage import MissingObject, ObjectStore, join_url, storage_warning
 
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
 
@@ -45,10 +45,11 @@ _MAX_CLAIMS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """What a dead master left; empty where nothing was written."""
+    """What a dead master left, empty where nothing was written; and what to know of the storage."""
 
     job: dict[str, Any]
     events: list[dict[str, Any]]
+    warning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class JobStorage:
         return StoredJob(
             {} if job is None else json.loads(job),
             [] if events is None else [json.loads(line) for line in events.splitlines()],
+            storage_warning(self._store),
         )
 
     def save_graph(self, graph: JobGraph) -> None:
