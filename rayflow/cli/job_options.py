@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -35,11 +35,14 @@ _SCALARS: dict[Any, click.ParamType[Any]] = {
 }
 
 
-def job_options(build: Callable[..., Any], own: Mapping[str, click.Parameter]) -> list[click.Option]:
+def job_options(
+    build: Callable[..., Any], own: Mapping[str, click.Parameter], give_way: Collection[str] = ()
+) -> list[click.Option]:
     """Return an option for every keyword parameter of `build`; its first parameter is the environment.
 
     `own` maps the command's own flags to their parameters: a clash with one is a PlanError, as is a
-    parameter whose annotation is not in the table above.
+    parameter whose annotation is not in the table above. Only flags in `give_way` may clash: the job's option is
+    then called `--job-…`.
     """
     where = _where(build)
     try:
@@ -49,6 +52,7 @@ def job_options(build: Callable[..., Any], own: Mapping[str, click.Parameter]) -
     options = []
     for parameter in _keyword_parameters(build, where):
         flag = "--" + parameter.name.replace("_", "-")
+        flag = f"--job-{flag[2:]}" if flag in give_way else flag
         if flag in own:
             raise PlanError(
                 f"build() takes {parameter.name!r}, but {flag} is an option of rayflow itself; "

@@ -21,6 +21,7 @@ COMMANDS = {
     "events": ("rayflow.cli.inspect_commands:events_command", "Show what happened to a job."),
     "logs": ("rayflow.cli.inspect_commands:logs_command", "Show what a job's processes logged."),
     "state": ("rayflow.cli.state_commands:state_group", "Look into a checkpoint."),
+    "chaos": ("rayflow.cli.chaos_command:chaos_command", "Inject faults into a running job."),
     "cluster": ("rayflow.cli.cluster_commands:cluster_group", "A local cluster of real Ray nodes."),
 }
 """Command → where it is defined, and its line in `rayflow --help`."""

@@ -14,8 +14,6 @@ from rayflow.cli.tables import echo_arrow
 from rayflow.connectors.file_sink import FileSink
 
 if TYPE_CHECKING:
-    import pyarrow.dataset as ds
-
     from rayflow.graph.plan import JobGraph
 
 ROWS_SHOWN = 10
@@ -32,9 +30,11 @@ def echo_results(graph: JobGraph, storage_options: Mapping[str, str]) -> None:
 def _echo_output(sink: FileSink, storage_options: Mapping[str, str]) -> None:
     import pyarrow as pa
 
+    from rayflow.connectors.committed import committed
+
     shown_url = sink.url.partition("?")[0]
     try:
-        dataset = _dataset(sink, storage_options)
+        dataset = committed(sink, storage_options)
         rows, files = dataset.count_rows(), len(dataset.files)
         first = dataset.head(ROWS_SHOWN)
     except (OSError, pa.ArrowException) as error:
@@ -46,23 +46,3 @@ def _echo_output(sink: FileSink, storage_options: Mapping[str, str]) -> None:
         echo_arrow(first, None)
     if rows > first.num_rows:
         click.echo(f"… {rows - first.num_rows:,} more rows")
-
-
-def _dataset(sink: FileSink, storage_options: Mapping[str, str]) -> ds.FileSystemDataset:
-    import pyarrow.dataset as ds
-    from pyarrow import fs
-
-    from rayflow.connectors.filesystems import open_filesystem
-
-    filesystem, path = open_filesystem(sink.url, storage_options)
-    suffix = sink.format.suffix
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    # Only names with the suffix are committed; what is pending has another one.
-    files = sorted(info.path for info in found if info.is_file and info.path.endswith(suffix))
-    return ds.dataset(
-        files,
-        filesystem=filesystem,
-        format="json" if suffix == ".jsonl" else suffix[1:],
-        partitioning="hive" if sink.partition_by else None,
-        partition_base_dir=path,
-    )

@@ -7,7 +7,7 @@ the help.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class JobCommand(click.Command):
     """A command whose options include those of `job`, or where it is None of the job in its argument JOB.py."""
 
     job: Job | None = None
+    give_way: Collection[str] = ()
+    """Own options after which a job's parameters may be called, too (see `job_options`)."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Load the job, if the arguments name one, and parse its options with the command's own."""
@@ -33,7 +35,7 @@ class JobCommand(click.Command):
             job = load_job(Path(file))
         if job is not None:
             own = {flag: p for p in super().get_params(ctx) for flag in (*p.opts, *p.secondary_opts)}
-            ctx.meta[_JOB], ctx.meta[_OPTIONS] = job, job_options(job.build, own)
+            ctx.meta[_JOB], ctx.meta[_OPTIONS] = job, job_options(job.build, own, self.give_way)
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:

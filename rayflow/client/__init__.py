@@ -10,6 +10,7 @@
 | `processes` | processes by pid and start time |
 | `ray_session` | which Ray cluster this process talks to; a local one of its own where there is none |
 | `local_cluster` | `rayflow cluster up`, `status`, `down` |
+| `chaos` | faults injected into running jobs |
 | `home`, `registry` | what is kept in the user's data folder |
 
 Nothing here imports ray before it must talk to a cluster.

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from os import PathLike
 from typing import Any
 
 from rayflow.client.registry import JobRecord
 from rayflow.client.stored_job import StoredJob
 from rayflow.model.errors import JobFailed, TransientError
 from rayflow.model.results import JobResult
+
+Duration = str | timedelta
 
 ENDED = frozenset({"FINISHED", "CANCELLED", "FAILED", "STOPPED"})
 
@@ -99,6 +103,41 @@ class JobHandle:
         """Return the last lines that each process of the job printed and logged, by process."""
         found: dict[str, str] = self._ask(lambda m: m.logs, self._stored.logs)
         return found
+
+    def chaos(
+        self,
+        *,
+        kill: str | Sequence[str] = (),
+        stop: Duration | None = None,
+        storage_errors: Duration | None = None,
+        every: Duration | None = None,
+        times: int | None = None,
+        seed: int | None = None,
+        schedule: str | PathLike[str] | None = None,
+        replace_nodes: bool = False,
+    ) -> dict[str, Any]:
+        """Inject faults into the running job, and return what `rayflow chaos --json` prints: which they were, and how
+        long the job took to recover from each.
+
+        `kill`: one or more of `"subtask"`, `"jobmanager"`, `"node"`, `"all"`. `stop`: stop a subtask's process for so
+        long. `storage_errors`: have the job's writes to files fail for so long. What happens is drawn with `seed`,
+        every `every`, `times` times; without both it is one fault at once, without `times` they go on until the job
+        ends. `schedule`: a file that says which faults happen when. `replace_nodes`: add a node for each one killed.
+        """
+        from rayflow.client.chaos.running import request, run_chaos
+
+        asked = request(
+            kill=kill,
+            stop=stop,
+            storage_errors=storage_errors,
+            every=every,
+            times=times,
+            seed=seed,
+            schedule=schedule,
+            replace_nodes=replace_nodes,
+        )
+        report, _ = run_chaos(self, asked)
+        return report
 
     # ------------------------------------------------------------------------------- the manager
 
