@@ -138,10 +138,11 @@ def _exchange(
     edge: StreamEdge, rows_lie_by: tuple[str, ...] | None, producers: int, consumers: int
 ) -> Exchange:
     wanted = edge.exchange
-    if wanted.kind == "hash" and wanted.keys == rows_lie_by and producers == consumers and edge.tag is None:
-        return Exchange("forward")
-    if wanted.kind == "forward" and producers != consumers:
-        return Exchange("rebalance")
+    lies_by = rows_lie_by if edge.tag is None else None
+    if wanted.kind == "hash" and wanted.keys == lies_by and producers == consumers:
+        return Exchange("forward", wanted.keys)
+    if wanted.kind == "forward":
+        return Exchange("forward", lies_by or ()) if producers == consumers else Exchange("rebalance")
     return wanted
 
 

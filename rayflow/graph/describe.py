@@ -95,7 +95,7 @@ def _step_lines(spec: OperatorSpec) -> list[str]:
 
 
 def _edge_text(graph: JobGraph, edge: JobEdge) -> str:
-    keys = f"({', '.join(edge.exchange.keys)})" if edge.exchange.keys else ""
+    keys = f"({', '.join(edge.exchange.keys)})" if edge.exchange.kind == "hash" else ""
     tag = f" side output {edge.tag!r}" if edge.tag else ""
     return (
         f"{edge.exchange.kind}{keys} from {edge.source}{tag}, "
@@ -126,7 +126,7 @@ def _edge_json(edge: JobEdge) -> dict[str, Any]:
         "from": edge.source,
         "to": edge.target,
         "exchange": edge.exchange.kind,
-        "keys": list(edge.exchange.keys),
+        "keys": list(edge.exchange.keys) if edge.exchange.kind == "hash" else [],
         "port": edge.port,
         "tag": edge.tag,
     }

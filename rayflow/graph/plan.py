@@ -26,7 +26,8 @@ NodeKind = Literal["source", "operator", "sink"]
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """How records cross an edge; `keys` are the column names of a hash exchange."""
+    """How records cross an edge. `keys` are the column names of a hash exchange; of a forward one between two chains,
+    those by which its rows lie already, so that rows in flight can be dealt out at another parallelism."""
 
     kind: ExchangeKind
     keys: tuple[str, ...] = ()

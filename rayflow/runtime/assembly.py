@@ -8,6 +8,7 @@ assuming consumers have the same budget.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 
@@ -26,10 +27,12 @@ from rayflow.protocol.credit import frame_limit_bytes
 from rayflow.protocol.key_groups import KeyGroupRange, key_group_range
 from rayflow.protocol.rate import RateLimiter
 from rayflow.runtime.barriers import BarrierMode
+from rayflow.runtime.catching_up import CatchUp, own_rows
 from rayflow.runtime.chain import Chain, ChainedOperator
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, Deploy, Frame
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
+from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver
 from rayflow.runtime.task import TaskParts
 
@@ -104,8 +107,10 @@ class Assembly:
         if source is None:
             gate = InputGate(ports, self._config.network_bytes // 2, self._config.batch_rows, self._grant)
         sink_metrics = chained[-1].context.metrics if chained else self._metrics
+        chain = Chain(chained, self._emit, self._emit_watermark, self._emit_idle)
         return TaskParts(
-            chain=Chain(chained, self._emit, self._emit_watermark, self._emit_idle),
+            chain=chain,
+            catch_up=partial(self._catch_up, chain),
             gate=gate,
             source=source,
             edges=[self._edge(e, channels) for e in self._deploy.graph.outputs(self._vertex.id)],
@@ -148,8 +153,23 @@ class Assembly:
             warn=self._warn,
             open_async_calls=self._open_async_calls,
         )
-        operator: Operator = SinkOperator(spec.payload) if spec.kind == "sink" else spec.payload()
-        return ChainedOperator(operator, context)
+        make = partial(SinkOperator, spec.payload) if spec.kind == "sink" else spec.payload
+        operator: Operator = make()
+        return ChainedOperator(operator, context, make)
+
+    def _catch_up(self, chain: Chain, restored: RestoredState) -> CatchUp:
+        specs = [spec for spec in self._vertex.operators if spec.kind != "source"]
+        restore = self._deploy.restore
+        return CatchUp(
+            restored,
+            index_of=chain.index_of,
+            width=len(specs),
+            sink=next((i for i, spec in enumerate(specs) if spec.kind == "sink"), len(specs)),
+            fresh=chain.fresh,
+            emit=self._emit,
+            own=own_rows(own_key_groups(self._deploy), self._deploy.graph.max_parallelism),
+            checkpoint_id=0 if restore is None else restore.checkpoint_id,
+        )
 
     def _throttle(self, last: OperatorSpec) -> tuple[RateLimiter | None, int]:
         if last.kind != "sink" or last.rate_limit is None:

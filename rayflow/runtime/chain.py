@@ -24,10 +24,11 @@ EmitWatermark = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class ChainedOperator:
-    """An operator and where it runs."""
+    """An operator and where it runs. `make` makes another one."""
 
     operator: Operator
     context: OperatorContext
+    make: Callable[[], Operator]
 
 
 class Chain:
@@ -76,10 +77,27 @@ class Chain:
                 parts = restored.get(chained.context.uid, [])
                 chained.operator.open(chained.context, self._links[index], parts)
 
-    def process(self, batch: pa.RecordBatch, port: int) -> None:
-        """Run rows through the whole chain."""
-        if self._operators:
-            self._run(0, batch, port)
+    @property
+    def uids(self) -> list[str]:
+        """Of the operators, in order."""
+        return [chained.context.uid for chained in self._operators]
+
+    def fresh(self, start: int, stop: int, emit: Emit) -> Chain:
+        """Return a chain of the operators from `start` to before `stop`, made anew; its watermarks go nowhere."""
+        made = [
+            ChainedOperator(chained.make(), chained.context, chained.make)
+            for chained in self._operators[start:stop]
+        ]
+        return Chain(made, emit, lambda watermark: None, lambda: None)
+
+    def index_of(self, uid: str) -> int:
+        """Return the place of operator `uid`."""
+        return next(i for i, chained in enumerate(self._operators) if chained.context.uid == uid)
+
+    def process(self, batch: pa.RecordBatch, port: int, start: int = 0) -> None:
+        """Run rows through the operators from `start` on."""
+        if start < len(self._operators):
+            self._run(start, batch, port)
         else:
             self._emit(None, batch)
 

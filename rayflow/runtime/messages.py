@@ -80,11 +80,13 @@ Frame = OpenFrame | DataFrame | WatermarkFrame | IdleFrame | BarrierFrame | EndF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreInfo:
-    """What a subtask restores from: `directory` is the checkpoint's URL, `files` those that concern it."""
+    """What a subtask restores from: `directory` is the checkpoint's URL, `files` those that concern it; `rescaled`: the
+    parallelism was another one then."""
 
     directory: str
     checkpoint_id: CheckpointId
     files: tuple[StateFile, ...]
+    rescaled: bool = False
     foreign_job: str | None = None
     watermark: int | None = None
 

@@ -11,7 +11,7 @@ subtasks had come to, catch up. WATERMARK_MAX, and ends, are not acted on: the s
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -39,6 +39,11 @@ class RestoredInFlight:
     receiver: int
     file: InFlightFile
 
+    @property
+    def uid(self) -> str:
+        """Of the operator that it was in flight to."""
+        return self.file.uid
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoredState:
@@ -46,12 +51,25 @@ class RestoredState:
 
     parts: dict[str, list[RestoredPart]] = field(default_factory=dict)
     in_flight: tuple[RestoredInFlight, ...] = ()
+    rescaled: bool = False
+
+    def receivers(self) -> dict[tuple[str, int], list[RestoredInFlight]]:
+        """Return what was in flight by who was to receive it: uid and index."""
+        found: dict[tuple[str, int], list[RestoredInFlight]] = {}
+        for restored in self.in_flight:
+            found.setdefault((restored.uid, restored.receiver), []).append(restored)
+        return dict(sorted(found.items()))
 
 
 class Replay:
-    """The steps of one subtask of then: `files` are all that was in flight to it."""
+    """The steps of one subtask of then: `files` are all that was in flight to it. `own(batch, keys)` are those of
+    the rows, which came by these keys, that belong to the subtask of now; None for all."""
 
-    def __init__(self, files: Sequence[RestoredInFlight]) -> None:
+    def __init__(
+        self,
+        files: Sequence[RestoredInFlight],
+        own: Callable[[pa.RecordBatch, Sequence[str]], pa.RecordBatch] | None = None,
+    ) -> None:
         mergers = [f.file.merger for f in files if f.file.merger is not None]
         if not mergers:
             uids = sorted({f.file.uid for f in files})
@@ -64,7 +82,10 @@ class Replay:
             file = restored.file
             for frame in file.frames:
                 order = 0 if file.side == "input" else 1
-                found[frame.channel].append((order, frame.position, file.port, frame.content))
+                content = frame.content
+                if own is not None and file.keys and not isinstance(content, Event):
+                    content = own(content, file.keys)
+                found[frame.channel].append((order, frame.position, file.port, content))
         self._queues = deque(
             (channel, deque(sorted(items, key=lambda item: item[:2])))
             for channel, items in sorted(found.items(), key=lambda pair: str(pair[0]))
@@ -82,7 +103,9 @@ class Replay:
             if not isinstance(content, Event):
                 if self._merger.is_idle(channel):
                     self._told(ChannelResumed(channel))
-                return port, content
+                if content.num_rows:
+                    return port, content
+                continue
             watermark = self._told(_event(channel, content))
             if watermark is not None:
                 return watermark

@@ -85,7 +85,7 @@ def restore(
                 checkpoint_id=info.checkpoint_id,
             )
         )
-    return RestoredState(parts=dict(parts), in_flight=tuple(in_flight))
+    return RestoredState(parts=dict(parts), in_flight=tuple(in_flight), rescaled=info.rescaled)
 
 
 def _safe(uid: str) -> str:

@@ -51,6 +51,7 @@ from rayflow.protocol.watermarks import (
     GoIdle,
 )
 from rayflow.runtime.barriers import BarrierMode, Barriers, Flying, Snapshot
+from rayflow.runtime.catching_up import CatchUp, Recovery
 from rayflow.runtime.chain import Chain
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import (
@@ -65,7 +66,7 @@ from rayflow.runtime.messages import (
     WatermarkFrame,
 )
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
-from rayflow.runtime.replay import Replay, RestoredState
+from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver, SplitProgress
 
 
@@ -74,6 +75,7 @@ class TaskParts:
     """What a task is made of; see `runtime.assembly`. `source` or `gate` is None, never both."""
 
     chain: Chain
+    catch_up: Callable[[RestoredState], CatchUp]
     gate: InputGate | None
     source: SourceDriver | None
     edges: list[OutputEdge]
@@ -114,7 +116,7 @@ class Task:
             taken=self._taken,
             on_snapshot=on_snapshot,
         )
-        self._replay: Replay | None = None
+        self._recovery: Recovery | None = None
         # Rows that were taken in and wait for their turn; of what channel, None for none.
         self._held: deque[tuple[pa.RecordBatch, int, ChannelId | None]] = deque()
         self._now_ms = 0
@@ -136,10 +138,12 @@ class Task:
     def open(self, restored: RestoredState, now_ms: int) -> None:
         """Open the operators with their restored state."""
         self._now_ms = now_ms
-        self._chain.open(restored.parts)
-        if restored.in_flight:
-            self._replay = Replay(restored.in_flight)
-            self._barriers.hold()
+        if not restored.in_flight:
+            self._chain.open(restored.parts)
+            return
+        self._barriers.hold()
+        catch_up = self._parts.catch_up(restored) if restored.rescaled else None
+        self._recovery = Recovery(self._chain, restored, catch_up)
 
     def start(self) -> None:
         """Begin to run; the output channels are connected."""
@@ -149,7 +153,9 @@ class Task:
 
     def close(self) -> list[Exception]:
         """Release everything; return what the operators and readers raised."""
-        errors = self._chain.close()
+        errors = [] if self._recovery is None else self._recovery.close()
+        if self._opened:
+            errors += self._chain.close()
         if self._source is not None:
             errors += self._source.close()
         return errors
@@ -204,6 +210,8 @@ class Task:
         sent = self._pump() | self._barriers.tick(now_ms)
         if self.backpressured or self._wait_ms(now_ms) > 0:
             return sent
+        if not self._opened:
+            return self._recover()
         worked = self._chain.fire_timers(now_ms)
         if self._owes_idle:
             self.emit_idle()
@@ -214,10 +222,8 @@ class Task:
             if not blocked:
                 self._process(*self._held.popleft()[:2])
             return worked or sent or not blocked
-        if self._replay is not None:
-            if not blocked:
-                self._go_on(self._replay)
-            return worked or sent or not blocked
+        if self._recovery is not None:
+            return worked or sent or (not blocked and self._recover())
         if self._gate is not None:
             worked |= self._take(self._gate, rows=not blocked)
         elif self._source is not None and not blocked:
@@ -232,12 +238,16 @@ class Task:
     @property
     def blocked(self) -> bool:
         """Whether some operator wants no rows now."""
-        return self._chain.blocked()
+        return self._opened and self._chain.blocked()
+
+    @property
+    def _opened(self) -> bool:
+        return self._recovery is None or self._recovery.opened
 
     def wake_at_ms(self, now_ms: int) -> int | None:
         """When there may be something to do without any message."""
         times = [self._barriers.deadline_ms, *(edge.deadline_ms for edge in self._parts.edges)]
-        if not self.backpressured:
+        if not self.backpressured and self._opened:
             wait = self._wait_ms(now_ms)
             if wait > 0:
                 times.append(now_ms + wait)
@@ -257,16 +267,20 @@ class Task:
         throttle = self._parts.throttle
         return 0 if throttle is None else throttle.wait_ms(now_ms)
 
-    def _go_on(self, replay: Replay) -> None:
-        step = replay.next()
-        if step is None:
-            self._replay = None
+    def _recover(self) -> bool:
+        """Process some of what was in flight in the checkpoint that was restored."""
+        recovery = self._recovery
+        if recovery is not None and not recovery.step(self._recovered, self._advance_watermark):
+            self._recovery = None
             self._barriers.release(self._now_ms)
-        elif isinstance(step, int):
-            self._advance_watermark(step)
+        return True
+
+    def _recovered(self, batch: pa.RecordBatch, port: int, start: int) -> None:
+        self._count(batch)
+        if start == 0:
+            self._admit(batch, port, None)
         else:
-            self._count(step[1])
-            self._admit(step[1], step[0], None)
+            self._chain.process(batch, port, start)
 
     def _read(self, source: SourceDriver) -> bool:
         if self._input_ended:

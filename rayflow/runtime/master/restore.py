@@ -1,7 +1,8 @@
 """Which part of a checkpoint goes to which subtask, at whatever parallelism. Pure.
 
 Operators are matched by uid. Keyed files go to every subtask whose key groups they overlap (each keeps its
-own rows), list files whole to subtask `writer index % parallelism`, broadcast files to all. Sources restore
+own rows), list files whole to subtask `writer index % parallelism`, broadcast files to all. What was in flight goes
+the way of keyed files where rows came by key, else that of list files. Sources restore
 nothing themselves: their splits go back to the master's assignment. A source subtask resumes at the smallest
 watermark that its operator's subtasks had.
 """
@@ -40,6 +41,7 @@ class RestorePoint:
             directory=self.location,
             checkpoint_id=self.checkpoint_id,
             files=_files_of(self.manifest, graph, subtask),
+            rescaled=_is_rescaled(self.manifest, graph, subtask),
             foreign_job=self.foreign_job,
             watermark=self.manifest.watermarks.get(subtask.vertex),
         )
@@ -65,6 +67,12 @@ def check_fits(manifest: Manifest, graph: JobGraph, path: str) -> None:
             f"checkpoint {path} has state of operator {uid!r}, which this job does not have "
             f"(nearest: {nearest[0]!r}); give the operator that shall take it .uid({uid!r})"
         )
+
+
+def _is_rescaled(manifest: Manifest, graph: JobGraph, subtask: SubtaskId) -> bool:
+    vertex = graph.vertex(subtask.vertex)
+    then = {manifest.operators[op.uid] for op in vertex.operators if op.uid in manifest.operators}
+    return not then <= {vertex.parallelism}
 
 
 def _files_of(manifest: Manifest, graph: JobGraph, subtask: SubtaskId) -> tuple[StateFile, ...]:

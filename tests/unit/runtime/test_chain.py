@@ -46,7 +46,7 @@ class Slow(Operator):
 
 
 def chain_of(harness: Any, operators: list[Operator]) -> Chain:
-    chained = [ChainedOperator(operator, harness(PutAside).context) for operator in operators]
+    chained = [ChainedOperator(operator, harness(PutAside).context, PutAside) for operator in operators]
     chain = Chain(chained, lambda tag, _: None, lambda _: None, lambda: None)
     chain.open({})
     return chain
@@ -88,7 +88,7 @@ def test_a_side_output_leaves_only_where_it_is_read(harness: Any, read: bool, em
         harness(PutAside, side_outputs=tags).context for tags in ({}, {"aside": None} if read else {})
     ]
     seen: list[str | None] = []
-    operators = [ChainedOperator(PutAside(), context) for context in contexts]
+    operators = [ChainedOperator(PutAside(), context, PutAside) for context in contexts]
     chain = Chain(operators, lambda tag, _: seen.append(tag), lambda _: None, lambda: None)
     chain.open({})
     chain.process(ROWS, 0)
