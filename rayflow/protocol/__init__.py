@@ -15,7 +15,8 @@ dropped and counted, and the event's docstring says so.
 |---|---|
 | `key_groups` | which subtask owns which keys |
 | `credit` | how much each producer may send: bounded memory, no channel starved |
-| `alignment` | when a task with several inputs may snapshot |
+| `alignment` | when a task may snapshot, aligned or not, and what it records |
+| `departures` | when barriers that are stuck at outputs overtake |
 | `split_watermarks`, `watermark_merging` | how far event time has come: at a source, and where channels meet |
 | `watermarks` | what both say |
 | `splits` | which source subtask reads what, and how far event time may go meanwhile |

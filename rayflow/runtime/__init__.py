@@ -7,7 +7,9 @@
 | `assembly`, `task` | what one attempt is built from; its one attempt, running |
 | `gate`, `chain`, `outputs` | rows in, through the operators, and out |
 | `source_driver`, `event_clock` | reads a source's splits; makes its watermarks |
-| `snapshots` | state to storage and back |
+| `barriers` | checkpoints: alignment, what is recorded, and when a snapshot is whole |
+| `snapshots`, `in_flight` | state, and rows in flight, to storage and back |
+| `replay`, `catching_up` | rows in flight, processed first of all after a restore |
 | `messages`, `ports` | what the engines tell each other, and what they need from the world |
 | `stepping`, `task_thread`, `accounting` | what a step tells its driver; the thread that drives; where its time goes |
 | `faults` | which failures a restart would meet again |

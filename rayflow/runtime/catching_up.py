@@ -1,12 +1,12 @@
-"""Restoring rows in flight at another parallelism: each subtask of then catches up before they are brought together.
+"""Restoring rows in flight at another parallelism: the subtasks of then catch up before they are brought together.
 
 Theory of operation. When barriers overtake rows, the subtasks of an operator are captured at different event times;
-what was in flight to each, watermarks included, is what brings them to the same one. An operator of now that took over the
-states of several subtasks of then as they were would have one event time for keys that are at different ones: it
-would emit again what some have emitted, or take for late what is not. So for each subtask of then whose rows come here
-a chain of its own gets that subtask's state, of the key groups of here, and processes what was in flight to it; then
-it is captured as at a barrier. These states agree on event time, as those of an aligned checkpoint do, and are what
-the subtask's own chain opens with.
+what was in flight to each, watermarks included, is what brings them to the same one. An operator of now that took
+over the states of several subtasks of then as they were would have one event time for keys that are at different
+ones: it would emit again what some have emitted, or take for late what is not. So for each subtask of then whose rows
+come here a chain of its own gets that subtask's state, of the key groups of here, and processes what was in flight to
+it; then it is captured as at a barrier. These states agree on event time, as those of an aligned checkpoint do, and
+are what the subtask's own chain opens with.
 
 The operators that catch up are those from the one that rows were in flight to, up to the chain's sink, or to the next
 that rows were in flight to; what they emit is kept for those, which are not open yet, or goes to the task's outputs.

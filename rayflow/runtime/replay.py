@@ -5,7 +5,8 @@ producer's output had. Channels take turns; within each the order is kept. Water
 flight go through a merger that goes on from where the subtask's had come, so that they act after the rows that they
 followed. What the merger says holds for all rows that the subtask has yet to get, whoever sends them now, since it
 would have held for them without the restart; the sources, which begin anew at the smallest watermark that any of their
-subtasks had come to, catch up. WATERMARK_MAX, and ends, are not acted on: the sources will end once more.
+subtasks had come to, catch up. So it is with WATERMARK_MAX: there are no rows to come then. Only ends are not acted on,
+beyond what they mean for event time: the sources will end once more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import pyarrow as pa
 
 from rayflow.model.errors import CorruptCheckpointError
 from rayflow.model.ids import ChannelId
-from rayflow.model.times import WATERMARK_MAX
 from rayflow.protocol.watermark_merging import (
     ChannelEnded,
     ChannelIdled,
@@ -113,7 +113,7 @@ class Replay:
 
     def _told(self, event: MergerEvent) -> int | None:
         watermarks = [c.watermark for c in self._merger.handle(event) if isinstance(c, AdvanceWatermark)]
-        return watermarks[-1] if watermarks and watermarks[-1] != WATERMARK_MAX else None
+        return watermarks[-1] if watermarks else None
 
 
 def _event(channel: ChannelId, content: Event) -> MergerEvent:

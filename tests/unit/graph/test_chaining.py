@@ -192,6 +192,15 @@ def stream_graphs(draw: st.DrawFn) -> list[StreamNode]:
     return nodes
 
 
+def test_a_forward_edge_knows_by_which_keys_its_rows_lie(g: Any, via: Any) -> None:
+    # Else nobody could deal out rows in flight on it at another parallelism.
+    g.sink(g.add("map", keyed(g, via, chainable=False), partitioned_by=("k",)))
+    g.sink(via(0, "forward", tag="late"))
+    exchanges = {e.tag or e.source: e.exchange for e in g.plan().edges}
+    assert exchanges["aggregate-1"] == Exchange("forward", ("k",))
+    assert exchanges["late"] == Exchange("forward")
+
+
 @given(stream_graphs())
 def test_every_plan_is_well_formed(nodes: list[StreamNode]) -> None:
     graph = plan_job(nodes, name="p", parallelism=2, max_parallelism=8)

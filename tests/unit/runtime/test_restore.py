@@ -29,19 +29,27 @@ FILES = (
     written("list", 0),
     written("list", 1),
     written("broadcast", 0),
+    written("in-flight", 0, (0, 4)),
+    written("in-flight", 1),
 )
 
 
 @pytest.mark.parametrize(
     ("parallelism", "expected"),
     [
-        (1, [{"keyed-0", "keyed-1", "list-0", "list-1", "broadcast-0"}]),
-        (2, [{"keyed-0", "list-0", "broadcast-0"}, {"keyed-1", "list-1", "broadcast-0"}]),
+        (1, [{"keyed-0", "keyed-1", "list-0", "list-1", "broadcast-0", "in-flight-0", "in-flight-1"}]),
+        (
+            2,
+            [
+                {"keyed-0", "list-0", "broadcast-0", "in-flight-0"},
+                {"keyed-1", "list-1", "broadcast-0", "in-flight-1"},
+            ],
+        ),
         (
             3,
             [
-                {"keyed-0", "list-0", "broadcast-0"},
-                {"keyed-0", "keyed-1", "list-1", "broadcast-0"},
+                {"keyed-0", "list-0", "broadcast-0", "in-flight-0"},
+                {"keyed-0", "keyed-1", "list-1", "broadcast-0", "in-flight-0", "in-flight-1"},
                 {"keyed-1", "broadcast-0"},
             ],
         ),
@@ -63,5 +71,7 @@ def test_keyed_parts_go_by_key_group_list_parts_are_dealt_out_broadcast_parts_go
         files=FILES,
     )
     point = RestorePoint(manifest, "memory://x", "x")
-    got = [point.info(graph, SubtaskId(vertex.id, index)).files for index in range(parallelism)]
+    infos = [point.info(graph, SubtaskId(vertex.id, index)) for index in range(parallelism)]
+    assert all(info.rescaled == (parallelism != 2) for info in infos)
+    got = [info.files for info in infos]
     assert [{file.path.removesuffix(".arrow") for file in files} for files in got] == expected
