@@ -321,6 +321,37 @@ def test_rows_under_way_at_a_crash_are_called_again(
     assert all(service.asked[n] >= 2 for n in service.hanging)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"checkpoint.mode": "unaligned"}, {"checkpoint.alignment_timeout": "10ms"}]
+)
+def test_unaligned_barriers_do_not_wait_behind_rows_for_calls_that_never_return(
+    lab: Any, service: Service, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    # Twenty calls hang; the rows behind them fill the inputs, and more wait at the sources. Whatever is complete
+    # then holds them all.
+    service.hang = True
+    made = env(2, 5, **{"restart.strategy": "fixed", "restart.delay": "1ms", **setting})
+    stream = made.from_arrow(numbers(2_000)).rebalance()
+    stream.map_async(twice, capacity=10, returns=KEYED).write_parquet(str(tmp_path / "out"))
+    since: list[int] = []
+
+    def crash(job: LocalJob) -> str | None:
+        if not service.hang or len(service.hanging) < 20:
+            return None
+        since.append(lab.completed(job))
+        if since[-1] < since[0] + 2:
+            return None
+        service.hang = False
+        name = lab.subtasks(job)[-1]
+        return str(name) if job.cluster.crash(name) else None
+
+    watcher = lab.watch(crash)
+    result = lab.finish(made, on_start=watcher, checkpoint__interval="10ms")
+    assert watcher.stop()
+    assert result.describe["restarts"][0]["restored_from"]
+    assert lab.rows(tmp_path / "out") == Counter((n, n % 5, 2 * n) for n in range(2_000))
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
 def test_rows_under_way_are_restored_at_another_parallelism(
     lab: Any, service: Service, tmp_path: Path, before: int, after: int
