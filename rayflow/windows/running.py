@@ -107,15 +107,21 @@ class RunningResults:
         first = int(begins[0]) if self._begin == _NOWHERE else self._begin
         slices = self._table.between(first, int(ends[-1]))
         high = 0 if self._end == _NOWHERE else int(np.searchsorted(slices.numbers, self._end))
-        owners, rows = empty(max(0, most), np.int64), empty(max(0, most), np.int32)
-        made, offsets = np.zeros(len(begins) + 1, np.int64), np.zeros(len(begins) + 1, np.int64)
+        shows, most = most >= 0, max(0, most)
+        # Every entry may come, and go.
+        moved, movers = empty(2 * len(self._table), np.int32), empty(2 * len(self._table), np.int32)
+        cuts = np.zeros(2 * len(begins) + 1, np.int64)
+        owners, made = empty(most, np.int64), np.zeros(len(begins) + 1, np.int64)
+        rows, offsets = empty(most, np.int32), np.zeros(len(begins) + 1, np.int64)
         orders = np.zeros(len(begins), np.int64)
         self._kernels.move(
             slices.numbers, slices.heads, high, begins, ends, self._table.following, self._table.key_of,
-            self._entries, self._places, self._order, self._current, self._meta, most >= 0, owners, made, rows,
-            offsets, orders,
+            self._entries, self._places, self._order, self._current, self._meta, shows, moved, movers, cuts,
+            owners, made, rows, offsets, orders,
         )  # fmt: skip
-        step = _Step(slices, high, begins, ends, self._table, most >= 0, owners[: made[-1]], made)
+        step = _Step(
+            slices, high, begins, ends, self._table, shows, moved, movers, cuts, owners[: made[-1]], made
+        )
         numbers = [lane.move(step) for lane in self._lanes]
         self._begin, self._end = int(begins[-1]), int(ends[-1])
         return Results(step.owners, numbers, rows[: offsets[-1]], offsets, orders)
@@ -142,6 +148,9 @@ class _Step:
     ends: I64
     table: SliceTable
     shows: bool
+    moved: I32
+    movers: I32
+    cuts: I64
     owners: I64
     made: I64
 
@@ -170,9 +179,15 @@ class _Sum:
         """Move the window, and return the number of each version."""
         out = empty(len(step.owners), self._totals.dtype)
         self._kernels.move_sums(
-            step.slices.numbers, step.slices.heads, step.high, step.begins, step.ends, step.table.following,
-            step.table.key_of, self._lane.array.values, self._totals, step.owners, step.made, out,
-        )  # fmt: skip
+            step.moved,
+            step.movers,
+            step.cuts,
+            self._lane.array.values,
+            self._totals,
+            step.owners,
+            step.made,
+            out,
+        )
         return out
 
 
@@ -209,9 +224,9 @@ class _Fold:
         """Move the window, and return the number of each version."""
         out = empty(len(step.owners), self._dtype)
         self._bound = self._kernels.move_folds(
-            step.slices.numbers, step.slices.heads, step.high, step.begins, step.ends, self._bound, self._width,
-            step.table.following, step.table.key_of, self._lane.operation, self._identity,
-            self._lane.array.values.view(self._dtype), self._after, self._fronts, self._backs,
-            step.shows, step.owners, step.made, out,
+            step.slices.numbers, step.slices.heads, step.high, step.begins, step.ends, step.table.following,
+            step.table.key_of, step.moved, step.movers, step.cuts, self._bound, self._width,
+            self._lane.operation, self._identity, self._lane.array.values.view(self._dtype), self._after,
+            self._fronts, self._backs, step.shows, step.owners, step.made, out,
         )  # fmt: skip
         return out.view(self._lane.array.values.dtype)
