@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from rayflow.batch.changelog import visible
 from rayflow.connectors.file_formats import FileFormat
-from rayflow.connectors.staged_files import FileWriter, StagedFile, StagedNames, unified
+from rayflow.connectors.staged_files import FileWriter, StagedFile, StagedNames, remove_quietly, unified
 from rayflow.connectors.targets import Target
 
 BUFFER_BYTES = 64 << 20
@@ -80,10 +80,12 @@ class AppendWriter(FileWriter):
         return files
 
     def close(self) -> None:
-        """Drop open files; what was written of them stays staged, or was never uploaded."""
+        """Drop what is not prepared."""
         for file in self._open.values():
             file.abandon()
         self._open.clear()
+        remove_quietly(self._target, [staged for _, staged in self._finished])
+        self._finished = []
 
     def _append(self, directory: str, rows: pa.RecordBatch) -> None:
         file = self._open.get(directory)

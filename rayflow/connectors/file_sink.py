@@ -11,7 +11,12 @@ done before. That makes every order of commits harmless:
 * a zombie of an older attempt, late: all it holds permits for is in the checkpoint that the new attempt restored
   and committed before it wrote anything, so there is nothing left to move, and no newer file it could replace;
 * a zombie that goes on writing: below its own attempt's directory, which `restored` and `finish_job` remove;
-  since only `open` makes that directory, on a local disk such a zombie then fails.
+  since only `open` makes that directory, on a local disk such a zombie then fails;
+* a commit whose outcome is unknown (the answer got lost, or came too late): it was applied if the final file is there
+  and the staged one is not; else publishing again is harmless, and after `PUBLISH_TRIES` the attempt fails, and the
+  next one commits again.
+
+Commits run in the background: a storage that is slow, or hangs, holds up no rows.
 
 Neither staged nor final file: rows were lost by someone else's hand, and commit fails loudly.
 
@@ -46,6 +51,8 @@ from rayflow.operators.contracts import Sink, SinkContext
 from rayflow.protocol.commits import CommitPermit
 
 STAGING = "_rayflow"
+PUBLISH_TRIES = 3
+"""How often a file is published before the commit, and with it the attempt, fails."""
 
 Mode = Literal["append", "upsert"]
 IfExists = Literal["error", "append", "overwrite"]
@@ -67,6 +74,8 @@ class FileSink(Sink):
     collecting) lets an upsert stream be appended as the changes it consists of. `whole_rows`: several rows may
     share the upsert key, and all columns tell rows apart (see `batch.changelog`).
     """
+
+    commit_in_background = True
 
     def __init__(
         self,
@@ -174,6 +183,8 @@ class FileSink(Sink):
         if ctx.succeeded:
             self._write_empty(target, ctx)
             self._remove_emptied(target)
+        # Nothing unfinished can be part of a checkpoint.
+        target.remove_unfinished(_job_directory(ctx.job_id))
         if ctx.succeeded or ctx.completed_checkpoint is None:
             target.delete_prefix(_job_directory(ctx.job_id))
         else:
@@ -184,12 +195,29 @@ class FileSink(Sink):
         """Remove what attempts before `ctx.attempt` left."""
         target = self._target(ctx)
         job = _job_directory(ctx.job_id)
+        self._remove_unfinished(target, ctx)
         attempts = {path[len(job) + 1 :].partition("/")[0] for path in target.list(job)}
         for attempt in sorted(attempts):
             if attempt.isdigit() and int(attempt) < ctx.attempt:
                 target.delete_prefix(f"{job}/{attempt}")
         for number in range(1, ctx.attempt):
             target.remove_empty(f"{job}/{number}")
+
+    def _make_room(self, ctx: SinkContext) -> None:
+        """Remove what earlier attempts staged and no restore can need, before anything is written: they may have
+        filled the disk."""
+        if ctx.subtask_index != 0 or ctx.attempt <= 1:
+            return
+        restored = 0 if ctx.restored_job is not None else ctx.restored_checkpoint or 0
+        job = _job_directory(ctx.job_id)
+        own = f"{job}/{ctx.attempt}/"
+        for path in self._out.list(job):
+            if not path.startswith(own) and not may_be_pending(path, restored):
+                self._out.delete(path)
+
+    def _remove_unfinished(self, target: Target, ctx: SinkContext) -> None:
+        for attempt in range(1, ctx.attempt):
+            target.remove_unfinished(f"{_job_directory(ctx.job_id)}/{attempt}")
 
     def _remove_garbage(self, target: Target, job_id: str, attempts: int, completed_checkpoint: int) -> None:
         job = _job_directory(job_id)
@@ -239,6 +267,7 @@ class FileSink(Sink):
         self._ctx = ctx
         self._out = self._target(ctx)
         staging = f"{_job_directory(ctx.job_id)}/{ctx.attempt}"
+        self._make_room(ctx)
         self._out.make_directory(staging)
         self._names = StagedNames(staging, ctx)
         self._writer = self._make_writer(ctx)
@@ -253,18 +282,36 @@ class FileSink(Sink):
         return {"target": self._out.url, "files": [list(names) for names in files]} if files else None
 
     def commit(self, permit: CommitPermit) -> None:
-        """Give the staged files their final names; StorageError where a file is gone (invariant 3)."""
-        writer = self._opened()
+        """Give the staged files their final names; StorageError where a file is gone (invariant 3). Looks at nothing
+        that the task thread changes."""
         target = self._target_of(permit.pending)
         for staged, final in permit.pending["files"]:
-            if not target.publish(staged, final) and not target.exists(final):
+            self._publish(target, staged, final, permit)
+        self._remove_foreign_directories(target, permit.pending["files"])
+
+    def _publish(self, target: Target, staged: str, final: str, permit: CommitPermit) -> None:
+        for tries_left in reversed(range(PUBLISH_TRIES)):
+            try:
+                if target.publish(staged, final) or target.exists(final):
+                    return
+            except StorageError:
+                # It may have been applied all the same: what is there tells, or doing it again.
+                if _was_published(target, staged, final):
+                    return
+                if not tries_left:
+                    raise
+            else:
                 raise StorageError(
                     f"cannot commit checkpoint {permit.checkpoint_id} to {target.url}: neither {staged} nor "
                     f"{final} exists; someone has removed them, and their rows are lost"
                 )
-            writer.published(staged)
+
+    def committed(self, permit: CommitPermit) -> None:
+        """The files have their names."""
+        if self._writer is not None:
+            for staged, _ in permit.pending["files"]:
+                self._writer.published(staged)
         self._names.reached(permit.checkpoint_id)
-        self._remove_foreign_directories(target, permit.pending["files"])
 
     def abort(self, pending: Any) -> None:
         """Delete the staged files. Only when the attempt is over: an upsert builds upon what it has staged."""
@@ -317,6 +364,13 @@ class FileSink(Sink):
             if not directory.startswith(own):
                 target.remove_empty(directory)
                 target.remove_empty(directory.rpartition("/")[0])
+
+
+def _was_published(target: Target, staged: str, final: str) -> bool:
+    try:
+        return target.exists(final) and not target.exists(staged)
+    except StorageError:
+        return False
 
 
 def _job_directory(job_id: str) -> str:

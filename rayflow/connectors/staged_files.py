@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +40,7 @@ class FileWriter(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what is not prepared."""
+        """Give up what is not prepared, and remove it as far as that is possible."""
 
 
 class StagedNames:
@@ -63,6 +64,13 @@ class StagedNames:
         self._checkpoint_id = max(self._checkpoint_id, checkpoint_id)
 
 
+def remove_quietly(target: Target, paths: Iterable[str]) -> None:
+    """Remove staged files that belong to no checkpoint. What cannot be removed now, a later attempt removes."""
+    for path in paths:
+        with suppress(StorageError):
+            target.delete(path)
+
+
 def may_be_pending(staged: str, completed_checkpoint: int) -> bool:
     """Return whether the staged file may be pending in the newest complete checkpoint."""
     begun_after = staged.removesuffix(".pending").split("-")[-2:-1]
@@ -70,7 +78,8 @@ def may_be_pending(staged: str, completed_checkpoint: int) -> bool:
 
 
 class StagedFile:
-    """One file being written. Whatever fails is a StorageError that names it, unless it is the rows' fault."""
+    """One file being written. Whatever fails is a StorageError that names it, unless it is the rows' fault; then
+    nothing of the file is left, and it is of no more use."""
 
     def __init__(self, target: Target, path: str, format: FileFormat, schema: pa.Schema) -> None:
         self.path = path
@@ -81,7 +90,8 @@ class StagedFile:
         self._rows: list[pa.RecordBatch] = []
         self._buffered_rows = 0
         self._stream = target.open_output(path)
-        self._writer: RowWriter = self._guard(lambda: format.writer(self._stream, schema))
+        self._writer: RowWriter | None = None
+        self._writer = self._guard(lambda: format.writer(self._stream, schema))
 
     def append(self, rows: pa.RecordBatch) -> None:
         """Collect rows; write them when they are a row group."""
@@ -95,28 +105,36 @@ class StagedFile:
     def flush(self) -> None:
         """Write what is collected."""
         if self._rows:
-            self._guard(lambda: self._writer.write(pa.Table.from_batches(self._rows, self.schema)))
+            self._guard(self._write_rows)
             self._rows, self._buffered_rows, self.buffered_bytes = [], 0, 0
+
+    def _write_rows(self) -> None:
+        assert self._writer is not None
+        self._writer.write(pa.Table.from_batches(self._rows, self.schema))
 
     def finish(self) -> None:
         """Write the rest and make the file durable."""
         self.flush()
+        assert self._writer is not None
         self._guard(self._writer.close)
         self._guard(self._stream.close)
-        self._target.finish(self.path)
+        self._guard(lambda: self._target.finish(self.path))
 
     def abandon(self) -> None:
         """Drop the file without finishing it."""
         self._rows = []
-        self._writer.abandon()
-        self._target.abandon(self._stream)
+        if self._writer is not None:
+            self._writer.abandon()
+        self._target.abandon(self._stream, self.path)
 
     def _guard(self, act: Callable[[], Any]) -> Any:
         try:
             return act()
         except (RayflowError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            self.abandon()
             raise
         except Exception as error:
+            self.abandon()
             raise StorageError(f"cannot write {self._target.url}/{self.path}: {error}") from None
 
 

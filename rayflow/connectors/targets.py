@@ -10,6 +10,9 @@ even if an older attempt's process (a zombie) wakes up in the middle:
   after the delete finds nothing to copy. What was published later under the same name can be overwritten only
   by a copy that the server began before the delete and finished after the next checkpoint's commit.
 
+On S3 a staged file is uploaded in parts (`s3_uploads`) and is complete before its checkpoint is: what could fail about
+its contents has failed before. Completing it only at the commit would save the copy, but upserts read what they staged.
+
 Staged local files are fsynced when they are finished, and directories when something is published in them.
 """
 
@@ -25,11 +28,10 @@ from urllib.parse import urlsplit
 import obstore
 import pyarrow as pa
 
-from rayflow.model.errors import ConfigError
+from rayflow.connectors.s3_uploads import S3Uploads, Upload
+from rayflow.model.errors import ConfigError, StorageError
 from rayflow.state.s3 import S3ObjectStore
 from rayflow.state.storage import LocalStore, ObjectStore, checked_path, fsync, local_path
-
-_UPLOAD_PART_BYTES = 8 << 20
 
 
 class Target(ObjectStore, Protocol):
@@ -45,8 +47,12 @@ class Target(ObjectStore, Protocol):
     def finish(self, path: str) -> None:
         """Make the closed file durable."""
 
-    def abandon(self, stream: Any) -> None:
-        """Give up a stream that `open_output` returned. Nothing of it need be kept."""
+    def abandon(self, stream: Any, path: str) -> None:
+        """Give up a stream that `open_output` returned for `path`, as far as that is possible, and remove what there
+        is of the file."""
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Remove what writers that are gone began below `prefix` and did not finish, where no listing shows it."""
 
     def exists(self, path: str) -> bool:
         """Return whether the file is there."""
@@ -96,10 +102,15 @@ class LocalTarget(LocalStore):
         except OSError as error:
             raise self._failed("write", path, error) from None
 
-    def abandon(self, stream: Any) -> None:
-        """Close the file, torn as it is."""
+    def abandon(self, stream: Any, path: str) -> None:
+        """Close the file, torn as it is, and remove it: on a full disk somebody needs the room."""
         with suppress(OSError):  # a full disk cannot take the rest, which nobody wants
             stream.close()
+        with suppress(OSError):
+            self._target(path).unlink()
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Nothing to do: a listing shows every file."""
 
     def exists(self, path: str) -> bool:
         """Look."""
@@ -115,6 +126,7 @@ class LocalTarget(LocalStore):
         source, target = self._target(staged), self._target(final)
         try:
             if not source.exists():
+                self._keep(target)
                 return False
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -126,6 +138,12 @@ class LocalTarget(LocalStore):
             raise self._failed("publish", final, error) from None
         return True
 
+    @staticmethod
+    def _keep(target: Path) -> None:
+        # Whoever moved it may have failed right after.
+        if target.exists():
+            fsync(target.parent)
+
     def remove_empty(self, path: str) -> None:
         """`rmdir`, which refuses where there is something in it."""
         with suppress(OSError):
@@ -135,20 +153,38 @@ class LocalTarget(LocalStore):
 class S3Target(S3ObjectStore):
     """Objects below a prefix. There are no directories to make or remove."""
 
+    def __init__(self, url: str, options: Mapping[str, str]) -> None:
+        super().__init__(url, options)
+        self._uploads = S3Uploads(self._location)
+        self._unfinished: dict[str, Upload] = {}
+
     def make_directory(self, path: str) -> None:
         """Nothing to do."""
 
     def open_output(self, path: str) -> Any:
         """Upload in parts; the object appears when the stream is closed, and only then."""
+        upload = self._unfinished[path] = self._uploads.open(path, lambda data: self._put(path, data))
+        return pa.PythonFile(upload, mode="w")
+
+    def _put(self, path: str, data: bytes) -> None:
         with self._errors("write", path):
-            writer = obstore.open_writer(self._store, checked_path(path), buffer_size=_UPLOAD_PART_BYTES)
-        return pa.PythonFile(_Upload(writer), mode="w")
+            # One request, whatever the size: a second way to upload in parts would leave its own behind.
+            obstore.put(self._store, checked_path(path), data, use_multipart=False)
 
     def finish(self, path: str) -> None:
-        """Nothing to do: a finished upload is durable."""
+        """A finished upload is durable."""
+        self._unfinished.pop(path, None)
 
-    def abandon(self, stream: Any) -> None:
-        """Leave the upload unfinished: closing it would upload all that is buffered."""
+    def abandon(self, stream: Any, path: str) -> None:
+        """Abort the upload. Where that fails `remove_unfinished` will do it."""
+        upload = self._unfinished.pop(path, None)
+        if upload is not None:
+            with suppress(StorageError):
+                upload.abandon()
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Abort uploads."""
+        self._uploads.abort_all(prefix)
 
     def exists(self, path: str) -> bool:
         """HEAD."""
@@ -179,28 +215,6 @@ class S3Target(S3ObjectStore):
 
     def remove_empty(self, path: str) -> None:
         """Nothing to do."""
-
-
-class _Upload:
-    """What pyarrow expects of a file, on obstore's writer, whose `closed` is a method."""
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-
-    @property
-    def closed(self) -> bool:
-        return bool(self._writer.closed())
-
-    def write(self, data: Any) -> int:
-        # A copy: pyarrow uses the buffer again, while the upload goes on behind our back.
-        return int(self._writer.write(bytes(data)))
-
-    def flush(self) -> None:
-        """Parts are sent when they are full; sending them earlier would make them too small for S3."""
-
-    def close(self) -> None:
-        if not self.closed:
-            self._writer.close()
 
 
 def absolute_url(path: str | os.PathLike[str]) -> str:

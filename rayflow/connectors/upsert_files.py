@@ -35,6 +35,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ from rayflow.batch.changelog import (
 from rayflow.batch.hashing import key_groups
 from rayflow.connectors.append_files import canonical_floats, partition_directories
 from rayflow.connectors.file_formats import FileFormat
-from rayflow.connectors.staged_files import FileWriter, StagedFile, StagedNames
+from rayflow.connectors.staged_files import FileWriter, StagedFile, StagedNames, remove_quietly
 from rayflow.connectors.targets import Target
 from rayflow.model.errors import PlanError, ProtocolViolation
 from rayflow.operators.contracts import SinkContext
@@ -125,8 +126,10 @@ class UpsertWriter(FileWriter):
                 return
 
     def close(self) -> None:
-        """Forget the changes."""
+        """Drop what is not prepared."""
         self._changes = []
+        remove_quietly(self._target, self._current.values())
+        self._current = {}
 
     def _stored(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         stored = self._format.as_read_back(rows)
@@ -203,7 +206,10 @@ class UpsertWriter(FileWriter):
         schema = changes.remove(changes.get_field_index(OP_COLUMN))
         staged = self._unpublished.get(final)
         if staged is not None:
-            return self._format.read(self._target.read(staged), schema)
+            # A commit in the background may be publishing it now, or have done so; then it is the final file, since
+            # what was staged for the bucket later is not published before.
+            with suppress(MissingObject):
+                return self._format.read(self._target.read(staged), schema)
         try:
             return self._format.read(self._target.read(final), schema)
         except MissingObject:

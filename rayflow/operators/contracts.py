@@ -55,6 +55,16 @@ class Output(Protocol):
         its next rows or watermark, so that others need not wait for it."""
 
 
+def _at_once(work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    """The `run_in_background` of a host without threads."""
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    done(result, error)
+
+
 def _nobody_hears(type: str, message: str) -> None:
     """The `warn` of a host without events."""
 
@@ -91,6 +101,11 @@ class OperatorContext:
     """What becomes of rows on which the operator raises (see `operators.poison`)."""
     warn: Callable[[str, str], None] = _nobody_hears
     """`warn(type, message)` puts a warning into the job's events. For what is rare."""
+    run_in_background: Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None] = (
+        _at_once
+    )
+    """`run_in_background(work, done)` runs `work()` on another thread, then `done(result, error)` there; then the
+    task thread is woken, which calls `on_timer` where `next_timer_ms` says so."""
     open_async_calls: OpenAsyncCalls = no_async_calls
     """Gives an operator a way to run coroutines off the task thread, which is woken when they complete."""
 
@@ -137,6 +152,11 @@ class Operator(ABC):
 
     def notify_complete(self, permit: CommitPermit) -> None:
         """Checkpoint `permit.checkpoint_id` is complete: effects prepared up to it may be published."""
+
+    def committing(self) -> bool:
+        """Whether effects that `notify_complete` allowed are still being published. Until they are, the job does not
+        count the checkpoint as committed here, and does not end."""
+        return False
 
     def end_input(self, port: int) -> None:
         """Input `port` has ended: no more rows come in on it. Called once an attempt, before the watermark moves
@@ -256,6 +276,11 @@ class SinkContext:
     max_parallelism: int
     metrics: MetricGroup | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    restored_checkpoint: int | None = None
+    """Number of the checkpoint that the attempt restored, None for a fresh start. What attempts before staged behind
+    its barriers will never be committed."""
+    restored_job: str | None = None
+    """Id of the other job whose checkpoint that is (`--from`), None where it is this job's."""
     succeeded: bool = False
     """In `finish_job`: the job's state is FINISHED."""
     completed_checkpoint: int | None = None
@@ -271,7 +296,7 @@ class Sink(ABC):
     staged transaction; that becomes part of the checkpoint. After the checkpoint is complete, and again
     after every restore from it, `commit` is called with a permit for that transaction: it must be idempotent.
 
-    Per subtask, on the task thread::
+    Per subtask, on the task thread (but see `commit_in_background`)::
 
         open ─▶ { write* ─▶ prepare ─▶ (later) commit }* ─▶ close
     """
@@ -279,6 +304,12 @@ class Sink(ABC):
     accepts_upserts: bool = False
     """Whether `sink_to` may give it an upsert stream, whose batches have the hidden column that says what
     happened to each row (`rayflow.batch.changelog`)."""
+
+    commit_in_background: bool = False
+    """Whether `commit` may run on another thread, while the task thread goes on with `write` and `prepare`: then a
+    commit that is slow, or hangs, holds up nothing but the commits after it, until 16 of them wait. Never
+    two at a time, and in order; those of a restore run on the task thread, before the first `write`. `close` may come
+    while one runs."""
 
     wants_old_rows: bool = False
     """Whether it wants each update as two rows, the one replaced and the new one, and deletions with all
@@ -307,7 +338,11 @@ class Sink(ABC):
         return None
 
     def commit(self, permit: CommitPermit) -> None:
-        """Publish the transaction `permit.pending`, which is what `prepare` returned. Idempotent."""
+        """Publish the transaction `permit.pending`, which is what `prepare` returned. Idempotent. What it raises
+        ends the attempt, and the next one commits again; so it may raise where it cannot tell what has happened."""
+
+    def committed(self, permit: CommitPermit) -> None:
+        """`commit(permit)` has returned. On the task thread, also where the commit was not."""
 
     def abort(self, pending: Any) -> None:
         """Discard a transaction that will never be committed."""

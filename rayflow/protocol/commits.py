@@ -9,21 +9,26 @@ holds the pending transactions until a permit covers them.
 If a checkpoint is aborted its transaction stays open, is part of the next checkpoint's snapshot, and commits
 with the next one that completes: its rows come before that one's barrier. After a restore everything that was
 open in the restored checkpoint is committed again, since nobody knows whether the dead attempt came to it;
-hence `commit` must be idempotent. A commit that fails ends the attempt, so a transaction that was handed out
-need not be kept here: the next attempt gets it from the checkpoint.
+hence `commit` must be idempotent.
+
+A commit may take long, and checkpoints go on meanwhile. A transaction that was handed out stays open, and part of
+every snapshot, until it is known to be committed: else a restore of a later checkpoint would forget one whose commit
+had not come through. A commit that fails ends the attempt.
 
 Invariants:
 
 1. A transaction is handed out only under a permit of its own or a later checkpoint.
 2. In one attempt it is handed out at most once.
-3. Transactions are handed out in the order of their checkpoints.
+3. Transactions are handed out in the order of their checkpoints, and committed in that order.
 4. Checkpoints of prepared transactions strictly grow, and each is above every one already permitted.
 5. All permits granted to a ledger are of one job and attempt.
 6. Restored transactions come first, once, and none is of a later checkpoint than the restored one.
+7. A transaction is in every snapshot from the one that prepared it until it is committed.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,13 +82,20 @@ class CommitTransaction:
     permit: CommitPermit
 
 
-LedgerEvent = TransactionPrepared | PermitGranted | TransactionsRestored
+@dataclass(frozen=True, slots=True)
+class TransactionCommitted:
+    """The transaction that was handed out first, of those not yet told about, is published."""
+
+
+LedgerEvent = TransactionPrepared | PermitGranted | TransactionsRestored | TransactionCommitted
 
 
 class CommitLedger:
     """Pending transactions of one sink subtask in one attempt."""
 
     def __init__(self) -> None:
+        # Handed out and not known to be committed, in that order.
+        self._committing: deque[tuple[CheckpointId, Any]] = deque()
         # Ascending by checkpoint (invariant 4), hence handed out in order (invariant 3).
         self._open: list[tuple[CheckpointId, Any]] = []
         self._last_prepared = CheckpointId(0)
@@ -93,8 +105,13 @@ class CommitLedger:
 
     @property
     def open(self) -> tuple[tuple[CheckpointId, Any], ...]:
-        """(checkpoint, pending) of what is not yet handed out, oldest first: what a snapshot must hold."""
-        return tuple(self._open)
+        """(checkpoint, pending) of what is not yet committed, oldest first: what a snapshot must hold."""
+        return (*self._committing, *self._open)
+
+    @property
+    def committing(self) -> int:
+        """How many transactions are handed out and not yet committed."""
+        return len(self._committing)
 
     def handle(self, event: LedgerEvent) -> tuple[CommitTransaction, ...]:
         """Take note of `event`; return what is to be published now, in order."""
@@ -106,6 +123,9 @@ class CommitLedger:
                 return self._grant(event.permit)
             case TransactionsRestored():
                 return self._restore(event)
+            case TransactionCommitted():
+                self._committed()
+                return ()
             case _:
                 unhandled(event)
 
@@ -133,7 +153,13 @@ class CommitLedger:
         self._last_permitted = max(self._last_permitted, permit.checkpoint_id)
         covered = [item for item in self._open if item[0] <= permit.checkpoint_id]
         del self._open[: len(covered)]
+        self._committing.extend(covered)
         return _commits(permit, covered)
+
+    def _committed(self) -> None:
+        if not self._committing:
+            raise ProtocolViolation("a transaction is told to be committed, but none was handed out")
+        self._committing.popleft()
 
     def _restore(self, event: TransactionsRestored) -> tuple[CommitTransaction, ...]:
         if not self._untouched:
@@ -148,7 +174,9 @@ class CommitLedger:
             )
         self._untouched = False
         # Several writers' transactions of one checkpoint may meet here after rescaling: a stable sort.
-        return _commits(event.permit, sorted(event.items, key=lambda item: item[0]))
+        items = sorted(event.items, key=lambda item: item[0])
+        self._committing.extend(items)
+        return _commits(event.permit, items)
 
 
 def _commits(

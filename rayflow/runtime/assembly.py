@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -79,6 +80,7 @@ class Assembly:
         now_ms: Callable[[], int],
         open_async_calls: OpenAsyncCalls,
         warn: Callable[[str, str], None],
+        run_in_background: Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None],
     ) -> None:
         self._deploy = deploy
         self._config = config
@@ -91,6 +93,7 @@ class Assembly:
         self._now_ms = now_ms
         self._open_async_calls = open_async_calls
         self._warn = warn
+        self._run_in_background = run_in_background
         self._metrics = MetricGroup()
 
     def build(self) -> TaskParts:
@@ -151,6 +154,7 @@ class Assembly:
             options=dict(self._config.storage_options),
             errors=spec.errors or "fail",
             warn=self._warn,
+            run_in_background=self._run_in_background,
             open_async_calls=self._open_async_calls,
         )
         make = partial(SinkOperator, spec.payload) if spec.kind == "sink" else spec.payload

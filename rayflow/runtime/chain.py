@@ -178,6 +178,10 @@ class Chain:
             with _Blame(chained, None):
                 chained.operator.notify_complete(permit)
 
+    def committing(self) -> bool:
+        """Whether some operator is still publishing what a complete checkpoint allowed."""
+        return any(chained.operator.committing() for chained in self._operators)
+
     def close(self) -> list[Exception]:
         """Close every operator, whatever happens in the others; return what they raised."""
         errors: list[Exception] = []

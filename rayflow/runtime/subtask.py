@@ -238,6 +238,7 @@ class SubtaskEngine:
 
     def _work(self, task: Task) -> bool:
         progressed = task.advance(self._now_ms)
+        self._report_committed(task)
         if self._deploy is not None and task.wants_splits():
             self._link.report(
                 SplitsRequested(*self._here(), self._deploy.graph.vertex(self._deploy.subtask.vertex).id)
@@ -348,6 +349,7 @@ class SubtaskEngine:
             now_ms=lambda: self._now_ms,
             open_async_calls=lambda: self._async_runner(self._wake),
             warn=lambda type, message: self._link.report(Warned(self._subtask, attempt, type, message)),
+            run_in_background=self._run_in_background,
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task
@@ -417,7 +419,21 @@ class SubtaskEngine:
             return
         deploy = self._deployment()
         self._task.notify_complete(CommitPermit(deploy.job_id, deploy.attempt, checkpoint_id))
-        self._link.report(Committed(*self._here(), checkpoint_id))
+        self._report_committed(self._task)
+
+    def _report_committed(self, task: Task) -> None:
+        committed = task.committed()
+        if committed is not None:
+            self._link.report(Committed(*self._here(), committed))
+
+    def _run_in_background(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        def over(result: Any, error: BaseException | None) -> None:
+            done(result, error)
+            self._wake()
+
+        self._io.submit(work, over)
 
     def _on_ended(self) -> None:
         self._state = "ENDED"

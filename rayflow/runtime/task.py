@@ -126,6 +126,7 @@ class Task:
         self._owes_idle = False
         # Said, and nothing has come in since.
         self._idle = False
+        self._committing: CheckpointId | None = None
         self._rows_in = parts.metrics.counter("rows_in")
         self._bytes_in = parts.metrics.counter("bytes_in")
         self._batches_in = parts.metrics.counter("batches_in")
@@ -199,6 +200,14 @@ class Task:
     def notify_complete(self, permit: CommitPermit) -> None:
         """The checkpoint is complete: let the operators commit."""
         self._chain.notify_complete(permit)
+        self._committing = permit.checkpoint_id
+
+    def committed(self) -> CheckpointId | None:
+        """Return, once, the newest checkpoint up to which everything is now committed."""
+        if self._committing is None or self._chain.committing():
+            return None
+        done, self._committing = self._committing, None
+        return done
 
     # ------------------------------------------------------------------------------- work
 

@@ -40,6 +40,7 @@ class Harness:
         now_ms: Callable[[], int] = lambda: 0,
         open_async_calls: OpenAsyncCalls = no_async_calls,
         errors: ErrorPolicy = "fail",
+        run_in_background: Callable[[Any, Any], None] = lambda work, done: done(work(), None),
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.warnings: list[str] = []
@@ -67,6 +68,7 @@ class Harness:
             side_outputs=side_outputs or {},
             open_async_calls=open_async_calls,
             errors=errors,
+            run_in_background=run_in_background,
             warn=lambda type, message: self.warnings.append(message),
         )
         self.operator.open(self.context, self, restored)

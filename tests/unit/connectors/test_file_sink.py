@@ -515,5 +515,72 @@ def test_on_s3_a_large_file_is_uploaded_in_parts(s3_server: Any) -> None:
     for start in range(0, len(data), 1 << 20):
         stream.write(data[start : start + (1 << 20)])
     assert not target.exists("x.bin")
+    assert [path for path, _ in target._uploads.unfinished("")] == ["x.bin"]
     stream.close()
     assert target.read("x.bin") == data
+    assert target._uploads.unfinished("") == []
+
+
+def large_rows(rows: int = 1 << 20) -> pa.RecordBatch:
+    return pa.record_batch({"x": np.random.default_rng(7).random(rows)})
+
+
+@pytest.mark.s3
+def test_on_s3_no_upload_in_parts_is_left_behind_by_failures_nor_by_killed_processes(
+    s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rayflow.connectors import s3_uploads
+    from rayflow.connectors.targets import open_target
+
+    monkeypatch.setattr(s3_uploads, "PART_BYTES", 5 << 20)  # the least that S3 allows
+    url = f"s3://{s3_server.new_bucket()}/out"
+    uploads = open_target(url, s3_server.options)._uploads
+    made = lambda: FileSink(url, options=s3_server.options)  # noqa: E731
+
+    failed, killed = made(), made()
+    failed.start_job(context(0, -1))
+    for number, sink in enumerate((failed, killed), 1):
+        sink.open(context(number))
+        for _ in range(2):
+            sink.write(large_rows())
+    assert sorted(path.split("/")[2] for path, _ in uploads.unfinished("")) == ["1", "2"]
+    failed.close()
+    assert [path.split("/")[2] for path, _ in uploads.unfinished("")] == ["2"]
+    third = made()
+    third.open(context(3))
+    third.write(large_rows())
+    pending = third.prepare(1)
+    third.restored(context(3))
+    assert uploads.unfinished("") == []
+    with pytest.raises(StorageError, match="cannot write s3://"):
+        killed.prepare(1)  # a zombie
+    third.commit(permit(1, pending))
+    third.write(large_rows())
+    third.write(large_rows())
+    assert len(uploads.unfinished("")) == 1
+    made().finish_job(context(3, -1, completed_checkpoint=1))
+    assert uploads.unfinished("") == []
+    assert len(open_target(url, s3_server.options).list("")) == 1
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("kind", ["drop-reply", "error-after"])
+def test_on_s3_a_commit_whose_outcome_is_unknown_is_found_out(s3_server: Any, kind: str) -> None:
+    from tests.faulty_proxy import faulty_proxy
+
+    url = f"s3://{s3_server.new_bucket()}/out"
+    with faulty_proxy(s3_server.endpoint) as proxy:
+        sink = FileSink(url, options={**s3_server.options, "s3.endpoint": proxy.endpoint})
+        sink.start_job(context(0, -1))
+        sink.open(context())
+        sink.write(batch({"x": 1}))
+        pending = sink.prepare(1)
+        # More often than the client itself tries: the copy first, then the delete.
+        faults = [proxy.fail(kind, "PUT", ".parquet", 3), proxy.fail(kind, "POST", "delete", 3)]
+        sink.commit(permit(1, pending))
+        assert [fault.happened for fault in faults] == [3, 3]
+        sink.commit(permit(1, pending))
+    from rayflow.connectors.targets import open_target
+
+    (name,) = open_target(url, s3_server.options).list("")
+    assert name == pending["files"][0][1]

@@ -33,6 +33,7 @@ from rayflow.protocol.commits import (
     CommitLedger,
     CommitPermit,
     PermitGranted,
+    TransactionCommitted,
     TransactionPrepared,
     TransactionsRestored,
 )
@@ -57,6 +58,8 @@ class Attempt:
     sinks: list[FileSink]
     ledgers: list[CommitLedger] = field(default_factory=list)
     permits: list[list[CommitPermit]] = field(default_factory=list)
+    untold: list[list[CommitPermit]] = field(default_factory=list)
+    """Commits that have gone through in the background, of which the task thread does not know yet."""
 
     @property
     def parallelism(self) -> int:
@@ -128,6 +131,10 @@ class PlayedJob:
         except Interrupted:
             self.crash(self.attempt.parallelism)
 
+    def tell(self, which: int) -> None:
+        """The task thread of one subtask hears of its commits."""
+        self._tell(self.attempt, which % self.attempt.parallelism)
+
     def crash(self, parallelism: int) -> None:
         """All subtasks are lost sight of; a new attempt starts from the last completed checkpoint."""
         self.zombies.append(self.attempt)
@@ -171,6 +178,7 @@ class PlayedJob:
         for subtask, queue in enumerate(self.attempt.permits):
             while queue:
                 self._deliver(self.attempt, subtask, None)
+            self._tell(self.attempt, subtask)
 
     # ------------------------------------------------------------------------------------------ checks
 
@@ -200,12 +208,15 @@ class PlayedJob:
             ledger = CommitLedger()
             attempt.ledgers.append(ledger)
             attempt.permits.append([])
-            sink.open(self._context(number, i, parallelism))
+            attempt.untold.append([])
+            sink.open(self._context(number, i, parallelism, restored_checkpoint=restored.number or None))
             if restored.number:
                 writers = [t for j, t in enumerate(restored.transactions) if j % parallelism == i]
                 items = tuple(item for part in writers for item in part)
                 for command in ledger.handle(TransactionsRestored(items, permit)):  # type: ignore[arg-type]
                     sink.commit(command.permit)
+                    ledger.handle(TransactionCommitted())
+                    sink.committed(command.permit)
         return attempt
 
     def _prepare(self, attempt: Attempt, subtask: int, number: int) -> tuple[tuple[int, Any], ...]:
@@ -217,13 +228,21 @@ class PlayedJob:
         if not attempt.permits[subtask]:
             return
         sink = attempt.sinks[subtask]
+        self._tell(attempt, subtask)
         commands = attempt.ledgers[subtask].handle(PermitGranted(attempt.permits[subtask].pop(0)))
         for command in commands:
             if interrupt_after is not None and len(command.permit.pending["files"]) > interrupt_after:
                 for staged, final in command.permit.pending["files"][:interrupt_after]:
                     sink._out.publish(staged, final)
                 raise Interrupted
+            self._tell(attempt, subtask)
             sink.commit(command.permit)
+            attempt.untold[subtask].append(command.permit)
+
+    def _tell(self, attempt: Attempt, subtask: int) -> None:
+        while attempt.untold[subtask]:
+            attempt.ledgers[subtask].handle(TransactionCommitted())
+            attempt.sinks[subtask].committed(attempt.untold[subtask].pop(0))
 
     def _routed(self, rows: list[Row]) -> dict[int, list[Row]]:
         keys = pa.record_batch({"key": pa.array([row[0] for row in rows], pa.string())})
@@ -284,6 +303,7 @@ completes = st.tuples(st.just("complete"), small)
 deliveries = st.tuples(st.just("deliver"), small)
 others = [
     st.tuples(st.just("abort")),
+    st.tuples(st.just("tell"), small),
     st.tuples(st.just("deliver"), small, st.integers(0, 2)),
     st.tuples(st.just("crash"), st.integers(1, 3)),
     st.tuples(st.just("first_checkpoint_cleans")),

@@ -7,7 +7,7 @@ import pytest
 
 from rayflow.model.errors import UserFunctionError
 from rayflow.operators.contracts import Sink, SinkContext
-from rayflow.operators.sink import SinkOperator
+from rayflow.operators.sink import MAX_UNCOMMITTED, SinkOperator
 from rayflow.protocol.commits import CommitPermit
 
 BATCH = pa.record_batch({"n": [1, 2]})
@@ -129,3 +129,75 @@ def test_pending_data_must_be_json(harness: Any) -> None:
     driven = harness(lambda: SinkOperator(Odd([])))
     with pytest.raises(UserFunctionError, match="not JSON data"):
         driven.snapshot(1)
+
+
+class Background:
+    """Runs nothing until told to: `run_in_background` of a host whose threads are in the test's hands."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Any, Any]] = []
+
+    def __call__(self, work: Any, done: Any) -> None:
+        self.waiting.append((work, done))
+
+    def run(self, error: BaseException | None = None) -> None:
+        work, done = self.waiting.pop(0)
+        done(None if error else work(), error)
+
+
+class BackgroundSink(ListSink):
+    commit_in_background = True
+
+    def committed(self, permit: CommitPermit) -> None:
+        self.log.append(("committed", permit.checkpoint_id))
+
+
+def test_rows_and_barriers_flow_on_behind_a_commit_that_hangs(harness: Any) -> None:
+    log: list[Any] = []
+    background = Background()
+    driven = harness(lambda: SinkOperator(BackgroundSink(log)), run_in_background=background)
+    for checkpoint in (1, 2, 3):
+        (part,) = driven.feed(BATCH).snapshot(checkpoint)
+        driven.complete(checkpoint)
+        # What waits for its commit is in every snapshot.
+        assert part.table["checkpoint_id"].to_pylist() == list(range(1, checkpoint + 1))
+    assert log[1:] == []
+    assert driven.operator.committing()
+    assert driven.operator.next_timer_ms() is None
+    for checkpoint in (1, 2, 3):
+        (_,) = background.waiting  # one at a time
+        background.run()
+        assert driven.operator.next_timer_ms() == 0
+        driven.operator.on_timer(5)
+        assert log[-2:] == [("commit", checkpoint, [1, 2]), ("committed", checkpoint)]
+    assert not driven.operator.committing()
+    assert driven.snapshot(4)[0].table.num_rows == 0
+
+
+def test_too_many_that_wait_hold_the_rows_up(harness: Any) -> None:
+    background = Background()
+    driven = harness(lambda: SinkOperator(BackgroundSink([])), run_in_background=background)
+    for checkpoint in range(1, MAX_UNCOMMITTED + 1):
+        assert not driven.operator.blocked()
+        driven.feed(BATCH).snapshot(checkpoint)
+        driven.complete(checkpoint)
+    assert driven.operator.blocked()
+    background.run()
+    driven.operator.on_timer(0)
+    assert not driven.operator.blocked()
+
+
+def test_a_commit_that_fails_in_the_background_ends_the_attempt_and_the_next_one_commits_again(
+    harness: Any,
+) -> None:
+    background = Background()
+    driven = harness(lambda: SinkOperator(BackgroundSink([])), run_in_background=background).feed(BATCH)
+    driven.snapshot(1)
+    driven.complete(1)
+    parts = driven.snapshot(2)
+    background.run(OSError("no answer"))
+    with pytest.raises(UserFunctionError, match="commit of checkpoint 1 failed: OSError: no answer"):
+        driven.operator.on_timer(0)
+    log: list[Any] = []
+    harness(lambda: SinkOperator(BackgroundSink(log)), attempt=2, restored=parts, restored_from=2)
+    assert log == [("open", 0, 2), ("commit", 2, [1, 2]), ("committed", 2)]

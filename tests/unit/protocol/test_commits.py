@@ -8,6 +8,7 @@ from rayflow.protocol.commits import (
     CommitPermit,
     CommitTransaction,
     PermitGranted,
+    TransactionCommitted,
     TransactionPrepared,
     TransactionsRestored,
 )
@@ -26,7 +27,23 @@ def test_transaction_commits_when_its_checkpoint_completes():
     assert ledger.handle(TransactionPrepared(1, "a")) == ()
     assert ledger.open == ((1, "a"),)
     assert ledger.handle(PermitGranted(permit(1))) == commits((1, "a"))
+    ledger.handle(TransactionCommitted())
     assert ledger.open == ()
+
+
+def test_what_is_handed_out_stays_open_until_it_is_committed(refused):
+    # 1 prepared · 1 complete, its commit is slow · 2 prepared: its snapshot has both · 2 complete · 1 and 2 committed
+    ledger = CommitLedger()
+    ledger.handle(TransactionPrepared(1, "a"))
+    ledger.handle(PermitGranted(permit(1)))
+    ledger.handle(TransactionPrepared(2, "b"))
+    assert (ledger.open, ledger.committing) == (((1, "a"), (2, "b")), 1)
+    assert ledger.handle(PermitGranted(permit(2))) == commits((2, "b"))
+    ledger.handle(TransactionCommitted())
+    assert (ledger.open, ledger.committing) == (((2, "b"),), 1)
+    ledger.handle(TransactionCommitted())
+    assert (ledger.open, ledger.committing) == ((), 0)
+    refused(ledger, TransactionCommitted(), "none was handed out")
 
 
 def test_transaction_of_an_aborted_checkpoint_commits_with_the_next_complete_one_in_order():
@@ -35,6 +52,9 @@ def test_transaction_of_an_aborted_checkpoint_commits_with_the_next_complete_one
     for checkpoint_id, pending in ((1, "a"), (2, "b"), (3, "c")):
         ledger.handle(TransactionPrepared(checkpoint_id, pending))
     assert ledger.handle(PermitGranted(permit(2))) == commits((2, "a"), (2, "b"))
+    assert ledger.open == ((1, "a"), (2, "b"), (3, "c"))
+    ledger.handle(TransactionCommitted())
+    ledger.handle(TransactionCommitted())
     assert ledger.open == ((3, "c"),)
 
 
@@ -59,7 +79,7 @@ def test_restored_transactions_of_several_writers_commit_at_once_oldest_first():
     assert ledger.handle(TransactionsRestored(items, permit(3, attempt=2))) == tuple(
         CommitTransaction(permit(3, pending, attempt=2)) for pending in ("a", "c", "d")
     )
-    assert ledger.open == ()
+    assert ledger.open == ((2, "a"), (3, "c"), (3, "d"))
 
 
 def test_restore_comes_first_and_once(refused):
@@ -100,5 +120,6 @@ def test_every_transaction_commits_once_in_order_and_only_when_covered(steps):
             for command in ledger.handle(PermitGranted(permit(granted))):
                 committed.append(int(command.permit.pending[1:]))
                 assert committed[-1] <= command.permit.checkpoint_id
+                ledger.handle(TransactionCommitted())
         assert committed == [c for c in prepared if c <= covered]
         assert [c for c, _ in ledger.open] == [c for c in prepared if c > covered]
