@@ -186,10 +186,21 @@ def resolve_checkpoint(
 
     Raises CorruptCheckpointError, saying what was looked for, where there is no usable one.
     """
+    newest = find_checkpoints(url, options, opener)[0]
+    return ResolvedCheckpoint(newest, read_manifest(opener(newest, options), ""))
+
+
+def find_checkpoints(
+    url: str,
+    options: Mapping[str, str],
+    opener: Callable[[str, Mapping[str, str]], ObjectStore] = open_store,
+) -> list[str]:
+    """Return the URLs of the checkpoints that `--from url` may mean, the one it does mean first; several only
+    for a job's directory, newest first. Manifests are not read. CorruptCheckpointError where there is none."""
     store = opener(url, options)
     paths = {path for path in store.list("") if path.count("/") <= 1}
     if MANIFEST in paths:
-        return ResolvedCheckpoint(url, read_manifest(store, ""))
+        return [url]
     matches = [_DIRECTORY.fullmatch(path.removesuffix(f"/{MANIFEST}")) for path in paths if MANIFEST in path]
     numbers = sorted(int(match[1]) for match in matches if match)
     if not numbers:
@@ -198,8 +209,7 @@ def resolve_checkpoint(
             f"no checkpoint at {store.url}: {what}; expected {MANIFEST} in it (a checkpoint's directory) or "
             f"chk-<n>/{MANIFEST} (a job's directory)"
         )
-    directory = f"chk-{numbers[-1]}"
-    return ResolvedCheckpoint(join_url(url, directory), read_manifest(store, directory))
+    return [join_url(url, f"chk-{number}") for number in reversed(numbers)]
 
 
 def _manifest_path(directory: str) -> str:

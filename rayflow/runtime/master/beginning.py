@@ -5,13 +5,14 @@
 3. The restore point is chosen: the newest complete checkpoint of the job itself; else the one it was submitted
    with (`--from`); else none.
 
-A checkpoint that cannot be read is passed over for the one before it, and that is reported, but only if
+A checkpoint that cannot be read (its manifest is torn or gone, or a subtask found a state file damaged: all are
+read and verified before any subtask begins) is passed over for the one before it, and that is reported, but only if
 no sink can have committed past the older one: rows that readers have seen must not be written again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rayflow.model.errors import CorruptCheckpointError, PlanError, RayflowError
@@ -19,6 +20,7 @@ from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.restore import RestorePoint, check_fits
 from rayflow.runtime.master.storage import JobStorage
+from rayflow.state.storage import LostObjects
 
 
 class SinkNotReady(RayflowError):
@@ -36,19 +38,21 @@ class SinkNotReady(RayflowError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the master asks for. `damaged` are checkpoints that subtasks found unreadable."""
+    """What the master asks for. `damaged` are checkpoints, by path, that subtasks found unreadable, and why;
+    `newest` is the newest complete one that this job should have, as far as the master knows."""
 
     first_attempt: Attempt
     at: str
     fresh: bool
     restore_from: str | None
     allow_duplicates: bool
-    damaged: dict[CheckpointId, str]
+    damaged: Mapping[str, str]
+    newest: CheckpointId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """An attempt that may deploy. `passed_over` are unreadable checkpoints and why; `highest` the largest
+    """An attempt that may deploy. `passed_over` are the paths of unreadable checkpoints and why; `highest` the largest
     checkpoint number that was ever used; `complete` the job's own checkpoints."""
 
     attempt: Attempt
@@ -56,7 +60,7 @@ class Beginning:
     highest: CheckpointId
     complete: tuple[CheckpointId, ...]
     incomplete: tuple[CheckpointId, ...]
-    passed_over: tuple[tuple[CheckpointId, str], ...]
+    passed_over: tuple[tuple[str, str], ...]
 
 
 def begin(job: Job, storage: JobStorage, request: Request) -> Beginning:
@@ -66,10 +70,13 @@ def begin(job: Job, storage: JobStorage, request: Request) -> Beginning:
     """
     attempt = storage.claim_attempt(request.first_attempt, request.at)
     listing = storage.list_checkpoints()
-    restore, passed_over = _own_restore_point(job, storage, listing.complete, request.damaged)
-    highest = max((*listing.complete, *listing.incomplete), default=CheckpointId(0))
+    # One that was complete and has no manifest any more is damaged, not absent: its rows may be committed.
+    known = set(listing.complete) | ({request.newest} if request.newest is not None else set())
+    restore, passed_over = _own_restore_point(job, storage, sorted(known), request.damaged)
+    highest = max((*known, *listing.incomplete), default=CheckpointId(0))
     if restore is None and request.restore_from is not None:
-        restore = foreign_restore_point(job, storage, request.restore_from, request.allow_duplicates)
+        restore, foreign_over = foreign_restore_point(job, storage, request, request.restore_from)
+        passed_over += foreign_over
     if restore is None and request.fresh:
         _start_sinks(job, attempt)
     if restore is not None:
@@ -96,38 +103,71 @@ def _start_sinks(job: Job, attempt: Attempt) -> None:
             ) from error
 
 
-def foreign_restore_point(job: Job, storage: JobStorage, url: str, allow_duplicates: bool) -> RestorePoint:
-    """Return the checkpoint of another job that `--from` names, if this job may start from it."""
-    found = storage.resolve(url)
-    manifest, path = found.manifest, found.url.partition("?")[0]
+def foreign_restore_point(
+    job: Job, storage: JobStorage, request: Request, url: str
+) -> tuple[RestorePoint, tuple[tuple[str, str], ...]]:
+    """Return the checkpoint that `--from` names, if this job may start from it, and what was passed over.
+
+    A job's directory stands for its newest checkpoint that can be read; a checkpoint's directory for nothing else.
+    """
+    passed_over: list[tuple[str, str]] = []
+    for found_url in (candidates := storage.named(url)):
+        path = found_url.partition("?")[0]
+        reason = request.damaged.get(path)
+        if reason is None:
+            try:
+                return _foreign(job, storage, request, found_url), tuple(passed_over)
+            except LostObjects:
+                raise
+            except CorruptCheckpointError as error:
+                reason = str(error)
+        passed_over.append((path, reason))
+        older = [candidate.partition("?")[0] for candidate in candidates[len(passed_over) :]]
+        if not older or (job.transactional_uids and not request.allow_duplicates):
+            way_out = (
+                f"restore {older[0]} with --allow-duplicates, which"
+                if older
+                else "start without --from, which"
+            )
+            raise CorruptCheckpointError(
+                f"checkpoint {path} cannot be used ({reason}); {way_out} may write rows again that were committed"
+            )
+    raise AssertionError("unreachable: there is at least one candidate")
+
+
+def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> RestorePoint:
+    found = storage.read_named(url)
+    manifest, path = found.manifest, url.partition("?")[0]
     check_fits(manifest, job.graph, path)
-    if manifest.kind == "checkpoint" and not allow_duplicates and job.transactional_uids:
-        newer = [n for n in storage.siblings(found).complete if n > manifest.checkpoint_id]
-        if newer:
+    if manifest.kind == "checkpoint" and not request.allow_duplicates and job.transactional_uids:
+        newest = storage.newest_sibling(url)
+        if newest is not None and newest > manifest.checkpoint_id:
             raise PlanError(
                 f"checkpoint {path} is not the last of job {manifest.job_id}: its sinks have committed rows up to "
-                f"checkpoint {newer[-1]}, and restoring would write them again; restore chk-{newer[-1]}, "
+                f"checkpoint {newest}, and restoring would write them again; restore chk-{newest}, "
                 "or give --allow-duplicates"
             )
     foreign = JobId(manifest.job_id) if manifest.job_id != job.job_id else None
-    return RestorePoint(manifest, found.url, path, foreign)
+    return RestorePoint(manifest, url, path, foreign)
 
 
 def _own_restore_point(
-    job: Job, storage: JobStorage, complete: Sequence[CheckpointId], damaged: dict[CheckpointId, str]
-) -> tuple[RestorePoint | None, tuple[tuple[CheckpointId, str], ...]]:
-    passed_over: list[tuple[CheckpointId, str]] = []
+    job: Job, storage: JobStorage, complete: Sequence[CheckpointId], damaged: Mapping[str, str]
+) -> tuple[RestorePoint | None, tuple[tuple[str, str], ...]]:
+    passed_over: list[tuple[str, str]] = []
     for checkpoint_id in reversed(complete):
-        reason = damaged.get(checkpoint_id)
+        url = storage.url(checkpoint_id)
+        reason = damaged.get(url)
         if reason is None:
             try:
                 manifest = storage.read_manifest(checkpoint_id)
-                url = storage.url(checkpoint_id)
                 check_fits(manifest, job.graph, url)
                 return RestorePoint(manifest, storage.location(checkpoint_id), url), tuple(passed_over)
+            except LostObjects:
+                raise
             except CorruptCheckpointError as error:
                 reason = str(error)
-        passed_over.append((checkpoint_id, reason))
+        passed_over.append((url, reason))
         if _may_be_committed(job, storage, checkpoint_id):
             raise CorruptCheckpointError(
                 f"checkpoint {checkpoint_id} of job {job.job_id} cannot be used ({reason}), and its sinks may have "

@@ -199,6 +199,12 @@ class Checkpoints:
         done = (CheckpointId(report["id"]) for report in self.reports() if report["status"] == "completed")
         return max(done, default=None)
 
+    @property
+    def newest_kept(self) -> CheckpointId | None:
+        """The newest complete checkpoint that nobody discarded: it should be there."""
+        kept = (CheckpointId(r["id"]) for r in self.reports() if r["status"] == "completed" and r["retained"])
+        return max(kept, default=None)
+
     def _report_json(self, report: Report) -> dict[str, Any]:
         document = report.to_json(self._ctx.now_ms)
         if report.status == "pending":

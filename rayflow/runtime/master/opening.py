@@ -6,6 +6,8 @@ what is chosen stays true until the attempt is deployed, since nothing else crea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rayflow.model.ids import Attempt, CheckpointId, JobId, SubtaskId
 from rayflow.runtime.master.beginning import Beginning, Request, begin
 from rayflow.runtime.master.context import Context
@@ -15,7 +17,8 @@ from rayflow.runtime.messages import Deploy
 
 
 class Opening:
-    """The beginning of each attempt. `beginning` or `error` is what came of the last claim."""
+    """The beginning of each attempt. `beginning` or `error` is what came of the last claim; `newest` returns the
+    newest checkpoint that was ever complete."""
 
     def __init__(
         self,
@@ -25,14 +28,16 @@ class Opening:
         fresh: bool,
         restore_from: str | None,
         allow_duplicates: bool,
+        newest: Callable[[], CheckpointId | None],
     ) -> None:
         self._ctx = ctx
         self._last_attempt = last_attempt
         self._fresh = fresh
         self._restore_from = restore_from
         self._allow_duplicates = allow_duplicates
+        self._newest = newest
         self._under_way = False
-        self._damaged: dict[CheckpointId, str] = {}
+        self._damaged: dict[str, str] = {}
         self.beginning: Beginning | None = None
         self.error: BaseException | None = None
 
@@ -47,10 +52,10 @@ class Opening:
         return not self._fresh
 
     def note_damage(self, cause: str) -> bool:
-        """A subtask could not use the checkpoint. Return whether an older one may do: not for a foreign one."""
-        if self.restore is None or self.restore.foreign_job is not None:
+        """A subtask could not use the checkpoint. Return whether it is worth looking for an older one."""
+        if self.restore is None:
             return False
-        self._damaged[self.restore.checkpoint_id] = cause
+        self._damaged[self.restore.path] = cause
         return True
 
     def reset(self) -> None:
@@ -71,6 +76,7 @@ class Opening:
             restore_from=self._restore_from,
             allow_duplicates=self._allow_duplicates,
             damaged=dict(self._damaged),
+            newest=self._newest(),
         )
         ctx.background.run(lambda: begin(ctx.job, ctx.storage, request), self._began, critical=True)
 
@@ -99,11 +105,11 @@ class Opening:
         ctx = self._ctx
         ctx.attempt = beginning.attempt
         self._fresh = False
-        for checkpoint_id, reason in beginning.passed_over:
+        for damaged, reason in beginning.passed_over:
             ctx.note(
                 "checkpoint_unusable",
-                f"checkpoint {checkpoint_id} cannot be used, falling back to the one before: {reason}",
-                checkpoint_id=checkpoint_id,
+                f"checkpoint {damaged} cannot be used, falling back to the one before: {reason}",
+                path=damaged,
             )
         path = None if beginning.restore is None else beginning.restore.path
         ctx.note(

@@ -97,6 +97,7 @@ class JobRun:
             fresh=not past.get("sinks_started", False),
             restore_from=restore_from,
             allow_duplicates=allow_duplicates,
+            newest=lambda: self.checkpoints.newest_kept,
         )
         self.phase = Phase.BEGINNING
         self.ending: JobEvent | None = None

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,9 @@ from rayflow.state.manifest import (
     Manifest,
     ResolvedCheckpoint,
     checkpoint_directory,
+    find_checkpoints,
     publish_manifest,
     read_manifest,
-    resolve_checkpoint,
 )
 from rayflow.state.publishing import create_surely, write_surely
 from rayflow.state.storage import MissingObject, ObjectStore, join_url, storage_warning
@@ -147,15 +148,25 @@ class JobStorage:
         """Return the checkpoint's directory as a URL for people: without parameters."""
         return self.location(checkpoint_id).partition("?")[0]
 
-    def resolve(self, url: str) -> ResolvedCheckpoint:
-        """Find the checkpoint that the user named."""
-        return resolve_checkpoint(url, self._options, self._open_store)
+    def named(self, url: str) -> list[str]:
+        """Return the checkpoints that the user may have meant, likeliest first."""
+        return find_checkpoints(url, self._options, self._open_store)
 
-    def siblings(self, checkpoint: ResolvedCheckpoint) -> CheckpointListing:
-        """Return which checkpoints lie beside a job's checkpoint, in that job's own directory."""
-        parent = checkpoint.url.partition("?")[0].rstrip("/").rpartition("/")[0]
-        query = checkpoint.url.partition("?")[2]
-        return _listing(self._open_store(f"{parent}?{query}" if query else parent, self._options).list(""))
+    def read_named(self, url: str) -> ResolvedCheckpoint:
+        """Read the manifest of a checkpoint that lies anywhere."""
+        return ResolvedCheckpoint(url, read_manifest(self._open_store(url, self._options), ""))
+
+    def newest_sibling(self, url: str) -> CheckpointId | None:
+        """Return the newest complete checkpoint of the job whose checkpoint lies at `url`: by what is there, and by
+        what that job noted. None where the directory above is no job's."""
+        path, _, query = url.partition("?")
+        parent = path.rstrip("/").rpartition("/")[0]
+        store = self._open_store(f"{parent}?{query}" if query else parent, self._options)
+        complete = set(_listing(store.list("")).complete)
+        with suppress(MissingObject):
+            reports = json.loads(store.read("job.json")).get("checkpoints", ())
+            complete |= {r["id"] for r in reports if r["status"] == "completed" and r["retained"]}
+        return max(complete, default=None)
 
     @property
     def _store(self) -> ObjectStore:

@@ -131,13 +131,19 @@ class Lab:
         self._watchers.append(Watcher(look, every_s))
         return self._watchers[-1]
 
+    @staticmethod
+    def held_open(env: rf.StreamEnvironment) -> threading.Event:
+        """Keep the environment's job running until the returned event is set."""
+        over = threading.Event()
+        env.from_source(Open(over)).with_parallelism(1).discard()
+        return over
+
     def crashing(self, env: rf.StreamEnvironment, times: int, seed: int, every: int = 1) -> Watcher:
         """Return a watcher that makes a random subtask die `times` times, each after `every` more checkpoints have
         completed. The job does not end before; `stop()` returns who died."""
-        rng, dead, over = random.Random(seed), 0, threading.Event()
+        rng, dead = random.Random(seed), 0
         seen_at = 0
-        if times:
-            env.from_source(Open(over)).with_parallelism(1).discard()
+        over = self.held_open(env) if times else threading.Event()
 
         def look(job: LocalJob) -> str | None:
             nonlocal dead, seen_at
