@@ -3,7 +3,7 @@
 It is made with a `JobSpec` only and gets the job's graph with `start`; after a restart by Ray it reads the graph, with
 everything else that the dead one knew, from checkpoint storage. The workers of the dead one live on for as long
 as their lease lasts, and are taken over (`launcher`). All calls return at once; the master runs on a
-thread of its own.
+thread of its own. With `jobmanager.standby` there are two such actors, and one of them leads (`standby`).
 
 After the job's end the actor writes what the subtasks said to `<job id>/logs/` on the storage, stays for
 `GRACE_S` so that whoever waits can read the outcome, and removes itself. From then on clients read the storage.
@@ -24,15 +24,18 @@ from typing import Any
 from urllib.parse import quote
 
 import ray
+from ray.exceptions import RayError
 
 from rayflow.actors.code_path import use_code_paths
-from rayflow.actors.lease import LEASE_FACTOR
+from rayflow.actors.lease import lease_s
 from rayflow.actors.object_store import open_any_store
 from rayflow.actors.output_capture import OutputBuffer, OutputLine, capture_output
 from rayflow.actors.output_log import OutputLog
 from rayflow.actors.ray_pool import RayWorkerPool
 from rayflow.actors.specs import JobSpec, WorkerSpec
+from rayflow.actors.standby import await_leaders_end, find_seat, leads, start_seat
 from rayflow.actors.tenure import claim_patiently, watch_tenure
+from rayflow.actors.warm_up import warm_up
 from rayflow.graph.plan import JobGraph
 from rayflow.model.config import JobConfig
 from rayflow.model.errors import StorageError
@@ -48,6 +51,7 @@ _log = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 _POLL_S = 0.2
+_STANDBY_AFTER_S = 3.0
 _RECOVERY_S = 300.0
 _CRASHED = 70
 _SUPERSEDED = 71
@@ -57,8 +61,9 @@ _OUTPUT_LIMIT = 10_000
 class JobManagerActor:
     """One job's manager. Calls never block and may be repeated."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, seat: int = 0) -> None:
         self._spec = spec
+        self._seat = seat
         self._config = JobConfig.from_flat(spec.config)
         self._output = OutputLog()
         self._own_output = OutputBuffer("job manager")
@@ -68,12 +73,24 @@ class JobManagerActor:
         self._self = self._context.current_actor
         self._lock = threading.Lock()
         self._master: JobMaster | None = None
+        self._standing_by = False
         if _is_restarted(self._context):
             threading.Thread(target=self._recover, name="recovery", daemon=True).start()
 
     def start(self, graph: bytes) -> None:
         """Run the job with this pickled graph; harmless when it runs already."""
         self._launch(pickle.loads(graph), graph)
+
+    def leads(self) -> bool:
+        """Whether this actor runs the job, or has."""
+        return self._master is not None
+
+    def stand_by(self, graph: bytes) -> None:
+        """Be ready to run the job; take over when the actor in the other seat is gone. May be repeated."""
+        with self._lock:
+            if self._master is None and not self._standing_by:
+                self._standing_by = True
+                self._await_leaders_end(graph)
 
     def report(self, message: FromSubtask | None, lines: Sequence[OutputLine]) -> None:
         """Take what a subtask says, to the master and to people."""
@@ -83,10 +100,10 @@ class JobManagerActor:
 
     def status(self) -> tuple[str, FailureArgs | None]:
         """Return the job's state, and if that is FAILED, why."""
-        if self._master is None:
+        if self._master is None and self._seat == 0 and not self._standing_by:
             return "CREATED", None
-        state = self._master.state
-        return state.value, self._master.failure if state is JobState.FAILED else None
+        master = self._running()
+        return master.state.value, master.failure if master.state is JobState.FAILED else None
 
     def describe(self) -> dict[str, Any]:
         """Return the job's description (API.md section 6)."""
@@ -106,6 +123,8 @@ class JobManagerActor:
 
     def output(self, since: int = 0) -> tuple[int, list[OutputLine]]:
         """Return what subtasks said from line number `since` on, and the number to ask for next."""
+        if self._standing_by:
+            self._running()
         self._output.extend(self._own_output.take())
         return self._output.since(since, _OUTPUT_LIMIT)
 
@@ -120,7 +139,7 @@ class JobManagerActor:
 
     def _running(self) -> JobMaster:
         if self._master is None:
-            raise RuntimeError(f"job {self._spec.job_id} is just being started; ask again")
+            raise RuntimeError(f"job {self._spec.job_id} is not, or not yet, run by this actor; ask again")
         return self._master
 
     def _recover(self) -> None:
@@ -140,7 +159,39 @@ class JobManagerActor:
                 _log.warning("cannot read the job's graph, trying again: %s", e)
                 time.sleep(1)
                 continue
+            other = find_seat(self._spec.job_id, 1 - self._seat) if self._config.jobmanager_standby else None
+            if other is not None and leads(other, self._timeout_s):
+                self.stand_by(stored)
+                return
             self._launch(pickle.loads(stored), stored)
+
+    def _await_leaders_end(self, pickled: bytes) -> None:
+        other = find_seat(self._spec.job_id, 1 - self._seat)
+        graph = pickle.loads(pickled)
+        warm_up(graph)
+
+        def take_over() -> None:
+            _log.warning("the manager of job %s is gone: taking over", self._spec.job_id)
+            self._launch(graph, pickled)
+            self._standing_by = False
+
+        await_leaders_end(lambda: None if other is None else leads(other, self._timeout_s), take_over)
+
+    def _keep_standby(self, pickled: bytes) -> None:
+        """Have the other seat taken, once the job has had time to begin."""
+        time.sleep(_STANDBY_AFTER_S)
+        while self._master is not None and not self._master.closed:
+            try:
+                other = start_seat(JobManagerActor, self._spec, 1 - self._seat, self._context.get_node_id())
+                ray.get(other.stand_by.remote(pickled), timeout=_RECOVERY_S)
+                return
+            except RayError as e:
+                _log.warning("the job has no standby manager yet: %s", e)
+                time.sleep(_STANDBY_AFTER_S)
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._config.heartbeat_timeout_ms / 1000
 
     def _launch(self, graph: JobGraph, pickled: bytes) -> None:
         with self._lock:
@@ -172,6 +223,8 @@ class JobManagerActor:
             self._master = master
             thread.start(master)
         threading.Thread(target=self._see_off, args=(master,), name="end", daemon=True).start()
+        if self._config.jobmanager_standby:
+            threading.Thread(target=self._keep_standby, args=(pickled,), name="seats", daemon=True).start()
 
     def _worker_spec(self) -> WorkerSpec:
         config = self._config
@@ -179,10 +232,10 @@ class JobManagerActor:
             job_id=self._spec.job_id,
             code_paths=self._spec.code_paths,
             token=self._spec.token,
-            lease_s=LEASE_FACTOR * config.heartbeat_timeout_ms / 1000,
+            lease_s=lease_s(self._timeout_s),
             reset_timeout_s=config.restart_reset_timeout_ms / 1000,
             heartbeat_interval_s=config.heartbeat_interval_ms / 1000,
-            heartbeat_timeout_s=config.heartbeat_timeout_ms / 1000,
+            heartbeat_timeout_s=self._timeout_s,
             memory_bytes=config.memory_process_bytes,
         )
 
@@ -192,8 +245,7 @@ class JobManagerActor:
         except StorageError as e:
             self._on_crash(e)
             raise
-        interval_s = self._config.heartbeat_timeout_ms / 1000
-        watch_tenure(self._store(), self._spec.job_id, tenure, interval_s, self._on_superseded)
+        watch_tenure(self._store(), self._spec.job_id, tenure, self._timeout_s, self._on_superseded)
         return tenure
 
     def _store(self) -> ObjectStore:
@@ -209,6 +261,8 @@ class JobManagerActor:
             time.sleep(_POLL_S)
         if master.superseded:
             self._on_superseded()
+        if (other := find_seat(self._spec.job_id, 1 - self._seat)) is not None:
+            ray.kill(other, no_restart=True)
         try:
             self._store_output()
         except StorageError as e:

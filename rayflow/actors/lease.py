@@ -12,10 +12,15 @@ import time
 from collections.abc import Callable
 
 LEASE_FACTOR = 4
-"""A lease lasts this many times `heartbeat.timeout`: the master gives a subtask up well before it ends itself, and a
-new manager finds those of a dead one still there."""
+MIN_LEASE_S = 20.0
 
 _TICKS = 10
+
+
+def lease_s(heartbeat_timeout_s: float) -> float:
+    """How long a lease lasts: the master gives a subtask up well before it ends itself, and a new manager, for which
+    Ray may have to start a process, finds those of a dead one still there."""
+    return max(LEASE_FACTOR * heartbeat_timeout_s, MIN_LEASE_S)
 
 
 class Lease:

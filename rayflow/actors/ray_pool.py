@@ -27,6 +27,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
+from rayflow.actors.last_words import crash_report
 from rayflow.actors.launcher import Launcher, Process
 from rayflow.actors.spares import Spares
 from rayflow.actors.specs import Located, WorkerSpec
@@ -54,6 +55,7 @@ class _Worker:
     subtask: SubtaskId
     resources: Resources
     process: Process | None = None
+    stderr: str = ""
     gone: bool = False
 
 
@@ -231,7 +233,8 @@ class RayWorkerPool:
             if call.locates:
                 self._lose(worker, "its process could not be reached when it started")
         except RayActorError as e:
-            self._lose(worker, what_ended(e))
+            crash = crash_report(worker.stderr)
+            self._lose(worker, what_ended(e) if crash is None else f"its process crashed: {crash}")
         except RayError as e:
             self._lose(worker, f"a control call failed: {_first_line(e)}")
         else:
@@ -241,6 +244,7 @@ class RayWorkerPool:
                 self._ready(worker, result)
 
     def _ready(self, worker: _Worker, located: Located) -> None:
+        worker.stderr = located.stderr
         self._spares.busy(time.monotonic())
         self._events.on_worker_ready(
             worker.subtask, located.address, located.node_id, located.pid, located.silent_ms

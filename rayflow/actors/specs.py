@@ -11,9 +11,9 @@ NAMESPACE = "rayflow"
 """The Ray namespace of all job managers."""
 
 
-def manager_name(job_id: str) -> str:
-    """Name of a job's manager actor in `NAMESPACE`."""
-    return f"rayflow:{job_id}"
+def manager_name(job_id: str, seat: int = 0) -> str:
+    """Name of a job's manager actor in `NAMESPACE`; seat 1 is its standby's (`standby`)."""
+    return f"rayflow:{job_id}:standby" if seat else f"rayflow:{job_id}"
 
 
 def worker_prefix(job_id: str) -> str:
@@ -50,11 +50,15 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where a worker is: its transport's address, its Ray node, its process. `subtask` is what it was when another
-    job manager left it, None for one that never was any. `silent_ms`: how long ago that manager was last heard of."""
+    """Where a worker is: its transport's address, its Ray node, its process.
+
+    `subtask` is what it was when another job manager left it, None for one that never was any; `silent_ms`, how long
+    ago that manager was last heard of. `stderr`: the file that the process's stderr goes to, empty where that is none.
+    """
 
     address: str
     node_id: str
     pid: int
     subtask: SubtaskId | None = None
     silent_ms: int = 0
+    stderr: str = ""

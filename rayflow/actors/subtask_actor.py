@@ -20,19 +20,23 @@ import os
 import pickle
 import threading
 import time
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rayflow.actors.code_path import use_code_paths
 from rayflow.actors.flight import FlightTransport
+from rayflow.actors.last_words import own_stderr, tell_exits, watch_memory
 from rayflow.actors.lease import Lease, watch
 from rayflow.actors.object_store import open_any_store
 from rayflow.actors.output_capture import OutputBuffer, capture_output
 from rayflow.actors.specs import Located, WorkerSpec
 from rayflow.actors.warm_up import warm_up
-from rayflow.model.ids import Attempt, SubtaskId
+from rayflow.model.ids import SubtaskId
+from rayflow.runtime.at_work import AtWork
 from rayflow.runtime.clock import SystemClock
 from rayflow.runtime.io_pool import ThreadIoPool
 from rayflow.runtime.messages import (
@@ -50,6 +54,7 @@ _log = logging.getLogger(__name__)
 
 _OUTPUT_INTERVAL_S = 0.1
 _CRASHED = 70
+_LAST_WORDS_S = 2.0
 
 
 class SubtaskActor:
@@ -102,6 +107,8 @@ class SubtaskActor:
                 host_statistics=self._host_statistics,
             )
             self._thread.start(self._engine)
+            tell_exits(self._tell_end)
+            watch_memory(_rss_bytes, self._spec.memory_bytes, lambda: self._thread.ident, self._end)
         return self._located() if self.ping(tenure) else None
 
     def adopt(self, tenure: int, manager: Any) -> Located | None:
@@ -136,7 +143,9 @@ class SubtaskActor:
         return True
 
     def _located(self, silent_ms: int = 0) -> Located:
-        return Located(self._transport.address, self._node_id, os.getpid(), self._subtask, silent_ms)
+        return Located(
+            self._transport.address, self._node_id, os.getpid(), self._subtask, silent_ms, own_stderr()
+        )
 
     def _running(self) -> SubtaskEngine:
         assert self._engine is not None, "the pool sends messages only to what has become a subtask"
@@ -200,15 +209,30 @@ class SubtaskActor:
             self._link.send_output()
 
     def _on_crash(self, error: BaseException) -> None:
-        assert self._subtask is not None, "only a subtask has an engine"
-        self._link.report(
+        self._tell(f"the engine crashed: {type(error).__name__}: {error}", None)
+        os._exit(_CRASHED)
+
+    def _end(self, at_work: AtWork, why: str) -> None:
+        self._tell_end(at_work, why)
+        os._exit(_CRASHED)
+
+    def _tell_end(self, at_work: AtWork, why: str) -> None:
+        self._tell(f"operator {at_work.operator!r} failed: {why}", at_work)
+
+    def _tell(self, cause: str, at_work: AtWork | None) -> None:
+        """Report that this process is about to end, and wait until that is told."""
+        assert self._subtask is not None, "only a subtask has anything to tell"
+        self._link.tell(
             TaskFailed(
                 subtask=self._subtask,
-                attempt=Attempt(0),
-                cause=f"the engine crashed: {type(error).__name__}: {error}",
+                attempt=self._running().statistics()["attempt"],
+                cause=cause,
+                operator=None if at_work is None else at_work.operator,
+                location=None if at_work is None else at_work.location,
+                fault=None if at_work is None else cause,
+                process_ends=True,
             )
         )
-        os._exit(_CRASHED)
 
     def _on_lapsed(self) -> None:
         _log.error("no heartbeat from the job manager for %s s: ending this process", self._lease.duration_s)
@@ -232,6 +256,11 @@ class _ManagerLink:
         """Send without waiting, after what was printed before."""
         with self._lock:
             self._manager.report.remote(message, self._output.take())
+
+    def tell(self, message: FromSubtask) -> None:
+        """Report, and wait a moment for that to arrive: nothing else follows from this process."""
+        with self._lock, suppress(RayError):
+            ray.get(self._manager.report.remote(message, self._output.take()), timeout=_LAST_WORDS_S)
 
     def send_output(self) -> None:
         """Send what was printed, if anything was."""

@@ -44,6 +44,7 @@ class JobHandle:
         self._cluster = cluster
         self._stored = StoredJob(record)
         self._manager = manager
+        self._seat = 0
         self._echo = echo
         self._echoed = 0
 
@@ -156,10 +157,18 @@ class JobHandle:
                 self._manager = None
                 return stored()
             except (ActorUnavailableError, GetTimeoutError, RayTaskError) as e:
-                # Being restarted, or restarted and not yet running the job again.
+                # Being restarted, or restarted and not yet running the job again; or its standby does.
                 if time.monotonic() > given_up_s:
                     raise TransientError(f"the manager of job {self.id} does not answer: {e}") from e
+                self._try_other_seat()
                 time.sleep(_RETRY_S)
+
+    def _try_other_seat(self) -> None:
+        from rayflow.actors.standby import find_seat
+
+        other = find_seat(self.id, 1 - self._seat)
+        if other is not None:
+            self._seat, self._manager = 1 - self._seat, other
 
     def _echo_output(self) -> None:
         while self._echo and self._manager is not None:

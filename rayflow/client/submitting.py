@@ -91,18 +91,9 @@ def _start_manager(spec: Any, graph: bytes) -> Any:
     import ray
 
     from rayflow.actors.job_manager_actor import JobManagerActor
-    from rayflow.actors.specs import NAMESPACE, manager_name
+    from rayflow.actors.standby import seat_options
 
-    options = {
-        "name": manager_name(spec.job_id),
-        "namespace": NAMESPACE,
-        "lifetime": "detached",
-        "get_if_exists": True,
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": 0,
-    }
-    manager = ray.remote(JobManagerActor).options(**options).remote(spec)
+    manager = ray.remote(JobManagerActor).options(**seat_options(spec.job_id, 0)).remote(spec)
     try:
         ray.get(manager.start.remote(graph), timeout=_START_TIMEOUT_S)
     except Exception as e:

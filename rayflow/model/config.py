@@ -57,6 +57,7 @@ class JobConfig:
     restart_delay_ms: int = 100
     restart_reset_timeout_ms: int = 5_000
     restart_spares: int = 1
+    jobmanager_standby: bool = False
     batch_rows: int = 65_536
     batch_linger_ms: int = 20
     source_rate_limit: float | None = None
@@ -211,6 +212,13 @@ def _optional_duration(value: Any) -> int | None:
     return _positive_duration(value)
 
 
+def _flag(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in ("true", "false"):
+        raise ConfigError(f"expected true or false; got {value!r}")
+    return text == "true"
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool):
         raise ConfigError(f"expected a number; got {value!r}")
@@ -288,6 +296,7 @@ SETTINGS: dict[str, Setting] = {
     "restart.window": Setting("restart_window_ms", _positive_duration),
     "restart.delay": Setting("restart_delay_ms", _duration),
     "restart.reset_timeout": Setting("restart_reset_timeout_ms", _positive_duration),
+    "jobmanager.standby": Setting("jobmanager_standby", _flag),
     "restart.spares": Setting("restart_spares", _integer(0)),
     "batch.rows": Setting("batch_rows", _integer(1)),
     "batch.linger": Setting("batch_linger_ms", _duration),

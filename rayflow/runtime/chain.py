@@ -260,7 +260,8 @@ class _Blame:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, RayflowError) or not isinstance(error, Exception):
+        # SystemExit too: a function that calls sys.exit ends nothing but its attempt.
+        if isinstance(error, RayflowError) or not isinstance(error, Exception | SystemExit):
             return
         context = self._chained.context
         sample = None if self._batch is None else render_sample(self._batch)

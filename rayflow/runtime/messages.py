@@ -171,8 +171,8 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The master lives. Answered with `HeartbeatAnswered`; a subtask without one for longer than
-    `heartbeat.timeout` stops itself (its lease has lapsed)."""
+    """The master lives. Answered with `HeartbeatAnswered`; a process that hears nothing of any master for long ends
+    itself (its lease has lapsed)."""
 
     attempt: Attempt
     sequence: int
@@ -266,7 +266,7 @@ class InputsEnded:
 class TaskFailed:
     """The attempt failed in this subtask. `retryable` is False where a restart cannot help; `fault` identifies
     what is likely to happen again (see `protocol.failover`); `corrupt_checkpoint` says that the checkpoint to
-    restore is what could not be used."""
+    restore is what could not be used, `process_ends` that the worker's process ends now."""
 
     subtask: SubtaskId
     attempt: Attempt
@@ -276,6 +276,7 @@ class TaskFailed:
     retryable: bool = True
     fault: str | None = None
     corrupt_checkpoint: bool = False
+    process_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,11 @@ class SourceDriver:
         ]
         return (*opened, *self._assigned, *self._finished)
 
+    @property
+    def spec(self) -> OperatorSpec:
+        """The source operator."""
+        return self._spec
+
     def statistics(self) -> dict[str, float]:
         """Return the source's metrics: `rows_in` is what it read; rows whose time is null or too far ahead of the
         watermark are counted in `null_time_rows` and `far_future_rows`, records it was told to skip because they are
@@ -228,7 +233,7 @@ class SourceDriver:
             raise UserFunctionError(self._spec.name, str(error), self._spec.location) from error
         except RayflowError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             cause = f"{type(error).__name__}: {error}"
             raise UserFunctionError(self._spec.name, cause, self._spec.location) from error
 

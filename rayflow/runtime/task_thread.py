@@ -49,6 +49,11 @@ class TaskThread:
         self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @property
+    def ident(self) -> int | None:
+        """The thread's, None before `start`."""
+        return self._thread.ident
+
     def wake(self) -> None:
         """Have the engine stepped soon. Any thread."""
         if not self._woken.is_set():

@@ -156,7 +156,9 @@ class JobRun:
         cause = f"subtask {subtask} lost: {reason}"
         ctx.note("subtask_lost", cause, operator=subtask.vertex, index=subtask.index, attempt=ctx.attempt)
         if self.phase in (Phase.DEPLOYING, Phase.RUNNING) or worker is None:
-            self._fail_attempt(cause)
+            # Which of the chain's operators it was at nobody knows.
+            names = [operator.name for operator in ctx.job.vertex_of(subtask).operators]
+            self._fail_attempt(cause, " → ".join(names))
 
     def message(self, message: FromSubtask) -> None:
         """A subtask reported."""
@@ -315,12 +317,15 @@ class JobRun:
     def _back_at_work(self, times: dict[str, Any] | None) -> None:
         if times is not None:
             self.restarts.recovered(times)
+            self._records.save_job()
 
     # ------------------------------------------------------------------------------- failing
 
     def _task_failed(self, message: TaskFailed) -> None:
         subtask = message.subtask
         self.board.failed(subtask)
+        if message.process_ends:
+            self._ctx.fleet.end(subtask)
         self._ctx.note(
             "subtask_failed",
             f"subtask {subtask} failed: {message.cause}",

@@ -1,0 +1,84 @@
+"""What is known of processes that end inside a user's function."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from rayflow.actors.last_words import crash_report, is_to_blame, node_memory
+
+CRASH = """
+import ctypes, faulthandler
+faulthandler.enable()
+def crash():
+    ctypes.string_at(0)
+crash()
+"""
+
+
+def test_a_crash_in_native_code_is_told_with_the_users_line(tmp_path):
+    script, said = tmp_path / "job.py", tmp_path / "stderr"
+    script.write_text(CRASH)
+    with open(said, "wb") as file:
+        file.write(b"something before\n" * 3)
+        file.flush()
+        assert subprocess.run([sys.executable, script], stderr=file, check=False).returncode < 0
+    assert crash_report(str(said)) == f'Segmentation fault, at File "{script}", line 5 in crash'
+
+
+def test_a_stderr_that_tells_nothing_or_is_not_here_gives_no_report(tmp_path):
+    (tmp_path / "quiet").write_text("all well\n")
+    assert crash_report(str(tmp_path / "quiet")) is None
+    assert crash_report(str(tmp_path / "elsewhere")) is None
+    assert crash_report("") is None
+
+
+@pytest.mark.parametrize(
+    ("own", "available", "blame"), [(90, 5, True), (90, 50, False), (20, 5, False), (20, 50, False)]
+)
+def test_only_a_process_over_its_share_ends_itself_and_only_when_memory_runs_out(own, available, blame):
+    assert is_to_blame(own, 30, available, 100) is blame
+
+
+def test_the_nodes_memory_is_read():
+    available, total = node_memory()
+    assert 0 < available <= total
+
+
+EXIT = """
+import os, sys
+import pyarrow as pa
+from rayflow.actors.last_words import tell_exits
+import rayflow as rf
+env = rf.StreamEnvironment(name="exits", parallelism=1)
+def leave(batch):
+    os._exit(3)
+env.from_rows([{"a": 1}]).map_batches(leave, returns={"a": "int64"}).name("leaving").discard()
+bare = tell_exits(lambda at, why: print(at.operator, "|", at.location, "|", why, flush=True))
+if sys.argv[1:]:
+    os._exit(4)
+env.execute(local=True)
+"""
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_function_that_ends_its_process_is_told_on_and_nobody_else_is(tmp_path, outside):
+    script = tmp_path / "job.py"
+    script.write_text(EXIT)
+    done = subprocess.run(
+        [sys.executable, script, *["outside"] * outside],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if outside:
+        assert (done.returncode, done.stdout) == (4, "")
+    else:
+        operator, location, why = done.stdout.strip().split(" | ")
+        assert done.returncode == 3
+        assert operator == "leaving"
+        assert "job.py:9" in location
+        assert why == "the function ended its process: os._exit(3)"
