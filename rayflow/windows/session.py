@@ -43,6 +43,7 @@ from rayflow.state.accumulators.parts import SlotArray
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, WINDOW_END, WINDOW_START
 from rayflow.windows.clock_times import ClockTimes
+from rayflow.windows.parameters import check_parameters, parameter_parts
 from rayflow.windows.row_times import RowTimes
 from rayflow.windows.session_table import Assigned, FrozenSessions, SessionTable
 
@@ -107,6 +108,7 @@ class SessionWindowOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
+        check_parameters(ctx, restored, {"gap": self._spec.gap_ns})
         self._times.open(ctx, out, restored)
         for keys, others in restored_batches(restored, _SESSIONS, self._key_schema):
             starts, lasts = (_numbers(others.column(name)) for name in (WINDOW_START, _LAST_TIME))
@@ -254,7 +256,8 @@ class SessionWindowOperator(Operator):
         build = partial(
             _build, sessions, since, self._columns.freeze(), self._times.type, self.ctx.max_parallelism
         )
-        return (StatePart(name=_SESSIONS, kind="keyed", build=build), self._times.snapshot())
+        parameters = parameter_parts(self.ctx, {"gap": self._spec.gap_ns})
+        return (StatePart(name=_SESSIONS, kind="keyed", build=build), self._times.snapshot(), *parameters)
 
 
 def _numbers(times: pa.Array) -> I64:

@@ -42,6 +42,7 @@ from rayflow.windows.bounds import I64, WINDOW_END, WINDOW_START, unit_ns
 from rayflow.windows.clock_times import ClockTimes, HeldRows, by_writer
 from rayflow.windows.grid import WindowGrid
 from rayflow.windows.panes import FrozenPanes, Panes
+from rayflow.windows.parameters import check_parameters, parameter_parts
 from rayflow.windows.row_times import RowTimes
 
 _PANES = "windows"
@@ -68,6 +69,11 @@ class TimeWindows:
     def has_early_results(self) -> bool:
         """Whether results come before a window is over."""
         return self.early_rows is not None or self.early_ms is not None
+
+    @property
+    def parameters_ns(self) -> dict[str, int]:
+        """What state of one such operator must have in common with another."""
+        return {"size": self.size_ns, "slide": self.slide_ns, "offset": self.offset_ns}
 
     @property
     def updates(self) -> bool:
@@ -121,6 +127,7 @@ class TimeWindowOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
+        check_parameters(ctx, restored, self._windows.parameters_ns)
         self._times.open(ctx, out, restored)
         self._gap_rows = ctx.metrics.counter("gap_rows") if self._grid.has_gaps else None
         if not isinstance(self._times, ClockTimes):
@@ -264,7 +271,8 @@ class TimeWindowOperator(Operator):
         """Return the open panes, and how far time has come."""
         self._held.release(self.out)
         build = partial(self._pane_table(), self._columns.freeze())
-        return (StatePart(name=_PANES, kind="keyed", build=build), self._times.snapshot())
+        parameters = parameter_parts(self.ctx, self._windows.parameters_ns)
+        return (StatePart(name=_PANES, kind="keyed", build=build), self._times.snapshot(), *parameters)
 
     def _pane_table(self) -> partial[pa.Table]:
         return partial(_pane_table, self._panes.freeze(), self._pane_times(), self.ctx.max_parallelism)
