@@ -133,8 +133,9 @@ class SourceDriver:
         """Whether everything there will ever be has been read."""
         return self._no_more and not self._assigned and not self._open
 
-    def poll(self, now_ms: int) -> pa.RecordBatch | None:
-        """Return the next rows, None if there are none now (`wake_at_ms` says when to look again)."""
+    def poll(self, now_ms: int, most_rows: int = 1 << 62) -> pa.RecordBatch | None:
+        """Return the next rows, `most_rows` at most, None if there are none now (`wake_at_ms` says when to look
+        again)."""
         self._looking = False
         if now_ms < self._retry_at_ms:
             return None
@@ -150,7 +151,7 @@ class SourceDriver:
                 self._open.rotate(-1)
                 continue
             with self._blamed():
-                batch = current.reader.read(self._read_rows)
+                batch = current.reader.read(min(self._read_rows, most_rows))
             self._count_skipped(current.reader.skipped())
             if batch is None:
                 self._finish(current)

@@ -5,7 +5,8 @@ Theory of operation
 The engine outlives attempts. It has a mailbox for control messages and an inbox for frames and credits; network and
 actor threads only append to them and wake the driver. `step` serves all control first, then moves what has
 arrived into the task, then lets the task do one thing (see `runtime.task`). Blocking work (reading state on
-restore, writing it at a checkpoint) runs on the I/O pool and comes back through the mailbox.
+restore, writing it at a checkpoint) runs on the I/O pool; what was read comes back through the mailbox, what was
+written is acknowledged at once.
 
 A `Deploy` of a newer attempt drops the running task whole, restores, and answers `Deployed`; `Start` connects the
 outputs and runs. An exception anywhere in the task ends the attempt here and is reported once as `TaskFailed`;
@@ -92,16 +93,6 @@ class _StateRead:
 
 
 @dataclass(frozen=True, slots=True)
-class _StateWritten:
-    """The I/O pool wrote a snapshot, or failed to."""
-
-    attempt: Attempt
-    snapshot: Snapshot
-    files: tuple[StateFile, ...]
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True)
 class _ChannelBroke:
     """The transport lost a channel."""
 
@@ -120,7 +111,6 @@ _Mail = (
     | Cancel
     | Finish
     | _StateRead
-    | _StateWritten
     | _ChannelBroke
 )
 _Arrived = tuple[Attempt, ChannelId, Frame | CreditFrame]
@@ -280,8 +270,6 @@ class SubtaskEngine:
             case TriggerCheckpoint(_, checkpoint_id, aligned):
                 if self._task is not None:
                     self._task.trigger(checkpoint_id, aligned, self._now_ms)
-            case _StateWritten():
-                self._on_state_written(message)
             case CheckpointCompleted(_, checkpoint_id):
                 self._on_completed(checkpoint_id)
             case CheckpointAborted(_, checkpoint_id):
@@ -389,24 +377,30 @@ class SubtaskEngine:
 
         self._io.submit(
             work,
-            lambda files, error: self._mailed(_StateWritten(deploy.attempt, snapshot, files or (), error)),
+            lambda files, error: self._on_state_written(deploy, snapshot, files or (), error),
         )
 
-    def _on_state_written(self, message: _StateWritten) -> None:
-        snapshot = message.snapshot
+    def _on_state_written(
+        self,
+        deploy: Deploy,
+        snapshot: Snapshot,
+        files: tuple[StateFile, ...],
+        error: BaseException | None,
+    ) -> None:
+        """Acknowledge, on whatever thread: the task may be in a long call. What is stale by now the master drops."""
         checkpoint_id = snapshot.checkpoint_id
-        self._uploading.pop(checkpoint_id, None)
-        if message.error is not None:
-            reason = f"{type(message.error).__name__}: {message.error}"
-            self._link.report(CheckpointDeclined(*self._here(), checkpoint_id, reason))
+        if deploy is self._deploy:
+            self._uploading.pop(checkpoint_id, None)
+        if error is not None:
+            reason = f"{type(error).__name__}: {error}"
+            self._link.report(CheckpointDeclined(deploy.subtask, deploy.attempt, checkpoint_id, reason))
             return
-        deploy = self._deployment()
         self._link.report(
             CheckpointAcked(
                 subtask=deploy.subtask,
                 attempt=deploy.attempt,
                 checkpoint_id=checkpoint_id,
-                files=message.files,
+                files=files,
                 splits=snapshot.splits,
                 alignment_ms=snapshot.alignment_ms,
                 duration_ms=self._now_ms - snapshot.started_ms,

@@ -37,7 +37,9 @@ from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.model.times import WATERMARK_MAX
 from rayflow.observe.metrics import MetricGroup
+from rayflow.protocol.alignment import BarrierKind
 from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.pace import Pace
 from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermark_merging import (
     ChannelEnded,
@@ -68,6 +70,8 @@ from rayflow.runtime.messages import (
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
 from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver, SplitProgress
+
+_BUSY_MS = 200
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,6 +123,10 @@ class Task:
         self._recovery: Recovery | None = None
         # Rows that were taken in and wait for their turn; of what channel, None for none.
         self._held: deque[tuple[pa.RecordBatch, int, ChannelId | None]] = deque()
+        # Whoever may switch to unaligned should not find the task in a long call.
+        self._pace = Pace(None if parts.mode.kind is BarrierKind.ALIGNED else _BUSY_MS)
+        self._worked_rows = 0
+        self._advanced_ms = 0
         self._now_ms = 0
         self._running = False
         self._throttled_rows = 0.0
@@ -213,7 +221,10 @@ class Task:
 
     def advance(self, now_ms: int) -> bool:
         """Do one thing; return whether anything was done."""
-        self._now_ms = now_ms
+        if self._worked_rows:
+            self._pace.worked(self._worked_rows, now_ms - self._advanced_ms)
+            self._worked_rows = 0
+        self._now_ms = self._advanced_ms = now_ms
         if not self._running:
             return False
         sent = self._pump() | self._barriers.tick(now_ms)
@@ -294,7 +305,7 @@ class Task:
     def _read(self, source: SourceDriver) -> bool:
         if self._input_ended:
             return False
-        batch = source.poll(self._now_ms)
+        batch = source.poll(self._now_ms, self._pace.rows)
         if batch is not None:
             self._count(batch)
             self._admit(batch, 0, None)
@@ -348,13 +359,15 @@ class Task:
 
     def _admit(self, batch: pa.RecordBatch, port: int, channel: ChannelId | None) -> None:
         # A throttled task takes large batches in pieces, so that it can keep to its rate.
-        if batch.num_rows > self._parts.piece_rows:
-            pieces = slice_rows(batch, max_rows=self._parts.piece_rows)
+        piece_rows = min(self._parts.piece_rows, self._pace.rows)
+        if batch.num_rows > piece_rows and (self._gate is not None or self._parts.throttle is not None):
+            pieces = slice_rows(batch, max_rows=piece_rows)
             self._held.extend((piece, port, channel) for piece in pieces)
             batch, port, _ = self._held.popleft()
         self._process(batch, port)
 
     def _process(self, batch: pa.RecordBatch, port: int) -> None:
+        self._worked_rows += batch.num_rows
         self._chain.process(batch, port)
         if self._parts.throttle is not None:
             total = self._parts.throttle_rows()
@@ -372,10 +385,11 @@ class Task:
 
     def _advance_watermark(self, watermark: int) -> None:
         self._idle = self._owes_idle = False
-        # What was restored in flight may have brought it further than the channels have come yet.
+        # What was restored in flight may have brought it further than the channels have come yet. It is said again
+        # all the same: who was told that this task is idle has to hear that it is not.
         if self.watermark is None or watermark > self.watermark:
             self.watermark = watermark
-            self._chain.advance(watermark)
+        self._chain.advance(self.watermark)
 
     def _end(self) -> None:
         self._input_ended = True

@@ -19,6 +19,7 @@ import pytest
 from rayflow.actors.flight import FlightTransport
 from rayflow.actors.lease import Lease
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
+from rayflow.protocol.alignment import BarrierKind
 from rayflow.runtime.messages import (
     BarrierFrame,
     CreditFrame,
@@ -84,7 +85,12 @@ def test_frames_arrive_in_order_and_credits_come_back(transport):
     consumer.send_credit(ONE, c, CreditFrame(2, 100))
     consumer.send_credit(ONE, c, CreditFrame(1, 50))  # before the producer has called
     producer.connect(ONE, {c: consumer.address}, at_producer)
-    sent = [WatermarkFrame(-5), IdleFrame(), BarrierFrame(CheckpointId(1)), data(0, rows(3))]
+    sent = [
+        WatermarkFrame(-5),
+        IdleFrame(),
+        BarrierFrame(CheckpointId(1), BarrierKind.URGENT),
+        data(0, rows(3)),
+    ]
     sent += [data(i, rows(5000, i)) for i in range(1, 50)] + [WatermarkFrame(7), EndFrame()]
     for frame in sent:
         producer.send(ONE, c, frame)

@@ -12,6 +12,7 @@ from tests.simulation.rescaling import rescale
 
 REGRESSIONS = [
     218,  # one subtask had only the last watermark in flight, the other those before it too
+    433,
 ]
 BLOCK = 10
 
