@@ -18,22 +18,18 @@ import time
 from collections.abc import Callable
 
 from rayflow.model.errors import StorageError
+from rayflow.state.claims import claim_next, newest_claim
 from rayflow.state.storage import ObjectStore
 
 _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_MAX_CLAIMS = 1_000
 
 
 def claim_tenure(store: ObjectStore, job_id: str, pid: int) -> int:
     """Claim the next tenure and return its number, from 1. StorageError where that cannot be done."""
-    taken = [_number(path) for path in store.list(f"{job_id}/managers")]
-    first = 1 + max(taken, default=0)
-    for number in range(first, first + _MAX_CLAIMS):
-        if store.create(_path(job_id, number), json.dumps({"pid": pid}).encode()):
-            return number
-    raise StorageError(f"job {job_id}: tenures {first} to {number} are all claimed by others")
+    claim = json.dumps({"pid": pid}).encode()
+    return claim_next(store, _folder(job_id), 1, lambda path, _: store.create(path, claim))
 
 
 def claim_patiently(open_store: Callable[[], ObjectStore], job_id: str, pid: int, limit_s: float) -> int:
@@ -52,11 +48,10 @@ def claim_patiently(open_store: Callable[[], ObjectStore], job_id: str, pid: int
 def is_superseded(store: ObjectStore, job_id: str, tenure: int) -> bool:
     """Whether a later tenure is claimed; False also where that cannot be told."""
     try:
-        store.read(_path(job_id, tenure + 1))
+        return newest_claim(store, _folder(job_id)) > tenure
     except StorageError:
-        # Missing, or out of reach: then the workers will tell.
+        # Out of reach: then the workers will tell.
         return False
-    return True
 
 
 def watch_tenure(
@@ -72,10 +67,5 @@ def watch_tenure(
     threading.Thread(target=run, name="tenure", daemon=True).start()
 
 
-def _path(job_id: str, number: int) -> str:
-    return f"{job_id}/managers/{number}.json"
-
-
-def _number(path: str) -> int:
-    stem = path.rpartition("/")[2].removesuffix(".json")
-    return int(stem) if stem.isdigit() else 0
+def _folder(job_id: str) -> str:
+    return f"{job_id}/managers"

@@ -7,5 +7,5 @@ in an order (`sort_codes`, `top_kernels`), `cells` and `map_cells` users' own st
 `fixed_width` shows columns as numbers, `pair_kernels` and `row_kernels` are more compiled loops. On the way
 to storage: `parts` is what operators hand over at a barrier, `files` and `manifest` what a checkpoint
 consists of (`in_flight`: the rows under way), `storage` where it lies (`s3`: on S3), `publishing` how a write whose
-answer got lost is resolved.
+answer got lost is resolved, `claims` who owns the next attempt.
 """

@@ -45,10 +45,9 @@ class Sample:
         return asdict(self)
 
 
-def take_sample(
-    at_s: float, description: dict[str, Any], cluster: LocalCluster, out: Path, checkpoints: Path
-) -> Sample:
-    """Look at everything once. `out` has the outputs `rows` and `counts`."""
+def take_sample(at_s: float, description: dict[str, Any], cluster: LocalCluster, folder: Path) -> Sample:
+    """Look at everything once. `folder` has `checkpoints`, `tmp`, and in `out` the outputs `rows` and `counts`."""
+    out, checkpoints, temporary = folder / "out", folder / "checkpoints", folder / "tmp"
     actors = list(_actors(cluster))
     sizes = {pid: _rss(pid) for pid, _ in actors}
     managers = [sizes[pid] for pid, title in actors if "JobManagerActor" in title]
@@ -75,7 +74,7 @@ def take_sample(
         pending_files=sum("_rayflow" in path.parts for path, _ in (*rows, *counts)),
         upsert_files=sum("_rayflow" not in path.parts for path, _ in counts),
         output_files=sum("_rayflow" not in path.parts for path, _ in rows),
-        temporary_files=sum(1 for name in os.listdir("/tmp") if name.startswith("rayflow")),
+        temporary_files=sum(1 for _ in _files(temporary)),
     )
 
 

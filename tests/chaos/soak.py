@@ -42,7 +42,6 @@ from tests.chaos.measuring import Sample, take_sample
 from tests.chaos.reporting import machine, report_text, trends
 
 SAMPLE_EVERY_S = 10.0
-END_MARGIN_S = 40
 END_WITHIN_S = 600
 MANAGER_SHARE = 0.1
 _POLL_S = 0.2
@@ -179,8 +178,7 @@ class Soak:
                 time.monotonic() - begun_s,
                 description,
                 cluster,
-                self._folder / "out",
-                self._folder / "checkpoints",
+                self._folder,
             )
             self.samples.append(sample)
             _append(self._folder / "samples.csv", sample.to_json())
@@ -191,12 +189,7 @@ class Soak:
         """Tell the source where to stop: beyond whatever it can have read, so that every row of every split counts."""
         if self.problem is not None:
             return str(job.status())
-        committed = ds.dataset(self._folder / "out" / "rows", format="parquet").to_table(columns=["n"])["n"]
-        newest = max(committed.to_pylist(), default=0)
-        last = newest + int(self._rate / soak_job.SPLITS * END_MARGIN_S)
-        temporary = self._until.with_suffix(".new")
-        temporary.write_text(str(last))
-        temporary.replace(self._until)
+        last = soak_job.tell_end(self._folder / "out", self._until, self._rate)
         print(f"each split ends after {last:,} rows", flush=True)
         try:
             return job.wait(timeout=END_WITHIN_S).state
@@ -284,6 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True)
     os.nice(options.nice)
     os.environ["RAYFLOW_HOME"] = str(folder / "home")
+    (folder / "tmp").mkdir()
+    os.environ["TMPDIR"] = str(folder / "tmp")
     os.environ.pop("RAY_ADDRESS", None)
     soak = Soak(
         folder,

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 import rayflow as rf
 from rayflow import col
@@ -93,11 +95,26 @@ class Ledger(rf.KeyedProcessFunction):
 LEDGER_SCHEMA = {**{f.name: f.type for f in SCHEMA}, "seq": "int64", "total": "int64", "at_ms": "int64"}
 
 
-def build(env: rf.StreamEnvironment, *, output: str, until: str) -> None:
-    """Number and count the rows of each key, for ever."""
+def tell_end(output: Path, until: Path, rate: float, margin_s: float = 40) -> int:
+    """Tell the source, of `rate` rows per second, where to stop: so far beyond what is committed that no reader can
+    have read more. Return how many rows each split will have."""
+    committed = ds.dataset(output / "rows", format="parquet").to_table(columns=["n"])["n"]
+    newest = pc.max(committed).as_py() or 0
+    last = newest + int(rate / SPLITS * margin_s)
+    temporary = until.with_suffix(".new")
+    temporary.write_text(str(last))
+    temporary.replace(until)
+    return last
+
+
+def build(env: rf.StreamEnvironment, *, output: str = "out/soak-job", until: str = "out/until") -> None:
+    """Number and count the rows of each key, until told where to stop."""
     numbered = env.from_source(NumberedSource(until)).name("numbers")
-    numbered.key_by("key").process(Ledger, returns=LEDGER_SCHEMA).name("ledger").write_parquet(
-        f"{output}/rows"
-    )
+    ledger = numbered.key_by("key").process(Ledger, returns=LEDGER_SCHEMA).name("ledger")
+    ledger.write_parquet(f"{output}/rows")
     counted = numbered.key_by("key").aggregate(rows=rf.count(), total=col("value").sum())
     counted.write_parquet(f"{output}/counts", mode="upsert")
+
+
+if __name__ == "__main__":
+    rf.run(build)

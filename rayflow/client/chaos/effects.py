@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from rayflow.client import local_cluster
+from rayflow.client.chaos.schedule import Fault
 from rayflow.client.chaos.victims import Process
 from rayflow.model.errors import ConfigError, TransientError
 
@@ -40,6 +41,9 @@ class Effects(Protocol):
 
     def replace_node(self) -> str:
         """Start another node; return what it is called."""
+
+    def special(self, fault: Fault, description: dict[str, Any]) -> list[str]:
+        """Inject what only some clusters have; return who was hit. ConfigError where it cannot be done."""
 
     def close(self) -> None:
         """Undo what lasts, and leave nothing behind."""
@@ -100,6 +104,13 @@ class RayEffects:
     def replace_node(self) -> str:
         """Add a node to the recorded cluster."""
         return f"node {local_cluster.add_node().number}"
+
+    def special(self, fault: Fault, description: dict[str, Any]) -> list[str]:
+        """There is nothing special here: a ConfigError says where there is."""
+        raise ConfigError(
+            f"{fault}: not something that can be done to a running job from here; `python -m tests.chaos --long` has "
+            "it, on the cluster of cluster/namespaces.py"
+        )
 
     def close(self) -> None:
         """Have what is stopped go on, and end the agents."""

@@ -19,6 +19,7 @@ from rayflow.model.errors import ConfigError, RayflowError, TransientError
 
 VICTIM_WAIT_MS = 60_000
 RECOVERY_WAIT_MS = 120_000
+DETAILS_WAIT_MS = 5_000
 LOOK_EVERY_S = 0.2
 _ENDED = frozenset({"FINISHED", "CANCELLED", "FAILED", "STOPPED"})
 _MANAGER_WAIT_MS = 300_000
@@ -142,7 +143,20 @@ class Injector:
             seen = recovered_ms(last["at_ms"], last["attempt"], self._looks) is not None
             # What only lasted a while need not have cost an attempt.
             if over and (seen or (last["action"] != "kill" and self._state == "RUNNING")):
+                self._await_details(last)
                 return
+            self._sleep(LOOK_EVERY_S)
+            self._look()
+
+    def _await_details(self, fault: dict[str, Any]) -> None:
+        """Give the job time to tell about the recovery itself, if an attempt followed."""
+        deadline_ms = self._now_ms() + DETAILS_WAIT_MS
+        while (
+            self._looks[-1].attempt > fault["attempt"]
+            and self._state not in _ENDED
+            and self._now_ms() < deadline_ms
+            and recovery_event(fault["at_ms"], fault["attempt"], self._job.events()) is None
+        ):
             self._sleep(LOOK_EVERY_S)
             self._look()
 
@@ -189,23 +203,21 @@ class Injector:
     def _hit(self, fault: Fault, description: dict[str, Any]) -> list[str]:
         """Do it; return who was hit, nobody if nobody was there."""
         effects = self._effects
-        if fault.target.startswith("node:"):
+        if fault.action == "kill" and fault.target.startswith("node:"):
             return self._hit_node(fault, description)
         found = victims(fault.target, description)
         match fault.action:
-            case "kill":
+            case "kill" if fault.target != "head":
                 hit = [p for p in found if effects.kill(p)]
             case "stop":
                 hit = [p for p in found if effects.stop(p, fault.for_ms)]
             case "storage_errors":
                 hit = [p for p in found if effects.fail_writes(p, fault.for_ms)]
             case _:
-                raise ConfigError(_ELSEWHERE.format(what=str(fault)))
+                return effects.special(fault, description)
         return [f"{process.name} (process {process.pid} on {process.node_id[:8]})" for process in hit]
 
     def _hit_node(self, fault: Fault, description: dict[str, Any]) -> list[str]:
-        if fault.action != "kill":
-            raise ConfigError(_ELSEWHERE.format(what=str(fault)))
         killable = self._effects.killable_nodes()
         if not killable:
             raise ConfigError(
@@ -222,9 +234,3 @@ class Injector:
             except RayflowError as error:
                 hit.append(f"not replaced: {error}")
         return hit
-
-
-_ELSEWHERE = (
-    "{what}: not something that can be done to a running job from here; "
-    "`python -m tests.chaos --long` has it, on the cluster of cluster/namespaces.py"
-)

@@ -13,6 +13,7 @@ replayed on another run of the job, whose processes have other numbers.
 | `subtask:OPERATOR[INDEX]` | the process of that subtask |
 | `jobmanager` | the process of the job manager |
 | `all` | all of these at once |
+| `head` | the head node; only where it can be lost |
 | `node:N` | the N-th, counted round, of the nodes besides the head that run any of these |
 """
 
@@ -31,7 +32,7 @@ Action = Literal["kill", "stop", "storage_errors", "slow_storage", "partition"]
 
 FORMAT_VERSION = 1
 _NODE_DRAWS = 1_000
-_TARGET = re.compile(r"subtask:.+\[\d+\]|node:\d+|jobmanager|all|storage")
+_TARGET = re.compile(r"subtask:.+\[\d+\]|node:\d+|jobmanager|all|storage|head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +162,8 @@ def _fault(number: int, given: Any) -> Fault:
         )
     if not isinstance(fault.target, str) or not _TARGET.fullmatch(fault.target):
         raise ConfigError(
-            f"fault {number} of the schedule: target is subtask:OPERATOR[INDEX], jobmanager, all, node:N or "
-            f"storage; got {fault.target!r}"
+            f"fault {number} of the schedule: target is subtask:OPERATOR[INDEX], jobmanager, all, node:N, "
+            f"head or storage; got {fault.target!r}"
         )
     for name in ("at_ms", "for_ms", "flaps", "delay_ms"):
         value = getattr(fault, name)

@@ -4,7 +4,7 @@
 |---|---|
 | `graph.pkl` | once, by the first attempt |
 | `job.json`, `events.jsonl` | again and again; only for inspection and recovery, nothing is decided by them alone |
-| `attempts/<n>.json` | once, by conditional create: who creates it owns attempt n |
+| `attempts/<n>.json` | once, by conditional create: who creates it owns attempt n; old ones are deleted (`claims`) |
 | `chk-<n>/manifest.json` | once, by conditional create: makes checkpoint n complete |
 
 Fencing of a master that was thought dead: it publishes a manifest, *then* looks whether a later attempt is claimed,
@@ -25,8 +25,9 @@ from typing import Any
 import cloudpickle
 
 from rayflow.graph.plan import JobGraph
-from rayflow.model.errors import CorruptCheckpointError, StorageError
+from rayflow.model.errors import CorruptCheckpointError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.state.claims import claim_next, newest_claim
 from rayflow.state.manifest import (
     MANIFEST,
     Manifest,
@@ -40,8 +41,6 @@ from rayflow.state.publishing import create_surely, write_surely
 from rayflow.state.storage import MissingObject, ObjectStore, join_url, storage_warning
 
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
-
-_MAX_CLAIMS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +95,17 @@ class JobStorage:
         write_surely(self._store, f"{self._job_id}/events.jsonl", text.encode())
 
     def claim_attempt(self, first: Attempt, at: str) -> Attempt:
-        """Claim the first free attempt from `first` on, and return it."""
-        for number in range(first, first + _MAX_CLAIMS):
+        """Claim the next attempt, `first` or a later one, and return it."""
+
+        def create(path: str, number: int) -> bool:
             claim = json.dumps({"attempt": number, "at": at, "by": self._claimant}).encode()
-            if create_surely(self._store, self._attempt_path(number), claim):
-                return Attempt(number)
-        raise StorageError(f"job {self._job_id}: attempts {first} to {number} are all claimed by others")
+            return create_surely(self._store, path, claim)
+
+        return Attempt(claim_next(self._store, self._attempts, first, create))
 
     def is_superseded(self, attempt: Attempt) -> bool:
-        """Return whether the attempt after `attempt` is claimed."""
-        try:
-            self._store.read(self._attempt_path(attempt + 1))
-        except MissingObject:
-            return False
-        return True
+        """Return whether an attempt after `attempt` is claimed."""
+        return newest_claim(self._store, self._attempts) > attempt
 
     def list_checkpoints(self) -> CheckpointListing:
         """Return which checkpoints there are."""
@@ -180,8 +176,9 @@ class JobStorage:
         except MissingObject:
             return None
 
-    def _attempt_path(self, number: int) -> str:
-        return f"{self._job_id}/attempts/{number}.json"
+    @property
+    def _attempts(self) -> str:
+        return f"{self._job_id}/attempts"
 
 
 def _listing(paths: Iterable[str]) -> CheckpointListing:

@@ -55,7 +55,7 @@ def test_storage_that_is_away_is_asked_again_and_given_up_in_the_end(store, monk
 
 def test_storage_that_is_away_supersedes_nobody():
     class Away:
-        def read(self, path):
+        def list(self, prefix):
             raise StorageError("away")
 
     assert not is_superseded(Away(), "job", 1)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rayflow.client.chaos.asking import Request
+from rayflow.client.chaos.effects import RayEffects
 from rayflow.client.chaos.injecting import Injector
 from rayflow.client.chaos.recoveries import Look, recovered_ms
 from rayflow.client.chaos.schedule import Fault
@@ -91,6 +92,10 @@ class World:
 
     def replace_node(self) -> str:
         raise TransientError("Ray node 3 did not start")
+
+    def special(self, fault: Fault, description: dict[str, Any]) -> list[str]:
+        self.log.append((self.clock_ms, str(fault)))
+        return ["somebody"]
 
     def close(self) -> None:
         self.log.append((self.clock_ms, "close"))
@@ -186,13 +191,20 @@ def test_nodes_that_run_nothing_of_the_job_are_left_alone(world: World) -> None:
     assert chaos.report(1)["faults"][0]["victims"] == ["node bb", "not replaced: Ray node 3 did not start"]
 
 
-def test_what_cannot_be_done_from_here_is_refused(world: World) -> None:
-    for fault in (
-        Fault(at_ms=0, action="partition", target="node:1"),
-        Fault(at_ms=0, action="slow_storage", target="storage"),
-    ):
-        with pytest.raises(ConfigError, match=r"tests\.chaos --long"):
-            injector(world).run([fault])
+def test_what_is_special_to_a_cluster_is_left_to_it(world: World) -> None:
+    faults = [
+        Fault(at_ms=0, action="partition", target="node:1", peer="node:2", for_ms=900, one_way=True),
+        Fault(at_ms=0, action="kill", target="head", for_ms=2_000),
+        Fault(at_ms=0, action="slow_storage", target="storage", for_ms=900, delay_ms=50),
+    ]
+    injector(world).run(faults)
+    assert [what for _, what in world.log] == [str(fault) for fault in faults]
+
+
+def test_a_cluster_without_anything_special_says_where_there_is(world: World) -> None:
+    fault = Fault(at_ms=0, action="partition", target="node:1")
+    with pytest.raises(ConfigError, match=r"partition node:1: not something .*tests\.chaos --long"):
+        RayEffects().special(fault, world.describe())
 
 
 def test_the_jobs_own_report_of_a_recovery_counts(world: World) -> None:
