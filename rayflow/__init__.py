@@ -85,6 +85,8 @@ if TYPE_CHECKING:
     from rayflow.operators.states import ListState as ListState
     from rayflow.operators.states import MapState as MapState
     from rayflow.operators.states import ValueState as ValueState
+    from rayflow.operators.transactions import Transaction as Transaction
+    from rayflow.operators.transactions import TransactionalSink as TransactionalSink
     from rayflow.protocol.commits import CommitPermit as CommitPermit
 
 __version__ = "0.1.0"
@@ -127,6 +129,7 @@ _MODULES = {
     "rayflow.operators.contracts": ("Sink", "SinkContext", "Source", "Split", "SplitReader"),
     "rayflow.operators.process_functions": ("CoProcessFunction", "KeyedProcessFunction", "ProcessContext"),
     "rayflow.operators.states": ("ListState", "MapState", "ValueState"),
+    "rayflow.operators.transactions": ("Transaction", "TransactionalSink"),
     "rayflow.protocol.commits": ("CommitPermit",),
 }
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import settings
 
+from tests.postgres import Postgres, running_postgres
+
 # A busy machine is no failure: examples have no deadline. A failing one prints how to reproduce it.
 settings.register_profile("rayflow", deadline=None, print_blob=True)
 settings.load_profile("rayflow")
@@ -74,6 +76,13 @@ def s3_server() -> Iterator[S3Server]:
     finally:
         process.kill()
         process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, started once per run; skips where it is not installed."""
+    with running_postgres() as server:
+        yield server
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,8 @@ commit. `functions` holds what operators that call users' Python share, `keyed_p
 `process` runs process functions: `process_functions` and `states` are what users derive from and declare,
 `bound_states` and `keyed_states` what becomes of these in a subtask. Operators know neither the graph they are part of
 nor the engine that drives them.
-`poison` says what becomes of rows on which an operator raises.
+`poison` says what becomes of rows on which an operator raises. `transactions` is what users derive sinks with two-phase
+commit from.
 `untimed` lets rows without event time meet rows that have it.
 
 `map_async` has many calls of a coroutine under way (`call_queue`), by way of the port `async_calls`.
