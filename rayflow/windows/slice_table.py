@@ -6,8 +6,8 @@ accumulators keep the aggregate. The entries of a slice are a linked list, and o
 
 Rows are nearly in order of time. So each key remembers its latest entry: a row of the same slice has that one, a
 row of a later slice makes a new one, and neither has anything to look for. Only rows that are behind their key's latest
-entry need a search, in a hash table of all entries. The table is not kept until a first such row comes, and given up
-when as many rows have come without one as there are entries: so it costs no more than to have it always.
+entry need a search, in a hash table of the slice. These tables are not kept until a first such row comes, and given up
+when as many rows have come without one as there are entries: so they cost no more than to have them always.
 
 Slices are dropped earliest first, so a key whose latest entry goes has no other: the key is forgotten.
 """
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.batch.memory import empty
-from rayflow.state.key_codec import U64, WordKeys
+from rayflow.state.key_codec import WordKeys
 from rayflow.state.key_index import FrozenKeys, KeyIndex
 from rayflow.state.key_table import StoredWords, WordTable, grown
 
@@ -30,7 +30,7 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 
 _NO_NULLS = np.zeros(0, np.uint8)
-_MIN_CELLS, _MIN_ENTRIES = 1024, 512
+_MIN_ENTRIES = 512
 _MAX_ENTRIES = 2**31 - 1
 
 
@@ -198,8 +198,7 @@ class _OrderedSlices:
 class _EntryTable:
     """The entries themselves. Slots of those that are gone are used again.
 
-    Invariant: a live entry is in the hash table once where that is kept (`_searchable`), and at least half of the
-    table's cells are empty."""
+    Invariant: where hash tables are kept (`_searchable`), a live entry is in that of its slice, once."""
 
     def __init__(self) -> None:
         from rayflow.state import key_kernels
@@ -217,10 +216,13 @@ class _EntryTable:
         # By home.
         self.heads: I32 = np.zeros(0, np.int32)
         self._tails: I32 = np.zeros(0, np.int32)
+        self._counts: I64 = np.zeros(0, np.int64)
+        self._blocks: I64 = np.zeros(0, np.int64)
+        self._masks: I64 = np.zeros(0, np.int64)
         # By key number.
         self._latest: I32 = np.zeros(0, np.int32)
         self._latest_slice: I64 = np.zeros(0, np.int64)
-        self._table: U64 = np.zeros(_MIN_CELLS, np.uint64)
+        self._cells: I32 = np.zeros(0, np.int32)
         self._searchable = False
         self._rows_unsearched = 0
         self._warm_up()
@@ -237,8 +239,9 @@ class _EntryTable:
     def nbytes(self) -> int:
         """Bytes of memory held."""
         by_entry = (self.key_of, self.home_of, self.following, self._live, self._free)
-        others = (self.heads, self._tails, self._latest, self._latest_slice, self._table)
-        return sum(array.nbytes for array in (*by_entry, *others))
+        by_home = (self.heads, self._tails, self._counts, self._blocks, self._masks)
+        others = (self._latest, self._latest_slice, self._cells)
+        return sum(array.nbytes for array in (*by_entry, *by_home, *others))
 
     def live(self) -> I64:
         """Return the entries in use, ascending."""
@@ -249,6 +252,8 @@ class _EntryTable:
         self._latest = grown(self._latest, key_limit, -1)
         self._latest_slice = grown(self._latest_slice, key_limit)
         self.heads, self._tails = grown(self.heads, home_limit, -1), grown(self._tails, home_limit, -1)
+        self._counts, self._blocks = grown(self._counts, home_limit), grown(self._blocks, home_limit)
+        self._masks = grown(self._masks, home_limit, -1)
 
     def runs(self, numbers: I64) -> I64:
         """Return where a number differs from the one before."""
@@ -268,8 +273,8 @@ class _EntryTable:
         while True:
             row, searches, why = k.insert(
                 keys, begins, run_slices, run_homes, row, self._searchable, self.key_of, self.home_of,
-                self.following, self.heads, self._tails, self._latest, self._latest_slice, self._live,
-                self._free, self._table, self._meta, out,
+                self.following, self.heads, self._tails, self._counts, self._latest, self._latest_slice,
+                self._live, self._free, self._cells, self._blocks, self._masks, self._meta, out,
             )  # fmt: skip
             if searches:
                 self._rows_unsearched = 0
@@ -288,22 +293,30 @@ class _EntryTable:
                     f"sliding windows hold at most {_MAX_ENTRIES} slices of keys; raise the parallelism"
                 )
             self._live = grown(self._live, self.slot_limit + 1)
-            self.key_of, self.home_of = (
-                grown(self.key_of, len(self._live)),
-                grown(self.home_of, len(self._live)),
-            )
-            self.following = grown(self.following, len(self._live))
-        if self._searchable and meta[fields.USED] >= len(self._table) // 2:
-            self._set_searchable(True)
+            limit = len(self._live)
+            self.key_of, self.home_of = grown(self.key_of, limit), grown(self.home_of, limit)
+            self.following = grown(self.following, limit)
+        elif self._searchable:
+            homes = np.flatnonzero(self._masks >= 0)
+            old, self._cells = self._cells, self._room_for(self._masks[homes] + 1)
+            self._kernels.compact(homes, old, self._cells, self._blocks, self._masks, meta)
+
+    def _room_for(self, sizes: I64) -> I32:
+        """Return cells for hash tables of these sizes, for as many again, and for one that grows."""
+        most = int(sizes.max(initial=self._kernels.MIN_BLOCK))
+        return np.zeros(2 * (int(sizes.sum()) + most), np.int32)
 
     def _set_searchable(self, searchable: bool) -> None:
-        """Make the hash table, anew where there is one, or give it up."""
+        """Make the hash tables, or give them up."""
         self._searchable, self._rows_unsearched = searchable, 0
-        cells = 1 << (4 * len(self) - 1).bit_length() if searchable and len(self) else 0
-        self._table = np.zeros(max(_MIN_CELLS, cells), np.uint64)
-        self._meta[self._fields.USED] = 0
-        if searchable:
-            self._kernels.place_all(self.live(), self.key_of, self.home_of, self._table, self._meta)
+        self._masks[:], self._meta[self._fields.USED] = -1, 0
+        homes = np.flatnonzero(self.heads >= 0) if searchable else np.zeros(0, np.int64)
+        # At most four cells an entry: half of them are taken, and their number is a power of two.
+        self._cells = self._room_for(np.maximum(4 * self._counts[homes], self._kernels.MIN_BLOCK))
+        self._kernels.place_all(
+            homes, self._counts, self.key_of, self.following, self.heads, self._cells, self._blocks,
+            self._masks, self._meta,
+        )  # fmt: skip
 
     def drop(self, homes: I64) -> tuple[I64, I64]:
         """Forget the slices of `homes`, in order of time and earlier than all others; return their entries, and keys
@@ -311,8 +324,8 @@ class _EntryTable:
         self._free = grown(self._free, self.slot_limit)
         entries, gone = empty(len(self), np.int64), empty(len(self), np.int64)
         count, keys_gone = self._kernels.drop(
-            homes, self._searchable, self.key_of, self.home_of, self.following, self.heads, self._tails,
-            self._latest, self._live, self._free, self._table, self._meta, entries, gone,
+            homes, self.key_of, self.following, self.heads, self._tails, self._counts, self._masks,
+            self._latest, self._live, self._free, self._meta, entries, gone,
         )  # fmt: skip
         return entries[:count].copy(), gone[:keys_gone].copy()
 
@@ -321,5 +334,7 @@ class _EntryTable:
         nothing = np.zeros(0, np.int64)
         self.runs(nothing)
         self.insert(nothing, nothing, nothing, nothing)
-        self._kernels.place_all(nothing, self.key_of, self.home_of, self._table, self._meta)
+        self._set_searchable(True)
+        self._make_room()
+        self._set_searchable(False)
         self.drop(nothing)

@@ -81,7 +81,8 @@ def test_memory_is_that_of_what_is_open(disorder: int) -> None:
         table.slots(keys_of(step * 100 + rng.integers(0, 400, 500)), slices)
         table.drop_before(step * 10 - 60)
         sizes.append(table.nbytes)
-    assert max(sizes[150:]) <= max(sizes[50:150])
+    # How full hash tables are differs a little.
+    assert max(sizes[150:]) <= 1.1 * max(sizes[50:150])
 
 
 def test_rows_behind_their_keys_latest_cost_a_table_only_as_long_as_such_rows_come() -> None:
