@@ -218,6 +218,7 @@ class JobManagerActor:
                 restore_from=self._spec.restore_from,
                 allow_duplicates=self._spec.allow_duplicates,
                 node_id=self._context.get_node_id(),
+                recovering=_is_restarted(self._context),
             )
             pool.report_to(master)
             self._master = master

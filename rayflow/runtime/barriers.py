@@ -126,6 +126,7 @@ class Barriers:
         self._departures = BarrierDepartures(mode.timeout_ms)
         self._unfinished: _Unfinished | None = None
         self._since_ms: dict[CheckpointId, int] = {}
+        self._last_triggered = CheckpointId(0)
         self._held_back: list[tuple[ChannelId | None, BarrierFrame]] | None = None
         self._now_ms = 0
 
@@ -145,7 +146,10 @@ class Barriers:
                 self.announced(channel, barrier, now_ms)
 
     def triggered(self, checkpoint_id: CheckpointId, *, aligned: bool, now_ms: int) -> None:
-        """The master wants a checkpoint; only sources are told."""
+        """The master wants a checkpoint; only sources are told. Harmless when told twice, or late."""
+        if checkpoint_id <= self._last_triggered:
+            return
+        self._last_triggered = checkpoint_id
         barrier = BarrierFrame(checkpoint_id, BarrierKind.ALIGNED if aligned else self._mode.kind)
         self._since_ms.setdefault(checkpoint_id, now_ms)
         if self._held_back is not None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayflow.graph.plan import JobGraph
+from rayflow.model.errors import TransientError
 from rayflow.model.ids import Attempt, JobId, SubtaskId
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.master.background import Background, WorkEnded
@@ -42,6 +43,7 @@ from rayflow.runtime.stepping import StepResult
 _log = logging.getLogger(__name__)
 
 _EVENTS_PER_STEP = 256
+_LOAD_AGAIN_MS = 1_000
 
 FailureArgs = tuple[str, str, str | None, str | None]
 """Arguments of `JobFailed`: job id, cause, operator, location."""
@@ -72,6 +74,8 @@ class JobMaster:
 
     `step` is called by one driver; everything else on any thread. `config` is flat and must name
     `checkpoint.storage`; ConfigError if it is wrong. `restore_from` is a checkpoint or savepoint (`--from`).
+    `recovering`: another master ran the job before, so storage that is out of reach is waited for, while a fresh job
+    fails at once.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class JobMaster:
         restore_from: str | None = None,
         allow_duplicates: bool = False,
         node_id: str = "local",
+        recovering: bool = False,
     ) -> None:
         job = Job.of(job_id, graph, config)
         self._wake = wake
@@ -112,7 +117,8 @@ class JobMaster:
             attempt=Attempt(0),
         )
         self._started_at = iso_utc(self._ctx.now_ms)
-        self._loading = False
+        self._recovering = recovering
+        self._load_at_ms: int | None = self._ctx.now_ms
         self._cancelled_early = False
         self._run: JobRun | None = None
         self._over: StoredJob | None = None
@@ -211,7 +217,7 @@ class JobMaster:
                 return StepResult(False)
 
     def _turn(self) -> bool:
-        if not self._loading:
+        if self._load_at_ms is not None and self._ctx.now_ms >= self._load_at_ms:
             self._load()
         handled = False
         for _ in range(min(len(self._mailbox), _EVENTS_PER_STEP)):
@@ -237,14 +243,16 @@ class JobMaster:
             run.message(event)
 
     def _next_deadline_ms(self) -> int | None:
-        return None if self._run is None or self.closed else self._run.next_deadline_ms()
+        if self._run is None:
+            return self._load_at_ms
+        return None if self.closed else self._run.next_deadline_ms()
 
     # ------------------------------------------------------------------------------- beginning and end
 
     def _load(self) -> None:
         """Read what a predecessor left, and see that the graph is stored for a successor."""
         ctx = self._ctx
-        self._loading = True
+        self._load_at_ms = None
 
         def work() -> StoredJob:
             stored = ctx.storage.load()
@@ -256,6 +264,10 @@ class JobMaster:
 
     def _loaded(self, stored: StoredJob | None, error: BaseException | None) -> None:
         ctx = self._ctx
+        if self._recovering and isinstance(error, TransientError):
+            _log.warning("what the last job master left cannot be read, trying again: %s", error)
+            self._load_at_ms = ctx.now_ms + _LOAD_AGAIN_MS
+            return
         past = stored.job if stored is not None else {}
         if stored is not None:
             ctx.log.restore(stored.events)

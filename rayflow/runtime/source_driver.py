@@ -111,7 +111,10 @@ class SourceDriver:
 
     def assign(self, message: AssignSplits) -> None:
         """Take splits to read, and what the master knows of the ones nobody reads yet."""
-        known = {s.split for s in self._assigned} | {o.split.to_json() for o in self._open}
+        # The same message may come twice, the second time whenever: what was read to its end is known too.
+        known = {s.split for s in (*self._assigned, *self._finished)} | {
+            o.split.to_json() for o in self._open
+        }
         self._assigned.extend(s for s in message.splits if s.split not in known)
         self._no_more = message.no_more
         self._cap = message.cap

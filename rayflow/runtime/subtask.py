@@ -213,7 +213,9 @@ class SubtaskEngine:
         while self._mail:
             self._guard(self._serve, self._mail.popleft())
             progressed = True
-        for _ in range(min(len(self._inbox), _FRAMES_PER_STEP)):
+        for _ in range(_FRAMES_PER_STEP):
+            if not self._inbox:  # also where a frame made the task fail, which empties it
+                break
             self._guard(self._take_in, *self._inbox.popleft())
             progressed = True
         if self._task is not None:

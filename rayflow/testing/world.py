@@ -1,14 +1,19 @@
-"""A simulated cluster: one virtual clock, and every step, delivery and fault chosen by one seeded generator.
+"""A simulated cluster's clock, scheduler and trace: every step and delivery is chosen by one seeded generator.
 
 Theory of operation
 -------------------
-The world holds the job master, the workers, and ordered queues of what is under way between them (one per channel
-and direction, per control link, per I/O request). Each turn picks one thing that can happen now: an engine that was
-woken takes a step, the head of a queue whose delay has passed is delivered, or a fault strikes. When nothing
-can happen the clock jumps to the next thing that will. Delays are random, so messages of different queues overtake
-each other, and messages of one queue never do. The engines are the runtime's own; only the ports are simulated.
+The world holds *processes* (job managers, workers) and ordered *queues* of what is under way between them: one per
+channel and direction, per control link, per I/O request. Each turn picks one thing that can happen now: a process
+that was woken takes a step, or the head of a queue whose delay has passed is delivered. When nothing can happen the
+clock jumps to the next thing that will. Delays are random, so messages of different queues overtake each other, and
+messages of one queue never do. The engines are the runtime's own; only their ports are simulated.
 
-Everything that happens is a line of the trace; the trace of a seed is the same on every run.
+A process can be *frozen* (SIGSTOP): it takes no step, and nothing reaches it until it is thawed; or *stalled* (a call
+that blocks its task thread): it takes no step until then, but messages reach its mailbox. Machines can be cut off from
+one another in one direction: what is under way across a cut waits for its end.
+
+Everything that happens is a line of the trace, and a line can be listened for; the trace of a seed is the same on
+every run, under any PYTHONHASHSEED.
 """
 
 from __future__ import annotations
@@ -20,52 +25,72 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayflow.model.errors import StorageError
 from rayflow.runtime.stepping import StepResult
 
-MAX_TURNS = 200_000
+EPOCH_MS = 1_700_000_000_000
+_LAST_LINES = 20
+
+QueueKey = tuple[Any, ...]
 
 
 class Stuck(AssertionError):
-    """The job did not end within the bound (I8)."""
+    """The run did not end within its bound (I8)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
-    """What may go wrong. Probabilities are per turn, per delivery or per I/O request."""
+@dataclass(slots=True, eq=False)
+class Process:
+    """Something with a `step`, on a machine."""
 
-    crashes: int = 0
-    crash_probability: float = 0.0
-    io_errors: int = 0
-    io_error_probability: float = 0.0
-    max_delay_ms: int = 30
+    name: str
+    machine: str
+    step: Callable[[int], StepResult] | None = None
+    alive: bool = True
+    frozen: bool = False
+    woken: bool = True
+    wake_at_ms: int | None = None
+    stalled_until_ms: int = 0
+    slowness_ms: int = 0
+
+    def ready(self, now_ms: int) -> bool:
+        """Whether it can take a step now."""
+        if self.frozen or self.step is None or now_ms < self.stalled_until_ms:
+            return False
+        return self.woken or (self.wake_at_ms is not None and self.wake_at_ms <= now_ms)
+
+    def next_ms(self) -> int | None:
+        """When it can take a step by itself."""
+        if self.frozen or self.step is None:
+            return None
+        if self.woken:
+            return self.stalled_until_ms
+        return None if self.wake_at_ms is None else max(self.wake_at_ms, self.stalled_until_ms)
 
 
 @dataclass(slots=True)
-class _Pending:
+class Pending:
+    """One thing under way: `item` is what it carries, for checkers."""
+
     due_ms: int
     label: str
     deliver: Callable[[], None]
+    item: Any = None
 
 
 @dataclass(slots=True)
-class Node:
-    """Something with a `step`: the master, or a worker."""
-
-    name: str
-    step: Callable[[int], StepResult]
-    woken: bool = True
-    wake_at_ms: int | None = None
-    alive: bool = True
+class _Queue:
+    source: Process | None
+    target: Process | None
+    waiting: deque[Pending] = field(default_factory=deque)
 
 
 @dataclass(slots=True)
 class Trace:
-    """The lines of a run: all hashed, the last ones kept."""
+    """The lines of a run: all hashed, the last ones kept. `listeners` are called with each line."""
 
     keep: int = 400
     lines: deque[str] = field(default_factory=deque)
     count: int = 0
+    listeners: list[Callable[[str], None]] = field(default_factory=list)
     _hash: Any = field(default_factory=hashlib.sha256)
 
     def add(self, line: str) -> None:
@@ -75,6 +100,8 @@ class Trace:
         self.lines.append(line)
         if len(self.lines) > self.keep:
             self.lines.popleft()
+        for listener in self.listeners:
+            listener(line)
 
     @property
     def digest(self) -> str:
@@ -83,131 +110,180 @@ class Trace:
 
 
 class World:
-    """Clock, scheduler and network of one simulated run."""
+    """Clock, scheduler and trace of one simulated run. `max_delay_ms` bounds the ordinary delay of a delivery."""
 
-    def __init__(self, seed: int, faults: Faults, *, keep_trace: int = 400) -> None:
+    def __init__(self, seed: int, *, max_delay_ms: int = 30, keep_trace: int = 400) -> None:
         self.rng = random.Random(seed)
-        self.faults = faults
-        self.now = 1_700_000_000_000
+        self.max_delay_ms = max_delay_ms
+        self.now = EPOCH_MS
         self.trace = Trace(keep=keep_trace)
-        self.nodes: dict[str, Node] = {}
+        self.processes: dict[str, Process] = {}
+        self.cuts: set[tuple[str, str]] = set()
+        self.before_turn: list[Callable[[], None]] = []
         self.after_turn: list[Callable[[], None]] = []
-        self.crash: Callable[[], bool] = lambda: False
-        self.faults_on: Callable[[], bool] = lambda: True
-        self._queues: dict[tuple[Any, ...], deque[_Pending]] = {}
-        self._crashes_left = faults.crashes
-        self._io_errors_left = faults.io_errors
-        self._io_count = 0
+        self.violations: list[str] = []
+        self.stepping: Process | None = None
+        """The process that takes a step just now."""
+        self._queues: dict[QueueKey, _Queue] = {}
+        self._chance = self.rng.random
+        self._serial = 0
 
-    # ------------------------------------------------------------------ ports
+    # ------------------------------------------------------------------ clock and chance
 
     def now_ms(self) -> int:
         """`Clock`."""
         return self.now
 
-    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        """`IoPool`: the work happens, and is answered, at some later turn."""
-        self._io_count += 1
+    def draw(self, bound: int) -> int:
+        """Return a random number from 0 to `bound` - 1."""
+        return int(self._chance() * bound)
 
-        def run() -> None:
-            error: BaseException | None = None
-            result = None
-            if (
-                self._io_errors_left > 0
-                and self.faults_on()
-                and self.rng.random() < self.faults.io_error_probability
-            ):
-                self._io_errors_left -= 1
-                self.trace.add("fault io error")
-                error = StorageError("simulated: the request failed")
-            else:
-                try:
-                    result = work()
-                except Exception as raised:
-                    error = raised
-            done(result, error)
+    def happens(self, probability: float) -> bool:
+        """Return True with this probability."""
+        return probability > 0 and self._chance() < probability
 
-        self.post(("io", self._io_count), f"io {self._io_count}", run)
+    def violated(self, what: str) -> None:
+        """An invariant is broken. Said inside code whose exceptions the engines handle; the run ends after the turn."""
+        self.violations.append(what)
+
+    def note(self, text: str) -> None:
+        """Put a line into the trace."""
+        self.trace.add(f"{self.now - EPOCH_MS} {text}")
+
+    # ------------------------------------------------------------------ what is under way
 
     def post(
-        self, queue: tuple[Any, ...], label: str, deliver: Callable[[], None], delay_ms: int = 0
+        self,
+        queue: QueueKey,
+        label: str,
+        deliver: Callable[[], None],
+        delay_ms: int = 0,
+        *,
+        source: Process | None = None,
+        target: Process | None = None,
+        item: Any = None,
     ) -> None:
-        """Deliver later, after whatever is in `queue` already."""
-        waiting = self._queues.setdefault(queue, deque())
-        due = self.now + delay_ms + self.rng.randrange(self.faults.max_delay_ms + 1)
-        if waiting:
-            due = max(due, waiting[-1].due_ms)
-        waiting.append(_Pending(due, label, deliver))
+        """Deliver later, after whatever is in `queue` already. Nothing is delivered to a frozen `target`, nor
+        across a cut."""
+        due = self.now + delay_ms + self.draw(self.max_delay_ms + 1)
+        if target is not None and target.slowness_ms:
+            due += self.draw(target.slowness_ms)
+        there = self._queues.get(queue)
+        if there is None:
+            there = self._queues[queue] = _Queue(source, target)
+        elif there.waiting:
+            due = max(due, there.waiting[-1].due_ms)
+        there.waiting.append(Pending(due, label, deliver, item))
 
-    def drop(self, keep: Callable[[tuple[Any, ...]], bool]) -> None:
-        """Forget every queue that `keep` does not want."""
-        for key in [k for k in self._queues if not keep(k)]:
-            del self._queues[key]
+    def after(self, delay_ms: int, label: str, act: Callable[[], None]) -> None:
+        """Do something at a time, whoever is alive then."""
+        self._serial += 1
+        self.post(("at", self._serial), label, act, delay_ms)
 
-    def under_way(self, queue: tuple[Any, ...]) -> list[str]:
-        """Labels of what waits in a queue."""
-        return [p.label for p in self._queues.get(queue, ())]
+    def drop(self, key: QueueKey) -> int:
+        """Forget a queue; return how many things were under way in it."""
+        there = self._queues.pop(key, None)
+        return 0 if there is None else len(there.waiting)
+
+    def under_way(self, key: QueueKey) -> deque[Pending]:
+        """What waits in a queue."""
+        there = self._queues.get(key)
+        return _NOTHING if there is None else there.waiting
+
+    def queues(self) -> list[QueueKey]:
+        """Everything under way, by queue."""
+        return list(self._queues)
+
+    # ------------------------------------------------------------------ processes and machines
+
+    def spawn(self, name: str, machine: str) -> Process:
+        """A process comes up; it is stepped once it has a `step`."""
+        process = self.processes[name] = Process(name, machine, slowness_ms=0)
+        return process
+
+    def end(self, process: Process) -> None:
+        """The process is gone."""
+        process.alive = False
+        process.step = None
+        self.processes.pop(process.name, None)
+
+    def wake(self, process: Process) -> None:
+        """The process has mail."""
+        process.woken = True
+
+    def cut_off(self, source: Process | None, target: Process | None) -> bool:
+        """Whether nothing gets from one process to the other now."""
+        if source is None or target is None or not self.cuts:
+            return False
+        return (source.machine, target.machine) in self.cuts
 
     # ------------------------------------------------------------------ running
 
-    def add(self, node: Node) -> None:
-        """Have a node stepped from now on."""
-        self.nodes[node.name] = node
-
-    def wake(self, name: str) -> None:
-        """The node has mail."""
-        node = self.nodes.get(name)
-        if node is not None:
-            node.woken = True
-
-    def run(self, until: Callable[[], bool]) -> None:
+    def run(self, until: Callable[[], bool], *, max_turns: int) -> None:
         """Take turns until `until()`; Stuck when that takes too many."""
-        for _ in range(MAX_TURNS):
+        for _ in range(max_turns):
             if until():
                 return
-            self._turn()
+            for hook in self.before_turn:
+                hook()
+            self.turn()
             for check in self.after_turn:
                 check()
-        raise Stuck(f"not finished after {MAX_TURNS} turns; last: {list(self.trace.lines)[-20:]}")
+            assert not self.violations, "; ".join(self.violations)
+        raise Stuck(
+            f"I8: not finished after {max_turns} turns; last: {list(self.trace.lines)[-_LAST_LINES:]}"
+        )
 
-    def _turn(self) -> None:
-        if self._crashes_left > 0 and self.rng.random() < self.faults.crash_probability and self.crash():
-            self._crashes_left -= 1
-            return
-        ready: list[tuple[Any, ...] | str] = [
-            name
-            for name, node in self.nodes.items()
-            if node.woken or (node.wake_at_ms is not None and node.wake_at_ms <= self.now)
-        ]
-        ready += [key for key, waiting in self._queues.items() if waiting[0].due_ms <= self.now]
+    def turn(self) -> None:
+        """Let one thing happen."""
+        now = self.now
+        ready: list[Process | QueueKey] = [p for p in self.processes.values() if p.ready(now)]
+        ready += [k for k, q in self._queues.items() if q.waiting[0].due_ms <= now and not self._held(q)]
         if not ready:
             self._jump()
             return
-        chosen = ready[self.rng.randrange(len(ready))]
-        if isinstance(chosen, str):
-            self._step(self.nodes[chosen])
+        chosen = ready[self.draw(len(ready))]
+        if isinstance(chosen, Process):
+            self._step(chosen)
         else:
             self._deliver(chosen)
 
-    def _step(self, node: Node) -> None:
-        node.woken = False
-        self.trace.add(f"{self.now} step {node.name}")
-        result = node.step(self.now)
-        node.woken = node.woken or result.progressed
-        node.wake_at_ms = result.wake_at_ms
-        self.now += self.rng.randrange(2)
+    def _held(self, queue: _Queue) -> bool:
+        target = queue.target
+        if target is None:
+            return False
+        return target.frozen or self.cut_off(queue.source, target)
 
-    def _deliver(self, key: tuple[Any, ...]) -> None:
-        waiting = self._queues[key]
-        pending = waiting.popleft()
-        if not waiting:
+    def _step(self, process: Process) -> None:
+        assert process.step is not None
+        process.woken = False
+        self.note(f"step {process.name}")
+        self.stepping = process
+        result = process.step(self.now)
+        self.stepping = None
+        process.woken = process.woken or result.progressed
+        process.wake_at_ms = result.wake_at_ms
+        if process.slowness_ms:
+            process.stalled_until_ms = max(
+                process.stalled_until_ms, self.now + self.draw(process.slowness_ms)
+            )
+        self.now += self.draw(2)
+
+    def _deliver(self, key: QueueKey) -> None:
+        queue = self._queues[key]
+        pending = queue.waiting.popleft()
+        if not queue.waiting:
             del self._queues[key]
-        self.trace.add(f"{self.now} deliver {pending.label}")
+        self.note(f"deliver {pending.label}")
         pending.deliver()
 
     def _jump(self) -> None:
-        times = [w[0].due_ms for w in self._queues.values()]
-        times += [n.wake_at_ms for n in self.nodes.values() if n.wake_at_ms is not None]
+        times = [q.waiting[0].due_ms for q in self._queues.values() if not self._held(q)]
+        times += [at for p in self.processes.values() if (at := p.next_ms()) is not None]
         if not times:
-            raise Stuck(f"nothing will ever happen again; last: {list(self.trace.lines)[-20:]}")
+            last = list(self.trace.lines)[-_LAST_LINES:]
+            raise Stuck(f"I8: nothing will ever happen again; last: {last}")
         self.now = max(self.now + 1, min(times))
+
+
+_NOTHING: deque[Pending] = deque()

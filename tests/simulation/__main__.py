@@ -1,12 +1,20 @@
-"""`python -m tests.simulation --seed N [--trace]` replays one seed; `--seeds A:B [--jobs 2]` runs a range."""
+"""Deterministic simulation of whole small jobs under seeded faults.
+
+`--seed N [--trace]` replays one seed; `--seeds A:B [--jobs 2]` runs a range, `--report FILE` keeps a record of it
+that a later run goes on from; `--safety` has faults never stop, `--liveness` has them stop; `--plant NAME` breaks the
+runtime on purpose (tests/simulation/planted.py) and stops at the first seed that finds out.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from pathlib import Path
 
-from tests.simulation.simulate import simulate
-from tests.simulation.sweep import sweep
+from tests.simulation.planted import BUGS, planted
+from tests.simulation.simulate import Mode, simulate
+from tests.simulation.sweep import first_failure, sweep
 
 
 def main() -> int:
@@ -15,24 +23,47 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:200", help="run the seeds A:B (B excluded)")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
     parser.add_argument("--trace", action="store_true", help="print every step of the seed")
+    parser.add_argument("--report", type=Path, help="append to this file; what it has was run already")
+    parser.add_argument("--plant", choices=sorted(BUGS), help="break the runtime on purpose")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--safety", dest="mode", action="store_const", const="safety")
+    mode.add_argument("--liveness", dest="mode", action="store_const", const="liveness")
     args = parser.parse_args()
-    if args.seed is not None:
-        return _replay(args.seed, args.trace)
+    # The engines warn of every failure that is put on them.
+    logging.disable(logging.CRITICAL)
     first, last = (int(part) for part in args.seeds.split(":"))
-    return sweep(range(first, last), args.jobs)
+    if args.plant is not None:
+        with planted(args.plant):
+            if args.seed is not None:
+                return _replay(args.seed, args.trace, args.mode)
+            return _hunt(args.plant, range(first, last), args.mode)
+    if args.seed is not None:
+        return _replay(args.seed, args.trace, args.mode)
+    return sweep(range(first, last), jobs=args.jobs, mode=args.mode, report=args.report)
 
 
-def _replay(seed: int, trace: bool) -> int:
+def _hunt(name: str, seeds: range, mode: Mode | None) -> int:
+    found = first_failure(seeds, mode)
+    if found is None:
+        print(f"{name}: not found in {len(seeds)} seeds")
+        return 1
+    seed, failure = found
+    print(f"{name}: found after {seed - seeds.start + 1} seeds: {failure}")
+    return 0
+
+
+def _replay(seed: int, trace: bool, mode: Mode | None) -> int:
     try:
-        outcome = simulate(seed, keep_trace=10_000_000 if trace else 60)
+        result = simulate(seed, keep_trace=10_000_000 if trace else 60, mode=mode)
     except BaseException as error:
         print("\n".join(getattr(error, "trace_lines", ())))
         raise
     if trace:
-        print("\n".join(outcome.lines))
+        print("\n".join(result.lines))
     print(
-        f"seed {seed}: {outcome.kind}, {outcome.turns} turns, {outcome.attempts} attempts, "
-        f"{outcome.checkpoints} checkpoints, trace {outcome.digest[:16]}"
+        f"seed {seed}: {result.kind}: {' then '.join(result.ends)}, {result.turns} turns, {result.attempts} attempts, "
+        f"{result.checkpoints} checkpoints, trace {result.digest[:16]}\n"
+        f"  plan: {result.plan}\n  struck: {'; '.join(result.struck) or 'nothing'}"
     )
     return 0
 

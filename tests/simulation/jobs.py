@@ -1,242 +1,359 @@
-"""Small jobs for the simulator, their input, and the external system their sink commits to.
+"""Small jobs for the simulator, built as users build theirs, and what their output must be.
 
-The jobs are built from the planner's values directly: source (2) → hash → keyed operator + sink (2).
-Sources and sinks travel by pickle, so they find the run's external system by its number.
+A `Shape` builds a job over some sources, and judges the rows that its sink committed: all of them after a job has
+finished, and after one that was cut short whether they could be the beginning of all of them.
 """
 
 from __future__ import annotations
 
-import functools
-import random
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import datetime as dt
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from rayflow.batch.aggregates import count
-from rayflow.batch.expressions import col
-from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, TimeSpec
-from rayflow.model.ids import EdgeId, VertexId
-from rayflow.operators.aggregate import RunningAggregateOperator
-from rayflow.operators.contracts import Sink, SinkContext, Source, Split, SplitReader
-from rayflow.operators.map_async import AsyncOptions, MapAsyncOperator
-from rayflow.operators.stateless import IdentityOperator
-from rayflow.protocol.commits import CommitPermit
-from rayflow.windows.making import time_window_operator
-from rayflow.windows.time_windows import TimeWindows
+import rayflow as rf
+from rayflow import col
+from rayflow.api.streams import DataStream
+from tests.simulation.external import DISORDER_MS, SCHEMA, Row, SimSink, SimSource
 
-SCHEMA = pa.schema([("key", pa.int64()), ("value", pa.int64()), ("time", pa.timestamp("ms"))])
 WINDOW_MS = 1_000
-Row = tuple[Any, ...]
+JOIN_MS = 300
+TIMER_MS = 500
+BUCKETS = 3
+
+_EPOCH = dt.datetime(1970, 1, 1)
 
 
-@dataclass
-class External:
-    """The system outside: staged and committed transactions, by id. Survives all processes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A kind of job. `build` leads from the sources' streams to what is written; `check(rows of each source, committed
+    rows, complete)` raises AssertionError, naming the invariant."""
 
-    staged: dict[str, list[Row]] = field(default_factory=dict)
-    committed: dict[str, list[Row]] = field(default_factory=dict)
-    fresh_starts: int = 0
-
-    def rows(self) -> list[Row]:
-        """All committed rows, transaction by transaction in order of commit."""
-        return [row for rows in self.committed.values() for row in rows]
+    build: Callable[[Sequence[DataStream]], Any]
+    check: Callable[[list[list[Row]], list[Row], bool], None]
+    sources: int = 1
 
 
-EXTERNAL: dict[int, External] = {}
-"""The external system of each running simulation, by its number."""
+def plan(shape: Shape, run: int, sources: Sequence[SimSource], parallelism: int) -> Any:
+    """Return the job graph of `shape` over `sources`, writing to the external system of `run`."""
+    env = rf.StreamEnvironment(name="simulated", parallelism=parallelism, max_parallelism=16)
+    streams = [
+        env.from_source(source, watermark=rf.Watermark("time", delay=f"{DISORDER_MS}ms")).uid(f"source-{i}")
+        for i, source in enumerate(sources)
+    ]
+    shape.build(streams).sink_to(SimSink(run)).uid("sink")
+    return env.plan()
 
 
-def make_rows(seed: int, splits: int, rows_per_split: int) -> list[list[Row]]:
-    """Return the rows (key, value, time in ms) of each split; times within a split are disordered by < 200 ms."""
-    rng = random.Random(seed * 31 + 7)
-    out: list[list[Row]] = []
-    for index in range(splits):
-        start = index * 2_000
-        times = [start + i * 2_000 // rows_per_split for i in range(rows_per_split)]
-        out.append([(rng.randrange(7), rng.randrange(100), t + rng.randrange(200)) for t in times])
-    return out
+# ------------------------------------------------------------------------------------------ functions
 
 
-class SimSource(Source):
-    """Reads the rows of a seed, a few at a time."""
+class Number(rf.KeyedProcessFunction):
+    """Numbers the rows of each key."""
 
-    def __init__(self, seed: int, splits: int, rows_per_split: int) -> None:
-        self.args = (seed, splits, rows_per_split)
+    n = rf.ValueState("int64", default=0)
 
-    @property
-    def schema(self) -> pa.Schema:
-        return SCHEMA
-
-    def splits(self) -> Sequence[Split]:
-        rows = make_rows(*self.args)
-        return [
-            Split(
-                id=f"s{i}",
-                payload={"index": i},
-                min_time=min(r[2] for r in part) * 1_000_000,
-                order=f"{i:04}",
-            )
-            for i, part in enumerate(rows)
-        ]
-
-    def open_split(self, split: Split, position: Any | None) -> SplitReader:
-        return SimReader(make_rows(*self.args)[split.payload["index"]], position or 0)
+    def process(self, row: dict[str, Any], ctx: Any) -> Iterable[Any]:
+        self.n.value += 1
+        yield {"key": row["key"], "n": self.n.value, "bucket": self.n.value % BUCKETS, "split": row["split"]}
 
 
-class SimReader(SplitReader):
-    def __init__(self, rows: list[Row], position: int) -> None:
-        self.rows = rows
-        self.at = position
+class NumberAgain(rf.KeyedProcessFunction):
+    """Numbers the rows of each bucket, and keeps their count per key."""
 
-    def read(self, max_rows: int) -> pa.RecordBatch | None:
-        if self.at >= len(self.rows):
-            return None
-        take = min(max_rows, 1 + self.at % 5)
-        part = self.rows[self.at : self.at + take]
-        self.at += len(part)
-        columns = [pa.array([r[i] for r in part], SCHEMA.field(i).type) for i in range(3)]
-        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    m = rf.ValueState("int64", default=0)
+    seen = rf.MapState("int64", "int64")
 
-    def position(self) -> int:
-        return self.at
-
-
-class SimSink(Sink):
-    """Exactly-once sink over an `External`; of every other run it commits in the background."""
-
-    def __init__(self, run: int) -> None:
-        self.run = run
-        self.commit_in_background = run % 2 == 1
-        self.buffer: list[Row] = []
-
-    def start_job(self, ctx: SinkContext) -> None:
-        EXTERNAL[self.run].fresh_starts += 1
-
-    def open(self, ctx: SinkContext) -> None:
-        self.ctx = ctx
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self.buffer.extend(tuple(row.values()) for row in batch.to_pylist())
-
-    def prepare(self, checkpoint_id: int) -> str | None:
-        if not self.buffer:
-            return None
-        transaction = f"a{self.ctx.attempt}-s{self.ctx.subtask_index}-c{checkpoint_id}"
-        EXTERNAL[self.run].staged[transaction] = self.buffer
-        self.buffer = []
-        return transaction
-
-    def commit(self, permit: CommitPermit) -> None:
-        external, transaction = EXTERNAL[self.run], permit.pending
-        if transaction not in external.committed:
-            external.committed[transaction] = external.staged.pop(transaction)
+    def process(self, row: dict[str, Any], ctx: Any) -> Iterable[Any]:
+        self.m.value += 1
+        self.seen[row["key"]] = self.seen.get(row["key"], 0) + 1
+        yield {
+            "key": row["key"],
+            "n": row["n"],
+            "bucket": row["bucket"],
+            "m": self.m.value,
+            "seen": self.seen[row["key"]],
+        }
 
 
-def passthrough() -> Any:
-    return IdentityOperator()
+class Alarm(rf.KeyedProcessFunction):
+    """Sets a timer `TIMER_MS` after each row; says when it fires."""
+
+    def process(self, row: dict[str, Any], ctx: Any) -> None:
+        ctx.register_event_timer(row["time"] + dt.timedelta(milliseconds=TIMER_MS))
+
+    def on_timer(self, ts: dt.datetime, ctx: Any) -> Iterable[Any]:
+        yield {"key": ctx.current_key, "at": int((ts - _EPOCH) / dt.timedelta(milliseconds=1))}
 
 
-def running_sum() -> Any:
-    return RunningAggregateOperator(("key",), [("n", count()), ("total", col("value").sum())], SCHEMA, False)
+class Gather(rf.KeyedProcessFunction):
+    """Gathers rows by the clock: a timer of the processing time gives their number."""
+
+    n = rf.ValueState("int64", default=0)
+
+    def process(self, row: dict[str, Any], ctx: Any) -> None:
+        if self.n.value == 0:
+            ctx.register_processing_timer(ctx.processing_time + dt.timedelta(milliseconds=40))
+        self.n.value += 1
+
+    def on_timer(self, ts: dt.datetime, ctx: Any) -> Iterable[Any]:
+        yield {"key": ctx.current_key, "n": self.n.value}
+        self.n.value = 0
 
 
-def windowed_sum() -> Any:
-    size_ns = WINDOW_MS * 1_000_000
-    windows = TimeWindows(keys=("key",), size_ns=size_ns, slide_ns=size_ns, time_column="time")
-    return time_window_operator(windows, [("n", count()), ("total", col("value").sum())], SCHEMA)
+class Both(rf.CoProcessFunction):
+    """Numbers the rows of two streams by key, in one state."""
+
+    n = rf.ValueState("int64", default=0)
+
+    def process1(self, row: dict[str, Any], ctx: Any) -> Iterable[Any]:
+        self.n.value += 1
+        yield {"key": row["key"], "n": self.n.value, "bucket": 0, "split": row["split"]}
+
+    process2 = process1
 
 
 async def look_up(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def looked_up() -> Any:
-    return MapAsyncOperator(
-        look_up, SCHEMA, False, AsyncOptions(capacity=4, timeout_ms=500, retries=5, retry_delay_ms=20)
-    )
+# ------------------------------------------------------------------------------------------ judgements
 
 
-KINDS = {
-    "passthrough": passthrough,
-    "running": running_sum,
-    "windowed": windowed_sum,
-    "looked_up": looked_up,
-}
+def compare(want: Counter[Any], got: Counter[Any], complete: bool) -> None:
+    """I1, I2: nothing is lost (of what is complete), nothing there twice."""
+    assert not got - want, f"I2: too much: {dict(got - want)}"
+    assert not complete or not want - got, f"I1: lost: {dict(want - got)}"
 
 
-def job_graph(kind: str, run: int, source: SimSource, parallelism: int = 2) -> JobGraph:
-    """Return source → hash by key → operator of `kind` + sink."""
-    src, work = VertexId("source"), VertexId("work")
-    delay = TimeSpec(column="time", delay=200_000_000)
-    return JobGraph(
-        name="simulated",
-        max_parallelism=16,
-        vertices=(
-            JobVertex(
-                id=src,
-                operators=(
-                    OperatorSpec(
-                        uid="source", name="source", kind="source", payload=source, schema=SCHEMA, time=delay
-                    ),
-                ),
-                parallelism=parallelism,
-            ),
-            JobVertex(
-                id=work,
-                operators=(
-                    OperatorSpec(
-                        uid="work", name=kind, kind="operator", payload=functools.partial(KINDS[kind])
-                    ),
-                    OperatorSpec(uid="sink", name="sink", kind="sink", payload=SimSink(run)),
-                ),
-                parallelism=parallelism,
-            ),
-        ),
-        edges=(
-            JobEdge(
-                id=EdgeId(0), source=src, target=work, exchange=Exchange("hash", ("key",)), schema=SCHEMA
-            ),
-        ),
-    )
-
-
-def check_output(kind: str, source: SimSource, external: External) -> None:
-    """I1, I2, I3: the committed rows are those of a run without faults."""
-    rows = [row for part in make_rows(*source.args) for row in part]
-    if kind in ("passthrough", "looked_up"):
-        got = Counter((k, v) for k, v, _ in external.rows())
-        want = Counter((k, v) for k, v, _ in rows)
-    elif kind == "windowed":
-        sums: dict[Row, list[int]] = {}
-        for key, value, time in rows:
-            entry = sums.setdefault((key, time // WINDOW_MS), [0, 0])
-            entry[0] += 1
-            entry[1] += value
-        want = Counter((k, w, n, t) for (k, w), (n, t) in sums.items())
-        got = Counter(
-            (k, int(start.timestamp() * 1000) // WINDOW_MS, n, t)
-            for k, start, _, n, t in _utc(external.rows())
+def check_rows(rows: list[list[Row]], got: list[Row], complete: bool, *, ordered: bool = True) -> None:
+    """The rows themselves, those of a split and key in order; what is there is the beginning of each split."""
+    compare(Counter(r for part in rows for r in _timed(part)), Counter(got), complete)
+    by_split: dict[int, list[int]] = defaultdict(list)
+    order: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for key, _, _, split, pos in got:
+        by_split[split].append(pos)
+        order[split, key].append(pos)
+    for split, positions in by_split.items():
+        assert sorted(positions) == list(range(len(positions))), (
+            f"I1: split {split} has gaps: {sorted(positions)}"
         )
-    else:
-        totals: dict[int, list[int]] = {}
-        for key, value, _ in rows:
-            entry = totals.setdefault(key, [0, 0])
-            entry[0] += 1
-            entry[1] += value
-        want = Counter((k, n, t) for k, (n, t) in totals.items())
-        last: dict[int, Row] = {}
-        for key, n, total, *_ in external.rows():
-            assert key not in last or last[key][1] < n, f"I2: key {key} went from {last[key]} to {(n, total)}"
-            last[key] = (key, n, total)
-        got = Counter(last.values())
-    assert not want - got, f"I1: lost {dict(want - got)}"
-    assert not got - want, f"I2: too much {dict(got - want)}"
+    for where, positions in order.items():
+        assert not ordered or positions == sorted(positions), f"I4: (split, key) {where}: {positions}"
 
 
-def _utc(rows: list[Row]) -> list[Row]:
-    import datetime as dt
+def check_unordered(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    check_rows(rows, got, complete, ordered=False)
 
-    return [(r[0], r[1].replace(tzinfo=dt.timezone.utc), *r[2:]) for r in rows]
+
+def check_running(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    last: dict[int, Row] = {}
+    for key, n, total, *_ in got:
+        assert key not in last or last[key][1] < n, f"I2: key {key} went from {last[key]} to {(n, total)}"
+        last[key] = (key, n, total)
+    want = Counter((k, len(v), sum(v)) for k, v in _by_key(rows, 1).items())
+    if complete:
+        compare(want, Counter(last.values()), complete)
+    for key, n, total in last.values():
+        # Input of other splits is interleaved, but the sum is that of n values of the key.
+        values = sorted(_by_key(rows, 1)[key])
+        assert sum(values[:n]) <= total <= sum(values[len(values) - n :]), (
+            f"I3: key {key}: sum {total} of {n}"
+        )
+
+
+def check_windows(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    sums: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for key, value, time, *_ in (r for part in rows for r in part):
+        sums[key, time // WINDOW_MS].append(value)
+    want = Counter((k, w, len(v), sum(v)) for (k, w), v in sums.items())
+    compare(want, Counter((k, _ms(start) // WINDOW_MS, n, t) for k, start, _, n, t in got), complete)
+
+
+def check_sliding(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    sums: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for key, value, time, *_ in (r for part in rows for r in part):
+        newest = time // 500
+        for start in (newest - 1, newest):
+            sums[key, start].append(value)
+    want = Counter((k, w, len(v), sum(v)) for (k, w), v in sums.items())
+    compare(want, Counter((k, _ms(start) // 500, n, t) for k, start, _, n, t in got), complete)
+
+
+def check_numbers(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    """I3: the n-th row of a key is the n-th, once."""
+    counts = {key: len(values) for key, values in _by_key(rows, 1).items()}
+    want = Counter((key, n) for key, count in counts.items() for n in range(1, count + 1))
+    compare(want, Counter((row[0], row[1]) for row in got), complete)
+    for key, numbers in _grouped((row[0], row[1]) for row in got).items():
+        assert numbers == sorted(numbers), f"I4: key {key}: {numbers}"
+        assert numbers == list(range(1, len(numbers) + 1)), f"I1: key {key}: {numbers}"
+
+
+def check_numbers_again(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    counts = {key: len(values) for key, values in _by_key(rows, 1).items()}
+    want = Counter((key, n) for key, count in counts.items() for n in range(1, count + 1))
+    compare(want, Counter((row[0], row[1]) for row in got), complete)
+    for what, at, of in (("bucket", 2, 3), ("bucket and key", (2, 0), 4)):
+        pick = (
+            (lambda row, at=at: row[at])
+            if isinstance(at, int)
+            else (lambda row, at=at: tuple(row[i] for i in at))
+        )
+        for group, numbers in _grouped((pick(row), row[of]) for row in got).items():
+            assert numbers == list(range(1, len(numbers) + 1)), f"I3: {what} {group}: {numbers}"
+
+
+def check_join(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    left, right = ([r for part in rows for r in part if r[3] // 100 == side] for side in (0, 1))
+    want = Counter(
+        (a[3], a[4], b[3], b[4]) for a in left for b in right if a[0] == b[0] and abs(a[2] - b[2]) <= JOIN_MS
+    )
+    compare(want, Counter(got), complete)
+
+
+def check_alarms(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    """I9: each timer fires once."""
+    want = Counter({(key, time + TIMER_MS) for part in rows for key, _, time, *_ in part})
+    compare(want, Counter(got), complete)
+
+
+def check_gathered(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    counts = {key: len(values) for key, values in _by_key(rows, 1).items()}
+    sums: Counter[int] = Counter()
+    for key, n in got:
+        assert n > 0, f"I9: key {key}: a timer fired for nothing, or twice"
+        sums[key] += n
+    compare(Counter(counts), sums, complete)
+
+
+def check_twice(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
+    want = Counter(r for part in rows for r in _timed(part))
+    compare(want + want, Counter(got), complete)
+
+
+def _timed(part: Iterable[Row]) -> Iterable[Row]:
+    return ((k, v, _EPOCH + dt.timedelta(milliseconds=t), s, p) for k, v, t, s, p in part)
+
+
+def _ms(time: dt.datetime) -> int:
+    return int((time.replace(tzinfo=None) - _EPOCH) / dt.timedelta(milliseconds=1))
+
+
+def _by_key(rows: list[list[Row]], column: int) -> dict[int, list[Any]]:
+    return _grouped((r[0], r[column]) for part in rows for r in part)
+
+
+def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
+    found: dict[Any, list[Any]] = defaultdict(list)
+    for key, value in pairs:
+        found[key].append(value)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ shapes
+
+_NUMBERED = {"key": pa.int64(), "n": pa.int64(), "bucket": pa.int64(), "split": pa.int64()}
+_AGAIN = {"key": pa.int64(), "n": pa.int64(), "bucket": pa.int64(), "m": pa.int64(), "seen": pa.int64()}
+_SUM = {"n": rf.count(), "total": col("value").sum()}
+
+
+def _schema(columns: dict[str, pa.DataType]) -> pa.Schema:
+    return pa.schema(list(columns.items()))
+
+
+def _number(stream: DataStream) -> DataStream:
+    return stream.key_by("key").process(Number(), returns=_schema(_NUMBERED)).uid("number")
+
+
+def _keyed_rows(streams: Sequence[DataStream]) -> Any:
+    return streams[0].key_by("key").process(_Same(), returns=SCHEMA).uid("same")
+
+
+class _Same(rf.KeyedProcessFunction):
+    def process(self, row: dict[str, Any], ctx: Any) -> Iterable[Any]:
+        yield row
+
+
+SHAPES: dict[str, Shape] = {
+    "passthrough": Shape(build=_keyed_rows, check=check_rows),
+    "rebalanced": Shape(
+        build=lambda s: s[0].rebalance().with_columns(value=col("value") + 0).uid("plus"),
+        check=check_unordered,
+    ),
+    "running": Shape(build=lambda s: s[0].key_by("key").aggregate(**_SUM).uid("sum"), check=check_running),
+    "windowed": Shape(
+        build=lambda s: s[0].key_by("key").window(rf.Tumbling("1s")).aggregate(**_SUM).uid("window"),
+        check=check_windows,
+    ),
+    "sliding": Shape(
+        build=lambda s: s[0].key_by("key").window(rf.Sliding("1s", "500ms")).aggregate(**_SUM).uid("window"),
+        check=check_sliding,
+    ),
+    "looked_up": Shape(
+        build=lambda s: (
+            s[0]
+            .rebalance()
+            .map_async(look_up, capacity=4, timeout="500ms", retries=5, retry_delay="20ms", returns=SCHEMA)
+            .uid("look-up")
+        ),
+        check=check_unordered,
+    ),
+    "hops": Shape(
+        build=lambda s: (
+            _number(s[0].filter(col("value") >= 0).uid("all"))
+            .key_by("bucket")
+            .process(NumberAgain(), returns=_schema(_AGAIN))
+            .uid("again")
+        ),
+        check=check_numbers_again,
+    ),
+    "union": Shape(build=lambda s: _number(s[0].union(s[1])), check=check_numbers, sources=2),
+    "connected": Shape(
+        build=lambda s: (
+            s[0]
+            .key_by("key")
+            .connect(s[1].key_by("key"))
+            .process(Both(), returns=_schema(_NUMBERED))
+            .uid("both")
+        ),
+        check=check_numbers,
+        sources=2,
+    ),
+    "joined": Shape(
+        build=lambda s: (
+            s[0]
+            .key_by("key")
+            .interval_join(s[1].key_by("key"), f"-{JOIN_MS}ms", f"{JOIN_MS}ms")
+            .uid("join")
+            .select("split", "pos", "split_right", "pos_right")
+        ),
+        check=check_join,
+        sources=2,
+    ),
+    "timers": Shape(
+        build=lambda s: (
+            s[0]
+            .key_by("key")
+            .process(Alarm(), returns=_schema({"key": pa.int64(), "at": pa.int64()}))
+            .uid("alarm")
+        ),
+        check=check_alarms,
+    ),
+    "clocked": Shape(
+        build=lambda s: (
+            s[0]
+            .key_by("key")
+            .process(Gather(), returns=_schema({"key": pa.int64(), "n": pa.int64()}))
+            .uid("gather")
+        ),
+        check=check_gathered,
+    ),
+    "broadcast": Shape(
+        build=lambda s: s[0].broadcast().with_columns(value=col("value") + 0).uid("each").with_parallelism(2),
+        check=check_twice,
+    ),
+}

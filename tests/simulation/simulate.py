@@ -1,63 +1,98 @@
-"""Runs one seed: builds the job the seed asks for, lets it run under faults, checks the outcome."""
+"""Runs one seed: builds the job the seed asks for, lets it run under the seed's faults, checks the outcome.
+
+Most seeds run one job to its end. Some cancel it, and restore what it left in another job, at another parallelism;
+some never stop with faults, and ask only that nothing wrong is seen (`mode="safety"`).
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any, Literal
 from unittest.mock import patch
 
 from rayflow.model.config import JobConfig
-from rayflow.model.ids import JobId
 from rayflow.protocol.lifecycle import JobState
-from rayflow.runtime.job_master import JobMaster
-from rayflow.state.storage import open_store
-from rayflow.testing.cluster import SimPool
-from rayflow.testing.world import Faults, Node, World
-from tests.simulation.checks import check_credit
-from tests.simulation.jobs import EXTERNAL, KINDS, External, SimSource, check_output, job_graph
+from rayflow.state.manifest import list_checkpoints
+from rayflow.testing.faults import Faults, draw_faults
+from rayflow.testing.simulation import Outcome, Simulation
+from tests.simulation.external import EXTERNAL, External, Row, SimSource
+from tests.simulation.jobs import SHAPES, plan
+
+Mode = Literal["liveness", "safety"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Result:
     """What a seed led to."""
 
     seed: int
     kind: str
+    plan: str
     digest: str
     turns: int
     attempts: int
     checkpoints: int
+    ends: tuple[str, ...]
+    struck: tuple[str, ...]
     lines: tuple[str, ...]
 
 
-def simulate(seed: int, *, keep_trace: int = 400) -> Outcome:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What a seed asks for."""
+
+    kind: str
+    faults: Faults
+    mode: Mode
+    sources: tuple[SimSource, ...]
+    config: dict[str, Any]
+    budget: int
+    parallelism: int
+    then_parallelism: int
+    cancel_at_turn: int | None
+
+
+def simulate(seed: int, *, keep_trace: int = 400, mode: Mode | None = None) -> Result:
     """Run `seed`; AssertionError (or an engine's error) when an invariant is broken."""
-    choice = random.Random(seed * 2 + 1)
-    kind = choice.choice(sorted(KINDS))
-    faults = Faults(
-        crashes=choice.choice([0, 1, 1, 2, 3]),
-        crash_probability=choice.choice([0.0005, 0.002, 0.01]),
-        io_errors=choice.choice([0, 0, 2]),
-        io_error_probability=0.05,
-        max_delay_ms=choice.choice([0, 5, 30, 200]),
-    )
-    source = SimSource(seed, splits=choice.choice([1, 3, 5]), rows_per_split=choice.choice([5, 25]))
-    config = {
-        "checkpoint.storage": f"memory://simulation-{seed}",
-        "checkpoint.interval": f"{choice.choice([20, 100, 500])}ms",
-        "checkpoint.timeout": "5s",
-        "checkpoint.max_concurrent": choice.choice([1, 1, 2]),
-        "checkpoint.failures_tolerated": 10,
-        "restart.max_attempts": 100,
-        "restart.delay": "10ms",
-        "batch.rows": choice.choice([1, 7, 100]),
-        "batch.linger": f"{choice.choice([0, 5, 20])}ms",
-    }
-    config.update(_barrier_mode(random.Random(seed * 5 + 3)))
+    scenario = _scenario(seed, mode)
+    budget = scenario.budget
     # Budgets of a few frames, far below what a configuration may ask for, so that credit runs out.
-    budget = choice.choice([1 << 10, 1 << 12, 1 << 26])
     with patch.object(JobConfig, "network_bytes", property(lambda self: budget)):
-        return _run(seed, kind, World(seed, faults, keep_trace=keep_trace), source, config)
+        return _Run(seed, scenario, keep_trace).result()
+
+
+def _scenario(seed: int, mode: Mode | None) -> Scenario:
+    choice = random.Random(seed * 2 + 1)
+    kind = choice.choice(sorted(SHAPES))
+    drawn: Mode = choice.choice(("liveness",) * 6 + ("safety",))
+    cancel_at_turn = choice.choice([None, None, None, None, 150, 400, 800])
+    mode = mode or drawn
+    splits, rows = choice.choice([1, 3, 5]), choice.choice([5, 25])
+    bounded = cancel_at_turn is None or choice.random() < 0.7
+    return Scenario(
+        kind=kind,
+        mode=mode,
+        faults=draw_faults(choice, safety=mode == "safety"),
+        sources=tuple(SimSource(seed, i, splits, rows, bounded=bounded) for i in range(SHAPES[kind].sources)),
+        config={
+            "checkpoint.interval": f"{choice.choice([20, 100, 500])}ms",
+            "checkpoint.timeout": choice.choice(["2s", "5s", "30s"]),
+            "checkpoint.min_pause": choice.choice(["0s", "0s", "50ms"]),
+            "checkpoint.max_concurrent": choice.choice([1, 1, 2, 3]),
+            "checkpoint.retained": choice.choice([1, 2, 3]),
+            "checkpoint.failures_tolerated": choice.choice([0, 3, 10]),
+            "restart.max_attempts": 1000,
+            "restart.delay": "10ms",
+            "batch.rows": choice.choice([1, 7, 100]),
+            "batch.linger": f"{choice.choice([0, 5, 20])}ms",
+            **_barrier_mode(random.Random(seed * 5 + 3)),
+        },
+        budget=choice.choice([1 << 10, 1 << 12, 1 << 26]),
+        parallelism=choice.choice([1, 2, 2, 2, 3]),
+        then_parallelism=choice.choice([1, 2, 3, 4]),
+        cancel_at_turn=cancel_at_turn,
+    )
 
 
 def _barrier_mode(choice: random.Random) -> dict[str, object]:
@@ -70,46 +105,110 @@ def _barrier_mode(choice: random.Random) -> dict[str, object]:
     return {"checkpoint.alignment_timeout": f"{choice.choice([1, 10, 50])}ms", **one}
 
 
-def _run(seed: int, kind: str, world: World, source: SimSource, config: dict[str, object]) -> Outcome:
-    external = EXTERNAL[seed] = External()
-    store = open_store(str(config["checkpoint.storage"]), {})
-    store.delete_prefix("")
-    pool = SimPool(world)
-    master = JobMaster(
-        job_id=JobId(f"sim-{seed}"),
-        graph=job_graph(kind, seed, source),
-        config=config,
-        workers=pool,
-        io=world,
-        open_store=open_store,
-        wake=lambda: world.wake("master"),
-        clock=world,
-    )
-    pool.events = master
-    world.add(Node("master", master.step))
-    world.after_turn.append(lambda: check_credit(pool, world))
-    # A job that cannot even be stored fails at once, by design: faults begin when it runs.
-    world.faults_on = lambda: master.state is not JobState.CREATED
-    try:
-        world.run(until=lambda: master.state.ended)
-        assert master.state is JobState.FINISHED, f"job ended {master.state}: {master.failure}"
-        check_output(kind, source, external)
-        assert not external.staged or set(external.staged).isdisjoint(external.committed)
-        assert external.fresh_starts >= 1
-        described = master.describe()
-        return Outcome(
-            seed=seed,
-            kind=kind,
+class _Run:
+    """One seed's run."""
+
+    def __init__(self, seed: int, scenario: Scenario, keep_trace: int) -> None:
+        self.seed = seed
+        self.scenario = scenario
+        self.shape = SHAPES[scenario.kind]
+        self.sim = Simulation(seed=seed, faults=scenario.faults, keep_trace=keep_trace)
+        self.sim.storage_url = f"memory://simulation-{seed}"
+        self.external = External(self.sim)
+        self.outcomes: list[Outcome] = []
+
+    def result(self) -> Result:
+        EXTERNAL[self.seed] = self.external
+        try:
+            self._run()
+            return self._summary()
+        except BaseException as error:
+            error.args = (f"seed {self.seed} ({self.scenario.kind}): {error}", *error.args[1:])
+            error.trace_lines = tuple(self.sim.world.trace.lines)  # type: ignore[attr-defined]
+            raise
+        finally:
+            self.sim.close()
+            del EXTERNAL[self.seed]
+
+    def _run(self) -> None:
+        scenario = self.scenario
+        first = self._job("first", scenario.sources, scenario.parallelism, None, scenario.cancel_at_turn)
+        if first.state is JobState.CANCELLED:
+            self._check(complete=False)
+            restore_from = self._newest("first")
+            bounded = tuple(SimSource(*source.args) for source in scenario.sources)
+            if restore_from is None:
+                assert not self.external.committed, "I5: rows were committed, but no checkpoint is complete"
+            last = self._job("second", bounded, scenario.then_parallelism, restore_from, None)
+        else:
+            last = first
+        if last.state is JobState.FINISHED:
+            self._check(complete=True)
+            left = set(self.external.staged)
+            assert left.isdisjoint(self.external.committed)
+        elif last.state is JobState.FAILED:
+            # I11: stopping loudly is right where what is on storage was damaged, and wrong anywhere else.
+            assert self.sim.injector.corrupted, f"I8: the job failed: {last.failure}"
+            self._check(complete=False)
+        else:
+            assert scenario.mode == "safety", f"I8: the job ended {last.state}"
+            self._check(complete=False)
+
+    def _job(
+        self,
+        name: str,
+        sources: tuple[SimSource, ...],
+        parallelism: int,
+        restore_from: str | None,
+        cancel_at_turn: int | None,
+    ) -> Outcome:
+        graph = plan(self.shape, self.seed, sources, parallelism)
+        outcome = self.sim.run(
+            graph,
+            self.scenario.config,
+            job_id=name,
+            restore_from=restore_from,
+            # Told again and again, as a user does who sees no effect: managers die.
+            cancel_when=lambda master, turns: (
+                cancel_at_turn is not None and turns >= cancel_at_turn and (turns - cancel_at_turn) % 50 == 0
+            ),
+        )
+        self.outcomes.append(outcome)
+        return outcome
+
+    def _newest(self, job_id: str) -> str | None:
+        store = self.sim.store()
+        found = list_checkpoints(store, job_id)
+        return f"{store.url}/{job_id}/chk-{found[-1]}" if found else None
+
+    def _check(self, *, complete: bool) -> None:
+        rows = [part for source in self.scenario.sources for part in source.rows()]
+        self.shape.check(rows, self.external.rows(), complete)
+
+    def _summary(self) -> Result:
+        world = self.sim.world
+        return Result(
+            seed=self.seed,
+            kind=self.scenario.kind,
+            plan=f"{self.scenario.mode}, {_said(self.scenario.faults)}",
             digest=world.trace.digest,
             turns=world.trace.count,
-            attempts=described["attempt"],
-            checkpoints=described["checkpoints"]["completed"],
+            attempts=sum(o.attempts for o in self.outcomes),
+            checkpoints=sum(o.checkpoints for o in self.outcomes),
+            ends=tuple(str(o.state.value if o.state else "RUNNING") for o in self.outcomes),
+            struck=tuple(self.sim.injector.struck),
             lines=tuple(world.trace.lines),
         )
-    except BaseException as error:
-        error.args = (f"seed {seed} ({kind}): {error}", *error.args[1:])
-        error.trace_lines = tuple(world.trace.lines)  # type: ignore[attr-defined]
-        raise
-    finally:
-        del EXTERNAL[seed]
-        store.delete_prefix("")
+
+
+def _said(faults: Faults) -> str:
+    """The faults that a seed has, in words."""
+    plain = Faults()
+    names = [
+        n for n in Faults.__dataclass_fields__ if getattr(faults, n) != getattr(plain, n) and n != "aimed"
+    ]
+    said = [f"{name}={getattr(faults, name)}" for name in names]
+    return ", ".join([*said, *(f"{s.action} at {s.nth}. {s.moment}" for s in faults.aimed)]) or "no faults"
+
+
+__all__ = ["Mode", "Result", "Row", "simulate"]

@@ -1,35 +1,84 @@
-"""Runs a range of seeds, shared among processes."""
+"""Runs ranges of seeds, shared among processes, with a record on disk that a later run goes on from."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 
-from tests.simulation.simulate import simulate
+from tests.simulation.simulate import Mode, simulate
+
+_BLOCK = 100
+Verdict = tuple[int, str | None, str]
+"""Seed, failure (None: none), and how it ended."""
 
 
-def sweep(seeds: range, jobs: int) -> int:
-    started, failed = time.monotonic(), []
-    for seed, failure in _verdicts(seeds, jobs):
-        if failure is not None:
-            failed.append(seed)
-            print(f"FAILED {failure}", flush=True)
-    print(f"{len(seeds)} seeds in {time.monotonic() - started:.1f} s, {len(failed)} failed {failed}")
+def sweep(seeds: range, *, jobs: int = 1, mode: Mode | None = None, report: Path | None = None) -> int:
+    """Run the seeds; print failures and a summary; return the exit code."""
+    started, failed, ends, done = time.monotonic(), [], Counter[str](), 0
+    for block in _blocks(seeds, report):
+        broken = []
+        for seed, failure, end in verdicts(block, jobs, mode):
+            done += 1
+            ends[end] += 1
+            if failure is not None:
+                broken.append((seed, failure))
+                print(f"FAILED {failure}", flush=True)
+        failed += [seed for seed, _ in broken]
+        if report is not None:
+            _record(report, block, broken)
+    took_s = time.monotonic() - started
+    print(f"{done} seeds in {took_s:.1f} s, {len(failed)} failed {failed}; {dict(ends.most_common())}")
     return 1 if failed else 0
 
 
-def _verdicts(seeds: range, jobs: int) -> Iterator[tuple[int, str | None]]:
+def first_failure(seeds: Iterable[int], mode: Mode | None = None) -> tuple[int, str] | None:
+    """Return the first seed that fails, and how."""
+    for seed in seeds:
+        _, failure, _ = _verdict(mode, seed)
+        if failure is not None:
+            return seed, failure
+    return None
+
+
+def verdicts(seeds: range, jobs: int, mode: Mode | None = None) -> Iterator[Verdict]:
+    """Run the seeds in so many processes; yield what became of each, in order."""
+    run = partial(_verdict, mode)
     if jobs == 1:
-        yield from map(_verdict, seeds)
+        yield from map(run, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(_verdict, seeds, chunksize=10)
+        yield from pool.imap(run, seeds, chunksize=10)
 
 
-def _verdict(seed: int) -> tuple[int, str | None]:
+def _verdict(mode: Mode | None, seed: int) -> Verdict:
+    logging.disable(logging.CRITICAL)
     try:
-        simulate(seed)
+        result = simulate(seed, keep_trace=20, mode=mode)
     except Exception as error:
-        return seed, f"{type(error).__name__}: {str(error)[:300]}"
-    return seed, None
+        return seed, f"{type(error).__name__}: {str(error)[:400]}", "failed"
+    return seed, None, " then ".join(result.ends)
+
+
+def _blocks(seeds: range, report: Path | None) -> Iterator[range]:
+    """Cut the seeds into blocks, without those that the report has."""
+    if report is None:
+        yield seeds
+        return
+    lines = report.read_text().splitlines() if report.exists() else []
+    done = {line.split()[1] for line in lines if line.startswith("block ")}
+    for first in range(seeds.start, seeds.stop, _BLOCK):
+        block = range(first, min(first + _BLOCK, seeds.stop))
+        if f"{block.start}:{block.stop}" not in done:
+            yield block
+
+
+def _record(report: Path, block: range, broken: list[tuple[int, str]]) -> None:
+    with report.open("a") as file:
+        for _, failure in broken:
+            file.write(f"failed {failure!r}\n")
+        file.write(f"block {block.start}:{block.stop} {len(broken)} failed\n")

@@ -1,24 +1,40 @@
-"""Two hundred seeds of whole small jobs; every seed that ever failed stays in REGRESSIONS."""
+"""Whole small jobs under seeded faults: two thousand seeds; every seed that ever failed stays in REGRESSIONS."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.simulation.simulate import simulate
+from tests.simulation.jobs import SHAPES
+from tests.simulation.simulate import Result, simulate
+from tests.simulation.sweep import verdicts
 
-REGRESSIONS: list[int] = []
-BLOCK = 20
+SEEDS = 2_000
+BLOCK = 500
+JOBS = 2
+
+REGRESSIONS = {
+    11: "a checkpoint published between two attempts retires older ones (a checker's mistake)",
+    40: "a manager died while its deletion of a checkpoint got no answer (a checker's mistake)",
+    83: "TriggerCheckpoint told twice: two barriers of one checkpoint",
+    93: "a new manager gave the job up since storage did not answer once",
+    159: "a frame that made the task fail emptied the inbox that the step was going through",
+    194: "AssignSplits told again after the split was read: it was read twice",
+}
+"""What each of these seeds once found. (What a seed runs changes with the harness; what it found has, where it was the
+product's, a unit test too.)"""
 
 
-@pytest.mark.parametrize("first", range(0, 200, BLOCK))
-def test_jobs_are_exactly_once_under_seeded_crashes_and_delays(first: int) -> None:
-    for seed in range(first, first + BLOCK):
-        simulate(seed)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_jobs_are_exactly_once_under_seeded_faults(first: int) -> None:
+    broken = [failure for _, failure, _ in verdicts(range(first, first + BLOCK), JOBS) if failure is not None]
+    assert not broken
 
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
@@ -26,25 +42,49 @@ def test_seeds_that_once_failed_stay_green(seed: int) -> None:
     assert simulate(seed).seed == seed
 
 
-def test_some_seeds_restart_and_some_complete_several_checkpoints() -> None:
-    outcomes = [simulate(seed) for seed in range(20)]
-    assert any(o.attempts > 1 for o in outcomes)
-    assert any(o.checkpoints > 2 for o in outcomes)
-    assert {o.kind for o in outcomes} == {"passthrough", "running", "windowed", "looked_up"}
+@pytest.fixture(scope="module")
+def some() -> list[Result]:
+    """What some seeds led to."""
+    return [simulate(seed, keep_trace=1) for seed in range(120)]
+
+
+def test_seeds_cover_all_jobs_and_ends(some: list[Result]) -> None:
+    assert {result.kind for result in some} == set(SHAPES)
+    ends = Counter(result.ends for result in some)
+    assert ends["FINISHED",] > 20
+    assert ends["CANCELLED", "FINISHED"] > 5
+
+
+def test_seeds_meet_faults_of_every_kind_and_restart(some: list[Result]) -> None:
+    struck = " ".join(text for result in some for text in result.struck)
+    for kind in (
+        "crash",
+        "crash master",
+        "crash machine",
+        "crash all",
+        "freeze",
+        "cut",
+        "break stream",
+        " at ",
+    ):
+        assert kind in struck
+    assert sum(result.attempts > 1 and len(result.ends) == 1 for result in some) > 20
+    assert any(result.checkpoints > 5 for result in some)
 
 
 def test_a_seed_gives_the_same_trace_under_any_hash_seed() -> None:
     root = Path(__file__).resolve().parents[2]
-    digests = {
-        subprocess.run(
-            [sys.executable, "-m", "tests.simulation", "--seed", "3"],
-            cwd=root,
-            env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for hash_seed in (0, 1, 4242)
-    }
-    assert len(digests) == 1
-    assert "trace" in digests.pop()
+    for seed in ("71", "70"):
+        digests = {
+            subprocess.run(
+                [sys.executable, "-m", "tests.simulation", "--seed", seed],
+                cwd=root,
+                env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": str(root)},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for hash_seed in (0, 4242)
+        }
+        assert len(digests) == 1
+        assert "trace" in digests.pop()

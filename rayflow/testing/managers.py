@@ -1,0 +1,47 @@
+"""Simulated job manager processes. Each has a job master of its own over the same storage; the newest is the one that
+the cluster believes in: it has the highest *tenure* (`actors.tenure`). Older ones may live on behind a cut, until
+they find out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rayflow.model.ids import JobId
+from rayflow.runtime.job_master import JobMaster
+from rayflow.testing.workers import SimPool
+from rayflow.testing.world import Process
+
+if TYPE_CHECKING:
+    from rayflow.testing.simulation import SimJob, Simulation
+
+
+class SimManager:
+    """One job manager process of `job`."""
+
+    def __init__(self, sim: Simulation, job: SimJob, process: Process, tenure: int) -> None:
+        self.sim = sim
+        self.tenure = tenure
+        self.job = job
+        self.process = process
+        self.pool = SimPool(sim, self)
+        self.master = JobMaster(
+            job_id=JobId(job.id),
+            graph=job.graph,
+            config=job.config,
+            workers=self.pool,
+            io=sim.io.pool(process),
+            open_store=sim.storage.opener(process),
+            wake=partial(sim.world.wake, process),
+            clock=sim.world,
+            restore_from=job.restore_from,
+            allow_duplicates=False,
+            node_id=process.machine,
+            recovering=tenure > 1,
+        )
+        process.step = self.master.step
+
+    @property
+    def name(self) -> str:
+        """The process's name."""
+        return self.process.name

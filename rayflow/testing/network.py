@@ -1,0 +1,211 @@
+"""The simulated data plane: channels are ordered streams that deliver all or break.
+
+A frame or credit that was sent arrives, after whatever was sent before it on its channel and direction, unless the
+stream breaks; then both ends are told, each when it finds out, and what was under way is gone. Streams break when the
+process at the other end dies, when the injector says so, and when machines have been cut off for long enough that
+the channel's heartbeats find out. Until then a cut only holds frames up.
+
+What it checks, of every frame that arrives (by number):
+
+  I4  data frames of a channel and attempt are numbered from 0 without gaps.
+  I6  a consumer's attempts only grow.
+  I9  watermarks of a channel never go back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rayflow.model.ids import Attempt, ChannelId
+from rayflow.runtime.messages import CreditFrame, DataFrame, EndFrame, Frame, WatermarkFrame
+from rayflow.runtime.ports import FrameReceiver
+from rayflow.testing.world import Process, World
+
+if TYPE_CHECKING:
+    from rayflow.testing.workers import SimWorker
+
+_DETECTION_MS = 4_000
+
+ChannelKey = tuple[Attempt, ChannelId, int]
+"""Attempt, channel, and the number of the connection: two masters may both believe in an attempt."""
+
+
+@dataclass(slots=True, eq=False)
+class Channel:
+    """One open stream, and what was seen on it."""
+
+    attempt: Attempt
+    id: ChannelId
+    number: int
+    producer: SimWorker
+    consumer: SimWorker
+    next_seq: int = 0
+    watermark: int | None = None
+    ended: bool = False
+
+    @property
+    def frames(self) -> tuple[str, int]:
+        """Queue of what is under way to the consumer."""
+        return ("frame", self.number)
+
+    @property
+    def credits(self) -> tuple[str, int]:
+        """Queue of what is under way to the producer."""
+        return ("credit", self.number)
+
+
+class SimNetwork:
+    """All open channels."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.listening: dict[str, tuple[Attempt, frozenset[ChannelId], SimWorker]] = {}
+        self.outgoing: dict[tuple[str, Attempt, ChannelId], Channel] = {}
+        self.incoming: dict[tuple[str, Attempt, ChannelId], Channel] = {}
+        self._opened = 0
+
+    @property
+    def channels(self) -> list[Channel]:
+        """Every open channel."""
+        return list(self.outgoing.values())
+
+    def open(self, attempt: Attempt, channel: ChannelId, producer: SimWorker, consumer: SimWorker) -> None:
+        """A producer connects."""
+        self._opened += 1
+        opened = Channel(attempt, channel, self._opened, producer, consumer)
+        before = self.incoming.get((consumer.name, attempt, channel))
+        if before is not None:
+            self.break_off(before, "connected again")
+        self.outgoing[producer.name, attempt, channel] = opened
+        self.incoming[consumer.name, attempt, channel] = opened
+
+    def close(self, worker: SimWorker, up_to: Attempt) -> None:
+        """Close the worker's channels of `up_to` and earlier attempts; the other ends see their streams break."""
+        for channel in self._of(worker):
+            if channel.attempt <= up_to:
+                self.break_off(channel, "closed by the other end", told=worker)
+
+    def crashed(self, worker: SimWorker) -> None:
+        """The worker's process is gone: the other ends see their streams break."""
+        self.listening.pop(worker.name, None)
+        for channel in self._of(worker):
+            self.break_off(channel, "peer died", told=worker)
+
+    def cut(self) -> None:
+        """Machines were cut off: channels across the cut break when their heartbeats find out."""
+        for channel in self.channels:
+            if self._crosses(channel):
+                self.world.after(
+                    self.world.draw(_DETECTION_MS), f"heartbeat of {channel.id}", partial(self._beat, channel)
+                )
+
+    def break_off(self, channel: Channel, reason: str, told: SimWorker | None = None) -> None:
+        """The stream breaks. `told` knows already."""
+        if self.outgoing.get((channel.producer.name, channel.attempt, channel.id)) is channel:
+            del self.outgoing[channel.producer.name, channel.attempt, channel.id]
+        if self.incoming.get((channel.consumer.name, channel.attempt, channel.id)) is channel:
+            del self.incoming[channel.consumer.name, channel.attempt, channel.id]
+        self.world.drop(channel.frames)
+        self.world.drop(channel.credits)
+        for end in (channel.producer, channel.consumer):
+            if end is not told and end.process.alive:
+                self.world.post(
+                    ("broken", channel.number, end.name),
+                    f"broken {channel.id} a{channel.attempt} to {end.name}",
+                    partial(end.engine.on_channel_broken, channel.attempt, channel.id, reason),
+                    target=end.process,
+                )
+
+    def arrived(self, channel: Channel, frame: Frame) -> None:
+        """Check a frame, and hand it to the consumer."""
+        if isinstance(frame, DataFrame):
+            if frame.seq != channel.next_seq:
+                self.world.violated(f"I4: {channel.id}: frame {frame.seq} where {channel.next_seq} was next")
+            channel.next_seq = frame.seq + 1
+        elif isinstance(frame, WatermarkFrame):
+            if channel.watermark is not None and frame.watermark < channel.watermark:
+                self.world.violated(
+                    f"I9: {channel.id}: watermark {frame.watermark} after {channel.watermark}"
+                )
+            channel.watermark = frame.watermark
+        if channel.ended and isinstance(frame, DataFrame | WatermarkFrame | EndFrame):
+            self.world.violated(f"I4: {channel.id}: {type(frame).__name__} after the end")
+        channel.ended |= isinstance(frame, EndFrame)
+        channel.consumer.engine.on_frame(channel.attempt, channel.id, frame)
+
+    def _beat(self, channel: Channel) -> None:
+        key = (channel.producer.name, channel.attempt, channel.id)
+        if self.outgoing.get(key) is channel and self._crosses(channel):
+            self.break_off(channel, "no heartbeat on the channel")
+
+    def _crosses(self, channel: Channel) -> bool:
+        ends = channel.producer.process, channel.consumer.process
+        return self.world.cut_off(*ends) or self.world.cut_off(*reversed(ends))
+
+    def _of(self, worker: SimWorker) -> list[Channel]:
+        return [c for c in self.outgoing.values() if worker in (c.producer, c.consumer)]
+
+
+class SimTransport:
+    """`Transport` of one simulated worker."""
+
+    def __init__(self, network: SimNetwork, worker: SimWorker) -> None:
+        self._network = network
+        self._worker = worker
+
+    def listen(self, receiver: FrameReceiver, attempt: Attempt, inputs: list[ChannelId]) -> None:
+        """See `Transport`."""
+        self._network.listening[self._worker.name] = (attempt, frozenset(inputs), self._worker)
+
+    def connect(self, attempt: Attempt, outputs: dict[ChannelId, str], receiver: FrameReceiver) -> None:
+        """See `Transport`."""
+        network = self._network
+        for channel, address in outputs.items():
+            found = network.listening.get(address)
+            there = found is not None and found[0] == attempt and channel in found[1]
+            if found is None or not there or self._cut_off(found[2].process):
+                network.world.post(
+                    ("refused", self._worker.name, str(channel)),
+                    f"refused {channel} to {self._worker.name}",
+                    partial(receiver.on_channel_broken, attempt, channel, "nobody listens"),
+                    target=self._worker.process,
+                )
+            else:
+                network.open(attempt, channel, self._worker, found[2])
+
+    def send(self, attempt: Attempt, channel: ChannelId, frame: Frame) -> None:
+        """See `Transport`."""
+        opened = self._network.outgoing.get((self._worker.name, attempt, channel))
+        if opened is not None:
+            name = f"{type(frame).__name__}{frame.seq if isinstance(frame, DataFrame) else ''}"
+            self._network.world.post(
+                opened.frames,
+                f"{name} {channel} a{attempt}",
+                partial(self._network.arrived, opened, frame),
+                source=self._worker.process,
+                target=opened.consumer.process,
+                item=frame,
+            )
+
+    def send_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
+        """See `Transport`."""
+        opened = self._network.incoming.get((self._worker.name, attempt, channel))
+        if opened is not None:
+            self._network.world.post(
+                opened.credits,
+                f"credit {credit.batches}/{credit.nbytes} {channel} a{attempt}",
+                partial(opened.producer.engine.on_credit, attempt, channel, credit),
+                source=self._worker.process,
+                target=opened.producer.process,
+                item=credit,
+            )
+
+    def close_channels(self, attempt: Attempt) -> None:
+        """See `Transport`."""
+        self._network.close(self._worker, attempt)
+
+    def _cut_off(self, other: Process) -> bool:
+        world, own = self._network.world, self._worker.process
+        return world.cut_off(own, other) or world.cut_off(other, own)

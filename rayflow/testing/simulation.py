@@ -1,0 +1,499 @@
+"""A whole simulated cluster that runs jobs under faults, and says what became of them.
+
+    sim = Simulation(seed=7, faults=draw_faults(random.Random(7)))
+    outcome = sim.run(env.plan(), {"checkpoint.interval": "100ms"})
+    sim.close()
+
+Any job graph will do, with the user's own sources, functions and sinks: they run in this process, on virtual time, so
+they must not wait for anything. What they do to the outside is real, and may happen again in a later attempt.
+
+What fails how. A worker's process dies: its streams break, its manager hears of it. The manager's process dies: its
+workers die after it, and another manager begins, which finds the job on storage. A machine dies: all processes on it.
+Machines are cut off, in one direction or both: whoever is behind the cut is given up after a while and lives on
+meanwhile, until the cut has healed or its lease lapses. A process is frozen, and thawed later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rayflow.graph.plan import JobGraph
+from rayflow.model.config import JobConfig
+from rayflow.protocol.lifecycle import JobState
+from rayflow.runtime.job_master import FailureArgs, JobMaster
+from rayflow.runtime.messages import FromSubtask
+from rayflow.state.storage import open_store
+from rayflow.testing.faults import NO_FAULTS, Action, Faults, Injector
+from rayflow.testing.invariants import check_credit, check_leftovers
+from rayflow.testing.io import IoRuns
+from rayflow.testing.managers import SimManager
+from rayflow.testing.network import SimNetwork
+from rayflow.testing.storage import SimStorage
+from rayflow.testing.workers import SimPool, SimWorker
+from rayflow.testing.world import Process, QueueKey, World
+
+MAX_TURNS = 60_000
+PROGRESS_BOUND_MS = 400_000
+"""Virtual time within which a job must end once nothing goes wrong any more (I8)."""
+
+_GIVEN_UP_MS = 15_000
+_RESTART_MS = 6_000
+_DETECTION_MS = 1_100
+_DUPLICATE_MS = 3_000
+_CHECK_EVERY = 5
+CancelWhen = Callable[[JobMaster, int], bool]
+"""Whether to cancel the job now, given its master and the turns it has had; asked before each turn."""
+
+_ABOUT = re.compile(r"[\w.\-]+\[\d+\]/\d+|manager/\d+")
+
+
+@dataclass(slots=True, eq=False)
+class SimJob:
+    """A job in the simulation, and its newest manager."""
+
+    id: str
+    graph: JobGraph
+    config: dict[str, Any]
+    restore_from: str | None = None
+    manager: SimManager | None = None
+    tenures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a job ended. `state` None: it was still running when its time was over (safety runs)."""
+
+    state: JobState | None
+    failure: FailureArgs | None
+    attempts: int
+    checkpoints: int
+    virtual_ms: int
+
+
+@dataclass(eq=False)
+class Simulation:
+    """One seed's cluster. Run one job, or several one after the other; then `close`.
+
+    With `faults.active_ms` None a job may be given up after `safety_ms`.
+    """
+
+    seed: int
+    faults: Faults = NO_FAULTS
+    machines: int = 3
+    keep_trace: int = 400
+    heartbeat_timeout_ms: int = 5_000
+    safety_ms: int = 60_000
+    storage_url: str = "memory://simulation"
+
+    def __post_init__(self) -> None:
+        self.world = World(self.seed, max_delay_ms=self.faults.max_delay_ms, keep_trace=self.keep_trace)
+        self.injector = Injector(self.world, self.faults)
+        self.injector.act = self._act
+        self.injector.heal = self._heal
+        self.injector.break_stream = self._break_stream
+        self.io = IoRuns(self.world, self.injector)
+        self.storage = SimStorage(self.world, self.injector)
+        self.storage.pause = self.io.pause
+        self.storage.is_current = self._is_current
+        self.network = SimNetwork(self.world)
+        self.workers: dict[str, SimWorker] = {}
+        self.managers: dict[str, SimManager] = {}
+        self._names = [f"machine-{i}" for i in range(self.machines)]
+        self._slow = {self._names[self.world.draw(self.machines)] for _ in range(self.faults.slow_machines)}
+        self._processes = 0
+        self._turns = 0
+        self._job: SimJob | None = None
+        self.world.after_turn.append(self._check)
+
+    # ------------------------------------------------------------------ running
+
+    def run(
+        self,
+        graph: JobGraph,
+        config: dict[str, Any],
+        *,
+        job_id: str | None = None,
+        restore_from: str | None = None,
+        cancel_when: CancelWhen | None = None,
+    ) -> Outcome:
+        """Run a job until it ends; AssertionError where an invariant is broken, Stuck (I8) where it does not end."""
+        job_id = job_id or f"sim-{self.seed}"
+        config = {"checkpoint.storage": self.storage_url, **config}
+        self.heartbeat_timeout_ms = JobConfig.from_flat(config).heartbeat_timeout_ms
+        job = self._job = SimJob(job_id, graph, config, restore_from)
+        began_ms, began_turns = self.world.now, self._turns
+        self._launch(job)
+        self.world.run(lambda: self._over(job, began_ms, began_turns, cancel_when), max_turns=MAX_TURNS)
+        ended = self._ended(job)
+        assert job.manager is not None
+        master = job.manager.master
+        if ended:
+            self._settle()
+            if master.state is JobState.FINISHED:
+                check_leftovers(self, job)
+        described: dict[str, Any] = (
+            master.describe() if ended else {"attempt": 0, "checkpoints": {"completed": 0}}
+        )
+        return Outcome(
+            state=master.state if ended else None,
+            failure=master.failure if ended else None,
+            attempts=described["attempt"],
+            checkpoints=described["checkpoints"]["completed"],
+            virtual_ms=self.world.now - began_ms,
+        )
+
+    @property
+    def master(self) -> JobMaster:
+        """The job master that the cluster believes in."""
+        manager = None if self._job is None else self._job.manager
+        assert manager is not None, "no job runs"
+        return manager.master
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.io.close()
+        self.store().delete_prefix("")
+
+    def store(self) -> Any:
+        """The job's storage, seen without faults."""
+        return open_store(self.storage_url, {})
+
+    def _over(self, job: SimJob, began_ms: int, began_turns: int, cancel_when: CancelWhen | None) -> bool:
+        injector, manager = self.injector, job.manager
+        turns = self._turns - began_turns
+        due = cancel_when is not None and manager is not None and cancel_when(manager.master, turns)
+        if due and manager is not None:
+            manager.master.cancel()
+        if self._ended(job):
+            return True
+        now = self.world.now
+        if self.faults.active_ms is None:
+            return now - began_ms >= self.safety_ms
+        since_ms = began_ms if injector.ended_ms is None else max(began_ms, injector.ended_ms)
+        if now - since_ms > PROGRESS_BOUND_MS + self.faults.active_ms:
+            raise AssertionError(f"I8: the job did not end {now - since_ms} ms after the last fault")
+        return False
+
+    def _ended(self, job: SimJob) -> bool:
+        manager = job.manager
+        if manager is None or not manager.process.alive:
+            return False
+        if manager.master.state is not JobState.CREATED:
+            # A job that cannot even be stored fails at once, by design: faults begin when it runs.
+            self.injector.begin()
+        return manager.master.closed and manager.master.state.ended
+
+    def _settle(self) -> None:
+        """The job has ended: heal, and let everything that is under way come to its end."""
+        self.injector.stop()
+        deadline = self.world.now + PROGRESS_BOUND_MS
+        for _ in range(MAX_TURNS):
+            living = any(w.process.alive for w in self.workers.values())
+            if not (living or self._io_under_way()) or self.world.now > deadline:
+                break
+            self.world.turn()
+        assert not self.world.violations, "; ".join(self.world.violations)
+        alive = sorted(w.name for w in self.workers.values() if w.process.alive)
+        assert not alive, f"I10: workers outlive the job: {alive}"
+
+    def _io_under_way(self) -> bool:
+        return any(key[0] == "io" for key in self.world.queues())
+
+    # ------------------------------------------------------------------ processes
+
+    def new_process(self, name: str) -> Process:
+        """Start a process on some machine."""
+        self._processes += 1
+        machine = self._names[self.world.draw(self.machines)]
+        process = self.world.spawn(f"{name}/{self._processes}", machine)
+        process.slowness_ms = 60 if machine in self._slow else 0
+        return process
+
+    def send(
+        self,
+        queue: QueueKey,
+        label: str,
+        deliver: Callable[[], None],
+        *,
+        source: Process,
+        target: Process,
+    ) -> None:
+        """Send a control message; it may arrive twice."""
+        if not target.alive:
+            return
+        self.world.post(queue, label, deliver, source=source, target=target)
+        if self.injector.chance(self.faults.duplicate):
+            self._processes += 1
+            self.world.post(
+                ("again", self._processes),
+                f"{label} again",
+                deliver,
+                self.world.draw(_DUPLICATE_MS),
+                source=source,
+                target=target,
+            )
+
+    def reported(self, worker: SimWorker, manager: SimManager, message: FromSubtask) -> None:
+        """A worker's report arrived."""
+        if manager.process.alive:
+            manager.master.on_message(message)
+
+    def end_worker(self, worker: SimWorker) -> None:
+        """The worker's process is gone."""
+        if not worker.process.alive:
+            return
+        self.world.end(worker.process)
+        self.network.crashed(worker)
+        for kind in ("to", "start", "lease"):
+            self.world.drop((kind, worker.name))
+        # Reports already sent may arrive or not: what a dead process had in its socket is nobody's promise.
+        if self.world.happens(0.5):
+            self.world.drop(("from", worker.name))
+        manager = worker.pool.manager
+        if not worker.given_up and manager.process.alive:
+            self.lose(worker, "its process died", self.world.draw(_DETECTION_MS))
+
+    def lose(self, worker: SimWorker, reason: str, delay_ms: int, *, pool: SimPool | None = None) -> None:
+        """The worker's manager will hear that it is lost, unless it has given it up by then."""
+        pool = pool or worker.pool
+
+        def tell() -> None:
+            if pool.workers.get(worker.subtask) is worker and pool.manager.process.alive:
+                del pool.workers[worker.subtask]
+                pool.order_death(worker, pool.manager.process)
+                pool.events.on_worker_lost(worker.subtask, reason)
+
+        self.world.post(
+            ("lost", worker.name), f"lost {worker.name}", tell, delay_ms, target=pool.manager.process
+        )
+
+    def _launch(self, job: SimJob) -> None:
+        process = self.new_process("manager")
+        job.tenures += 1
+        before, manager = job.manager, SimManager(self, job, process, job.tenures)
+        self.managers[manager.name] = manager
+        job.manager = manager
+        if before is not None:
+            left = [w for w in self.workers.values() if w.process.alive and w.pool.manager.job is job]
+            manager.pool.take_over([w for w in left if not w.given_up])
+
+    def superseded(self, manager: SimManager, teller: Process) -> None:
+        """A worker tells a manager that it obeys a later one: the manager ends its process."""
+        self.world.post(
+            ("superseded", manager.name),
+            f"superseded {manager.name}",
+            lambda: self._end_manager(manager, None),
+            source=teller,
+            target=manager.process,
+        )
+
+    def _end_manager(self, manager: SimManager, restart_in_ms: int | None) -> None:
+        """The manager's process is gone; its workers are left to the next one, or to their leases."""
+        if not manager.process.alive:
+            return
+        self.world.end(manager.process)
+        if restart_in_ms is not None:
+            self._succeed(manager, restart_in_ms)
+
+    def _succeed(self, manager: SimManager, in_ms: int) -> None:
+        job = manager.job
+
+        def restart() -> None:
+            if job.manager is manager and job is self._job:
+                self._launch(job)
+
+        self.world.after(in_ms, "manager restarts", restart)
+
+    def _is_current(self, process: Process) -> bool:
+        worker = self.workers.get(process.name)
+        if worker is not None:
+            return not worker.given_up and worker.pool.manager is worker.pool.manager.job.manager
+        return (
+            self._job is not None and self._job.manager is not None and self._job.manager.process is process
+        )
+
+    # ------------------------------------------------------------------ faults
+
+    def _act(self, action: Action, line: str | None) -> bool:
+        about = [] if line is None else _ABOUT.findall(line)
+        worker = self._worker(about)
+        match action:
+            case "crash":
+                return worker is not None and self._crash(worker)
+            case "freeze":
+                return worker is not None and self._freeze(worker.process)
+            case "crash master":
+                return self._crash_master()
+            case "freeze master":
+                manager = self._manager()
+                return manager is not None and self._freeze(manager.process)
+            case "cut":
+                return self._cut(worker)
+            case "crash machine":
+                return worker is not None and self._crash_machine(worker.process.machine)
+            case "crash all":
+                return self._crash_all()
+
+    def _worker(self, about: list[str]) -> SimWorker | None:
+        for name in about:
+            worker = self.workers.get(name)
+            if worker is not None and worker.process.alive:
+                return worker
+        running = [w for w in self.workers.values() if w.process.alive and w.process.step is not None]
+        return running[self.world.draw(len(running))] if running else None
+
+    def _manager(self) -> SimManager | None:
+        manager = None if self._job is None else self._job.manager
+        return manager if manager is not None and manager.process.alive else None
+
+    def _crash(self, worker: SimWorker) -> bool:
+        self.world.note(f"fault: crash {worker.name}")
+        self.end_worker(worker)
+        return True
+
+    def _crash_master(self) -> bool:
+        manager = self._manager()
+        if manager is None:
+            return False
+        self.world.note(f"fault: crash {manager.name}")
+        self._end_manager(manager, self.world.draw(_RESTART_MS))
+        return True
+
+    def _crash_machine(self, machine: str) -> bool:
+        self.world.note(f"fault: crash {machine}")
+        for worker in [w for w in self.workers.values() if w.process.alive and w.process.machine == machine]:
+            self.end_worker(worker)
+        for manager in list(self.managers.values()):
+            if manager.process.machine == machine:
+                self._end_manager(manager, self.world.draw(_RESTART_MS))
+        return True
+
+    def _crash_all(self) -> bool:
+        self.world.note("fault: crash all")
+        for manager in list(self.managers.values()):
+            self._end_manager(manager, self.world.draw(_RESTART_MS))
+        for worker in [w for w in self.workers.values() if w.process.alive]:
+            self.end_worker(worker)
+        return True
+
+    def _freeze(self, process: Process) -> bool:
+        if process.frozen:
+            return False
+        for_ms = self.injector.duration_ms()
+        self.world.note(f"fault: freeze {process.name} for {for_ms} ms")
+        process.frozen = True
+        self.world.after(for_ms, f"thaw {process.name}", partial(self._thaw, process))
+        return True
+
+    def _thaw(self, process: Process) -> None:
+        process.frozen = False
+        process.woken = True
+
+    def _cut(self, worker: SimWorker | None) -> bool:
+        machines = self._names
+        one = worker.process.machine if worker is not None else machines[self.world.draw(len(machines))]
+        others = [m for m in machines if m != one]
+        if not others:
+            return False
+        if self.world.happens(0.5):
+            others = [others[self.world.draw(len(others))]]
+        ways = self.world.draw(3)
+        pairs = {(one, other) for other in others if ways != 1} | {
+            (other, one) for other in others if ways != 2
+        }
+        pairs -= self.world.cuts
+        if not pairs:
+            return False
+        for_ms = self.injector.duration_ms()
+        flaps = 1 + (self.world.draw(4) if self.world.happens(0.2) else 0)
+        self._begin_cut(sorted(pairs), for_ms, flaps)
+        return True
+
+    def _begin_cut(self, pairs: list[tuple[str, str]], for_ms: int, flaps: int) -> None:
+        said = ", ".join(f"{a}→{b}" for a, b in pairs)
+        self.world.note(f"fault: cut {said} for {for_ms} ms")
+        self.world.cuts |= set(pairs)
+        self.network.cut()
+        self.world.after(for_ms, f"heal {said}", partial(self._end_cut, pairs, for_ms, flaps))
+        self._give_up_across(pairs)
+
+    def _end_cut(self, pairs: list[tuple[str, str]], for_ms: int, flaps: int) -> None:
+        self.world.cuts -= set(pairs)
+        if flaps > 1 and self.injector.active:
+            again = partial(self._begin_cut, pairs, for_ms, flaps - 1)
+            self.world.after(
+                1 + self.world.draw(for_ms), "flap", lambda: again() if self.injector.active else None
+            )
+
+    def _give_up_across(self, pairs: list[tuple[str, str]]) -> None:
+        """The cluster gives up whoever has been cut off from most of it for a while: workers are reported lost, and a
+        manager is replaced. What is given up lives on behind the cut."""
+        manager = self._manager()
+        if manager is None:
+            return
+        for worker in list(manager.pool.workers.values()):
+            if {(worker.process.machine, manager.process.machine)} & set(pairs):
+                self.world.after(
+                    self.world.draw(_GIVEN_UP_MS),
+                    f"is {worker.name} cut off",
+                    partial(self._lose_if_cut, worker),
+                )
+        self.world.after(
+            self.world.draw(_GIVEN_UP_MS),
+            f"is {manager.name} cut off",
+            partial(self._replace_if_cut, manager),
+        )
+
+    def _lose_if_cut(self, worker: SimWorker) -> None:
+        if self.world.cut_off(worker.process, worker.pool.manager.process) and not worker.given_up:
+            self.lose(worker, "its node died", 0)
+
+    def _replace_if_cut(self, manager: SimManager) -> None:
+        here = manager.process.machine
+        cut = all((here, other) in self.world.cuts for other in self._names if other != here)
+        if cut and manager.process.alive and manager.job.manager is manager and manager.job is self._job:
+            self.world.note(f"{manager.name} is given up")
+            self._succeed(manager, self.world.draw(_RESTART_MS))
+            self._bury_later(manager)
+
+    def _bury_later(self, manager: SimManager) -> None:
+        """A manager that was given up dies once it can be reached again."""
+
+        def bury() -> None:
+            here = manager.process.machine
+            if any((here, other) in self.world.cuts for other in self._names):
+                self.world.after(1_000 + self.world.draw(_GIVEN_UP_MS), f"reach {manager.name}", bury)
+            else:
+                self._end_manager(manager, None)
+
+        bury_in = 1_000 + self.world.draw(_GIVEN_UP_MS)
+        self.world.after(bury_in, f"reach {manager.name}", bury)
+
+    def _break_stream(self) -> bool:
+        channels = self.network.channels
+        if not channels:
+            return False
+        channel = channels[self.world.draw(len(channels))]
+        self.world.note(f"fault: break {channel.id} a{channel.attempt}")
+        self.network.break_off(channel, "connection reset")
+        return True
+
+    def _heal(self) -> None:
+        self.world.cuts.clear()
+        for process in list(self.world.processes.values()):
+            if process.frozen:
+                self._thaw(process)
+        self._slow.clear()
+        for process in self.world.processes.values():
+            process.slowness_ms = 0
+
+    # ------------------------------------------------------------------ checks
+
+    def _check(self) -> None:
+        self._turns += 1
+        if self._turns % _CHECK_EVERY == 0:
+            check_credit(self)

@@ -1,0 +1,229 @@
+"""Simulated storage: any object store, seen through requests that may fail, be lost, be late, or damage what they
+write.
+
+Theory of operation
+-------------------
+A `SimStore` is one process's way to a real store (in memory, as a rule). Each request is a line of the trace, may be a
+point where other processes go on (`runtime` code may do several requests in one piece of work), and may go wrong: an
+error before it was applied; *applied*, but the answer is lost; a torn write (half of the object), a flipped bit, an
+object that is missing later: these are told as successes, and only checksums can find out.
+
+`SimStorage` is the observer of all of them: it sees each request that was applied, and checks (by number):
+
+  I5  when a manifest is published, every file that it names is there, as it says; no file of a published checkpoint
+      is deleted while its manifest is there; the newest announced checkpoint is never discarded.
+  I6  attempts are claimed in order, each once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rayflow.model.errors import StorageError
+from rayflow.state.storage import MissingObject, ObjectStore, open_store
+from rayflow.testing.faults import Injector
+from rayflow.testing.world import Process, World
+
+MANIFEST = "manifest.json"
+_MANIFEST = re.compile(r"/chk-(\d+)/manifest\.json$")
+
+
+class SimStorage:
+    """All storage of one run, and what was seen there. `pause` lets others go on within a piece of work."""
+
+    def __init__(self, world: World, injector: Injector) -> None:
+        self.world = world
+        self.injector = injector
+        self.pause: Callable[[], None] = lambda: None
+        self.is_current: Callable[[Process], bool] = lambda process: True
+        self.published: dict[str, int] = {}
+        """Attempt of each checkpoint directory that ever had a manifest."""
+        self.announced: dict[str, int] = {}
+        """Newest announced checkpoint of each job."""
+        self.damaged: set[str] = set()
+        self.by_outsiders: set[str] = set()
+        """Paths last written by a process that had been given up, or for a checkpoint that was discarded before."""
+        self.undeleted: set[str] = set()
+        """Checkpoint directories whose deletion failed; they are swept when the next attempt begins."""
+        self._discarded: set[str] = set()
+        self._claimed: dict[str, int] = {}
+
+    def opener(self, process: Process) -> Callable[[str, Mapping[str, str]], ObjectStore]:
+        """Return the `open_store` of one process."""
+        return lambda url, options: SimStore(self, process, open_store(url, options))
+
+    def announce(self, job_id: str, checkpoint_id: int) -> None:
+        """The checkpoint is announced to a subtask: sinks may commit."""
+        self.announced[job_id] = max(self.announced.get(job_id, 0), checkpoint_id)
+        if not self.was_published(job_id, checkpoint_id):
+            self.world.violated(f"I5: checkpoint {checkpoint_id} is announced, but has no manifest")
+
+    def was_published(self, job_id: str, checkpoint_id: int) -> bool:
+        """Whether the checkpoint has, or once had, a manifest."""
+        return any(directory.endswith(f"/{job_id}/chk-{checkpoint_id}") for directory in self.published)
+
+    # ------------------------------------------------------------------ what was applied
+
+    def wrote(self, process: Process, store: ObjectStore, path: str, data: bytes) -> None:
+        """An object was written."""
+        full = _full(store, path)
+        directory, _, name = full.rpartition("/")
+        if self.is_current(process) and directory not in self._discarded:
+            self.by_outsiders.discard(full)
+        else:
+            self.by_outsiders.add(full)
+        if name == MANIFEST and full not in self.damaged:
+            self._published(store, path, directory, data)
+        elif directory.endswith("/attempts"):
+            self._claim(directory, int(name.partition(".")[0]))
+
+    def deleting(self, store: ObjectStore, path: str) -> None:
+        """Something is about to be deleted: an object, or all below a path."""
+        full = _full(store, path).rstrip("/")
+        directory, _, name = full.rpartition("/")
+        if name.startswith("chk-"):
+            self._discarded.add(full)
+        if name == MANIFEST:
+            self._discarding(store, path, directory)
+        elif "/chk-" in full:
+            manifest = full if name.startswith("chk-") else directory
+            there = _exists(store, path if name.startswith("chk-") else path.rpartition("/")[0])
+            if there and f"{manifest}/{MANIFEST}" not in self.damaged:
+                self.world.violated(f"I5: {full} is deleted while the manifest of its checkpoint is there")
+
+    def _published(self, store: ObjectStore, path: str, directory: str, data: bytes) -> None:
+        manifest = json.loads(data)
+        self.published[directory] = manifest["attempt"]
+        below = path.rpartition("/")[0]
+        for file in manifest["files"]:
+            name = f"{below}/{file['path']}"
+            if _full(store, name) in self.damaged:
+                continue
+            try:
+                found = store.read(name)
+            except MissingObject:
+                self.world.violated(f"I5: {path} names {file['path']}, which is not there")
+                continue
+            if hashlib.sha256(found).hexdigest() != file["sha256"]:
+                self.world.violated(f"I5: {path} names {file['path']} with another checksum than it has")
+
+    def _discarding(self, store: ObjectStore, path: str, directory: str) -> None:
+        """What was announced goes only when something newer is complete. (A damaged one may go.)"""
+        job, _, number = directory.rpartition("/chk-")
+        if self.injector.corrupted or int(number) != self.announced.get(job.rpartition("/")[2]):
+            return
+        prefix = path.rpartition("/chk-")[0]
+        newer = [int(found[1]) for p in store.list(prefix) if (found := _MANIFEST.search(p))]
+        if not any(n > int(number) for n in newer):
+            self.world.violated(f"I5: {directory}, the newest complete one, is discarded")
+
+    def _claim(self, directory: str, attempt: int) -> None:
+        newest = self._claimed.get(directory, 0)
+        if attempt <= newest:
+            self.world.violated(f"I6: attempt {attempt} is claimed after {newest}")
+        self._claimed[directory] = max(attempt, newest)
+
+
+class SimStore:
+    """`ObjectStore` of one process. What it does not know it leaves to the real store."""
+
+    def __init__(self, storage: SimStorage, process: Process, inner: ObjectStore) -> None:
+        self._storage = storage
+        self._process = process
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    @property
+    def url(self) -> str:
+        """Where paths begin."""
+        return self._inner.url
+
+    def write(self, path: str, data: bytes) -> None:
+        """See `ObjectStore`."""
+        self._request("write", path, lambda: self._put(path, data, self._inner.write), data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """See `ObjectStore`."""
+        return bool(self._request("create", path, lambda: self._put(path, data, self._inner.create), data))
+
+    def read(self, path: str) -> bytes:
+        """See `ObjectStore`."""
+        found: bytes = self._request("read", path, lambda: self._inner.read(path))
+        return found
+
+    def list(self, prefix: str) -> list[str]:
+        """See `ObjectStore`."""
+        found: list[str] = self._request("list", prefix, lambda: self._inner.list(prefix))
+        return found
+
+    def delete(self, path: str) -> None:
+        """See `ObjectStore`."""
+        self._request("delete", path, lambda: self._remove(path, self._inner.delete))
+
+    def delete_prefix(self, prefix: str) -> None:
+        """See `ObjectStore`."""
+        self._request("delete_prefix", prefix, lambda: self._remove(prefix, self._inner.delete_prefix))
+
+    # ------------------------------------------------------------------ requests
+
+    def _request(self, verb: str, path: str, apply: Callable[[], Any], data: bytes | None = None) -> Any:
+        storage, world = self._storage, self._storage.world
+        storage.pause()
+        full = _full(self._inner, path)
+        fault = storage.injector.storage(verb, full)
+        said = f"store {verb} {path.partition('/')[2] or path} by {self._process.name}"
+        world.note(said if fault is None else f"{said}: {fault}")
+        if fault is not None and verb.startswith("delete"):
+            storage.undeleted.add(re.sub(r"(/chk-\d+).*", r"\1", full))
+        if fault == "error":
+            raise StorageError(f"simulated: {verb} {full} failed")
+        if fault in ("torn", "flip", "missing"):
+            assert data is not None
+            storage.damaged.add(full)
+            if full.endswith(f"/{MANIFEST}"):
+                storage.published[full.rpartition("/")[0]] = 0
+            damaged = (
+                b"" if fault == "missing" else data[: len(data) // 2] if fault == "torn" else _flipped(data)
+            )
+            done = (self._inner.create if verb == "create" else self._inner.write)(path, damaged)
+            if fault == "missing" and done is not False:
+                self._inner.delete(path)
+            return done
+        result = apply()
+        if fault == "applied":
+            raise StorageError(f"simulated: {verb} {full} got no answer")
+        return result
+
+    def _put(self, path: str, data: bytes, put: Callable[[str, bytes], Any]) -> Any:
+        done = put(path, data)
+        if done is not False:
+            self._storage.damaged.discard(_full(self._inner, path))
+            self._storage.wrote(self._process, self._inner, path, data)
+        return done
+
+    def _remove(self, path: str, remove: Callable[[str], None]) -> None:
+        self._storage.deleting(self._inner, path)
+        remove(path)
+
+
+def _full(store: ObjectStore, path: str) -> str:
+    return f"{store.url}/{path}"
+
+
+def _exists(store: ObjectStore, directory: str) -> bool:
+    try:
+        store.read(f"{directory}/{MANIFEST}")
+    except MissingObject:
+        return False
+    return True
+
+
+def _flipped(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if data else data

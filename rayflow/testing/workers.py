@@ -1,0 +1,295 @@
+"""Simulated worker processes, and the pool through which one job manager has them.
+
+What is promised. Control messages of one sender to one receiver arrive in order; they are lost with the process that
+should get them, wait while it is frozen or cut off, and may be delivered twice, the second time whenever. That a
+process died is noticed after a while. A kill is an order like others: it does not reach who is cut off, and such a
+worker lives on (a *zombie*) until its lease lapses or the cut heals; meanwhile it writes and commits what it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import cloudpickle
+
+from rayflow.graph.plan import Resources
+from rayflow.model.ids import SubtaskId
+from rayflow.operators.async_calls import Completion, Coroutine
+from rayflow.runtime.messages import Cancel, CheckpointCompleted, Deploy, FromSubtask, ToSubtask
+from rayflow.runtime.ports import WorkerEvents
+from rayflow.runtime.subtask import SubtaskEngine
+from rayflow.testing.network import SimTransport
+from rayflow.testing.world import Process
+
+if TYPE_CHECKING:
+    from rayflow.testing.managers import SimManager
+    from rayflow.testing.simulation import Simulation
+
+_DETECTION_MS = 1_100
+_START_MS = 3_000
+_KILL_MS = 50
+_DUPLICATE_MS = 3_000
+_LEASE_FACTOR = 4
+_LEASE_TICKS = 10
+
+
+class SimWorker:
+    """One simulated subtask process."""
+
+    def __init__(self, pool: SimPool, subtask: SubtaskId, process: Process) -> None:
+        sim = pool.sim
+        self.pool = pool
+        self.sim = sim
+        self.subtask = subtask
+        self.process = process
+        self.name = process.name
+        self.given_up = False
+        """Its manager has it no more."""
+        self.tenure = pool.manager.tenure
+        # As `actors.lease`: time in which the process stands still does not count.
+        self._lease_ms = self._lease_left_ms = _LEASE_FACTOR * sim.heartbeat_timeout_ms
+        self.engine = SubtaskEngine(
+            subtask=subtask,
+            link=self,
+            transport=SimTransport(sim.network, self),
+            io=sim.io.pool(process),
+            open_store=sim.storage.opener(process),
+            wake=partial(sim.world.wake, process),
+            async_runner=lambda wake: SimCalls(self, wake),
+        )
+
+    def start(self) -> None:
+        """The process is up."""
+        self.process.step = self.engine.step
+        self._tick()
+
+    def report(self, message: FromSubtask) -> None:
+        """`MasterLink`."""
+        manager = self.pool.manager
+        self.sim.send(
+            ("from", self.name),
+            f"{type(message).__name__} from {self.name}",
+            partial(self.sim.reported, self, manager, message),
+            source=self.process,
+            target=manager.process,
+        )
+
+    def adopt(self, pool: SimPool) -> None:
+        """A new manager takes it over: what an earlier one wanted done is dropped."""
+        if not self.process.alive or pool.manager.tenure < self.tenure or self.given_up:
+            return
+        self.pool, self.tenure = pool, pool.manager.tenure
+        self._lease_left_ms = self._lease_ms
+        attempt = self.engine.statistics()["attempt"]
+        if attempt:
+            self.engine.post(Cancel(attempt))
+        pool.say_up(self)
+
+    def receive(self, pool: SimPool, message: ToSubtask) -> None:
+        """A message of a manager arrived. One that was superseded is told so."""
+        if not self.process.alive:
+            return
+        if pool.manager.tenure < self.tenure:
+            self.sim.superseded(pool.manager, self.process)
+            return
+        self._lease_left_ms = self._lease_ms
+        # What crosses a process is a copy.
+        self.engine.post(pool.copied(message) if isinstance(message, Deploy) else message)
+
+    def _tick(self) -> None:
+        if not self.process.alive:
+            return
+        tick_ms = self._lease_ms // _LEASE_TICKS
+        self._lease_left_ms -= tick_ms
+        if self._lease_left_ms <= 0:
+            self.sim.world.note(f"lease of {self.name} lapsed")
+            self.sim.end_worker(self)
+            return
+        self.sim.world.post(
+            ("lease", self.name), f"lease of {self.name}", self._tick, tick_ms, target=self.process
+        )
+
+
+class SimCalls:
+    """`AsyncCalls` of one simulated worker: each call is answered at some later turn, in any order, or never, if the
+    seed says so. Coroutines must not wait for anything else."""
+
+    def __init__(self, worker: SimWorker, wake: Callable[[], None]) -> None:
+        self._worker = worker
+        self._wake = wake
+        self._running: set[int] = set()
+        self._completed: list[Completion] = []
+
+    def start(self, calls: Sequence[tuple[int, Coroutine]]) -> None:
+        """See `AsyncCalls`."""
+        sim, worker = self._worker.sim, self._worker
+        for call, make in calls:
+            self._running.add(call)
+            if call < 0 or not sim.injector.chance(sim.injector.faults.hanging_calls):
+                sim.world.post(
+                    ("async", worker.name, id(self), call),
+                    f"answer {call} to {worker.name}",
+                    partial(self._answer, call, make),
+                    target=worker.process,
+                )
+
+    def _answer(self, call: int, make: Coroutine) -> None:
+        if call not in self._running or not self._worker.process.alive:
+            return
+        self._running.remove(call)
+        try:
+            make().send(None)  # type: ignore[attr-defined]
+        except StopIteration as returned:
+            self._completed.append(Completion(call, returned.value, None))
+        except Exception as error:
+            self._completed.append(Completion(call, None, error))
+        self._wake()
+
+    def cancel(self, call: int) -> None:
+        """See `AsyncCalls`."""
+        self._running.discard(call)
+
+    @property
+    def ready(self) -> bool:
+        """See `AsyncCalls`."""
+        return bool(self._completed)
+
+    def completed(self) -> list[Completion]:
+        """See `AsyncCalls`."""
+        done, self._completed = self._completed, []
+        return done
+
+    def close(self, last: Coroutine | None) -> None:
+        """See `AsyncCalls`."""
+        self._running.clear()
+
+
+class SimPool:
+    """`WorkerPool` of one simulated job manager. Its workers outlive it, and may be taken over by the next."""
+
+    def __init__(self, sim: Simulation, manager: SimManager) -> None:
+        self.sim = sim
+        self.manager = manager
+        self.workers: dict[SubtaskId, SimWorker] = {}
+        self.left_behind: dict[SubtaskId, SimWorker] = {}
+        self._pickled: Mapping[str, bytes] = {}
+
+    @property
+    def events(self) -> WorkerEvents:
+        """Whom it tells what happens to workers."""
+        return self.manager.master
+
+    def ensure(self, subtask: SubtaskId, resources: Resources) -> None:
+        """See `WorkerPool`."""
+        if subtask in self.workers:
+            return
+        left = self.left_behind.pop(subtask, None)
+        if left is not None:
+            self.workers[subtask] = left
+            self._adopt(left)
+            return
+        world = self.sim.world
+        worker = SimWorker(self, subtask, self.sim.new_process(str(subtask)))
+        self.workers[subtask] = worker
+        self.sim.workers[worker.name] = worker
+        if world.cut_off(self.manager.process, worker.process):
+            # Nothing starts there: the pool finds out, and may try elsewhere.
+            self.sim.lose(worker, "its node does not answer", world.draw(2 * _START_MS))
+            return
+
+        def ready() -> None:
+            if worker.process.alive and not worker.given_up:
+                worker.start()
+                self.say_up(worker)
+
+        world.post(("start", worker.name), f"start {worker.name}", ready, world.draw(_START_MS))
+
+    def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
+        """See `WorkerPool`."""
+        worker = self.workers.get(subtask)
+        if isinstance(message, CheckpointCompleted):
+            self.sim.storage.announce(self.manager.job.id, message.checkpoint_id)
+        if worker is not None:
+            self.sim.send(
+                ("to", worker.name),
+                f"{type(message).__name__} to {worker.name}",
+                partial(worker.receive, self, message),
+                source=self.manager.process,
+                target=worker.process,
+            )
+
+    def kill(self, subtask: SubtaskId) -> None:
+        """See `WorkerPool`."""
+        worker = self.workers.pop(subtask, None)
+        if worker is not None:
+            self.order_death(worker, self.manager.process)
+
+    def shutdown(self) -> None:
+        """See `WorkerPool`."""
+        for subtask in list(self.workers):
+            self.kill(subtask)
+        for worker in self.left_behind.values():
+            self.order_death(worker, self.manager.process)
+
+    def say_up(self, worker: SimWorker) -> None:
+        """The worker tells that it is there."""
+        self.sim.world.post(
+            ("up", worker.name),
+            f"{worker.name} is up",
+            lambda: self._up(worker),
+            source=worker.process,
+            target=self.manager.process,
+        )
+
+    def take_over(self, workers: Sequence[SimWorker]) -> None:
+        """Earlier managers left these: keep one for each subtask that can be reached, end the others."""
+        for worker in workers:
+            here, there = self.manager.process, worker.process
+            cut_off = self.sim.world.cut_off(here, there) or self.sim.world.cut_off(there, here)
+            if cut_off or there.frozen or there.step is None or worker.subtask in self.left_behind:
+                worker.given_up = True
+                self.order_death(worker, here)
+            else:
+                self.left_behind[worker.subtask] = worker
+
+    def _adopt(self, worker: SimWorker) -> None:
+        if not worker.process.alive:
+            self.sim.lose(worker, "its process died", 0, pool=self)
+            return
+        self.sim.world.post(
+            ("to", worker.name),
+            f"adopt {worker.name}",
+            lambda: worker.adopt(self),
+            source=self.manager.process,
+            target=worker.process,
+        )
+
+    def order_death(self, worker: SimWorker, source: Process | None, delay_ms: int = _KILL_MS) -> None:
+        """The worker shall die, once the order reaches it. A frozen process dies all the same."""
+        worker.given_up |= worker.pool is self
+        world = self.sim.world
+        gate = Process(worker.name, worker.process.machine)
+        world.post(
+            ("kill", worker.name),
+            f"kill {worker.name}",
+            lambda: self.sim.end_worker(worker),
+            world.draw(delay_ms),
+            source=source,
+            target=gate,
+        )
+
+    def copied(self, deploy: Deploy) -> Deploy:
+        """Return a copy as another process has it. The graph is pickled once."""
+        if "graph" not in self._pickled:
+            self._pickled = {"graph": cloudpickle.dumps(deploy.graph)}
+        copy = object.__new__(Deploy)
+        for name in Deploy.__dataclass_fields__:
+            object.__setattr__(copy, name, getattr(deploy, name))
+        object.__setattr__(copy, "graph", cloudpickle.loads(self._pickled["graph"]))
+        return copy
+
+    def _up(self, worker: SimWorker) -> None:
+        if not worker.given_up and self.manager.process.alive:
+            self.events.on_worker_ready(worker.subtask, worker.name, worker.process.machine, 1)
