@@ -145,7 +145,7 @@ def committed(folder: Path, columns: list[str] | None = None) -> Counter[tuple[A
     return Counter(tuple(row.values()) for table in tables for row in table.to_pylist())
 
 
-def await_that(what: str, condition: Callable[[], Any], within_s: float = 90) -> Any:
+def await_that(what: str, condition: Callable[[], Any], within_s: float = 240) -> Any:
     """Return the first true answer of `condition`."""
     deadline_s = time.monotonic() + within_s
     while not (found := condition()):
