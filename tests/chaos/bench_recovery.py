@@ -22,13 +22,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import ray
+
+from rayflow.actors.specs import NAMESPACE, worker_prefix
 from rayflow.client import local_cluster
 from rayflow.client.ray_session import close_session, open_session
 from tests.chaos.victim import Victim, verdict
 
 PARTS = ("detect_ms", "reset_ms", "restore_ms", "replay_ms")
 LIMITS_S = {"subtask": 3.0, "manager": 12.0, "both": 12.0, "node": 8.0, "manager-node": 12.0}
-_QUIET_S = 8.0
+_QUIET_S = 3.0
+_SUBTASKS = 4
 
 
 def main() -> None:
@@ -76,7 +80,8 @@ def _run(folder: Path, faults: list[str], times: int, config: dict[str, str]) ->
 
 def _measure(victim: Victim, fault: str) -> tuple[dict[str, Any], float]:
     """Hurt the job once; return its `recovered` event, and the seconds from the kill to the first new rows."""
-    # A spare that was used needs to be replaced, and a node's processes to be spread again.
+    victim.until(lambda: _spare_is_up(victim))
+    # It loads the job's code yet.
     time.sleep(_QUIET_S)
     before = victim.attempt
     hurt = FAULTS[fault](victim)
@@ -89,6 +94,21 @@ def _measure(victim: Victim, fault: str) -> tuple[dict[str, Any], float]:
     if "node" in fault:
         local_cluster.add_node()
     return event, first_s - killed_s
+
+
+def _spare_is_up(victim: Victim) -> bool:
+    """Whether there are more worker processes than subtasks, and all answer."""
+    prefix = worker_prefix(victim.job.id)
+    known = ray.util.list_named_actors(all_namespaces=True)
+    names = [actor["name"] for actor in known if actor["name"].startswith(prefix)]
+    if len(names) <= _SUBTASKS:
+        return False
+    try:
+        # To the tenure 0 nobody belongs: it changes nothing.
+        pings = [ray.get_actor(name, namespace=NAMESPACE).ping.remote(0) for name in names]
+        return len(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) == len(pings)
+    except ValueError:
+        return False
 
 
 def _event(victim: Victim, type_: str, after: int) -> dict[str, Any] | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
+import pyarrow.dataset as ds
 import pytest
 
+import rayflow as rf
 from rayflow.client.processes import is_alive, started_at
 from tests.chaos.victim import WAIT_S, Victim, verdict
 
@@ -113,3 +119,38 @@ def test_a_standby_takes_the_managers_place_and_the_one_that_was_killed_stands_b
     while seats(victim.job.id) != [None, None]:
         assert time.monotonic() < given_up_s
         time.sleep(0.2)
+
+
+JOB = """
+import pyarrow as pa
+import rayflow as rf
+
+def numbers(start, count):
+    return pa.record_batch({"n": range(start, start + count)})
+
+def build(env, *, output: str):
+    env.generate(numbers, rows=8_000, rate_limit=2_000).write_parquet(output)
+
+if __name__ == "__main__":
+    rf.run(build)
+"""
+
+
+def test_a_job_whose_command_is_killed_goes_on_and_is_found_by_name(tmp_path, local_ray):
+    script, out = tmp_path / "orphaned.py", tmp_path / "out"
+    script.write_text(JOB)
+    command = [sys.executable, str(script), "--address", local_ray, "--output", str(out)]
+    driver = subprocess.Popen([*command, "--set", "checkpoint.interval=300ms"], stdout=subprocess.DEVNULL)
+    given_up_s = time.monotonic() + WAIT_S
+
+    def found():
+        assert time.monotonic() < given_up_s
+        return next((j for j in rf.connect().jobs() if j["name"] == "orphaned"), None)
+
+    while (job := found()) is None or job["state"] != "RUNNING":
+        time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+    assert rf.connect().job("orphaned").wait(timeout=WAIT_S).state == "FINISHED"
+    numbers = ds.dataset(out, format="parquet").to_table()["n"].to_pylist()
+    assert sorted(numbers) == list(range(8_000))

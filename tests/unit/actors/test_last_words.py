@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from queue import Queue
 
 import pytest
+from ray.exceptions import RayActorError
 
-from rayflow.actors.last_words import crash_report, is_to_blame, node_memory
+from rayflow.actors import last_words
+from rayflow.actors.last_words import crash_report, is_to_blame, node_memory, watch_memory
+from rayflow.actors.ray_pool import what_ended
 
 CRASH = """
 import ctypes, faulthandler
@@ -45,6 +49,41 @@ def test_only_a_process_over_its_share_ends_itself_and_only_when_memory_runs_out
 def test_the_nodes_memory_is_read():
     available, total = node_memory()
     assert 0 < available <= total
+
+
+def test_the_memory_watch_ends_the_process_once_and_says_how_much_it_uses(monkeypatch):
+    monkeypatch.setattr(last_words, "node_memory", lambda: (1 << 20, 1 << 30))
+    ended = Queue()
+    watch_memory(lambda: 300 << 20, 100 << 20, lambda: None, lambda at_work, why: ended.put((at_work, why)))
+    at_work, why = ended.get(timeout=20)
+    assert at_work.operator == "unknown"
+    assert "uses 300 MiB, more than its share (memory.process is 100 MiB)" in why
+    assert ended.empty()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR",
+            "without a word",
+        ),
+        ("The actor died because its node has died. Node Id: abc", "its node died"),
+        ("Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: …", "ran low on memory"),
+        ("The actor is dead because it was killed by `ray.kill`.", "was ended through Ray"),
+        ("something new\nand more", "its process ended: Died: something new"),
+    ],
+)
+def test_what_ray_says_of_a_dead_process_is_put_in_plain_words(said, told):
+    assert told in what_ended(Died(said))
+
+
+class Died(RayActorError):
+    def __init__(self, text):
+        self.text = text
+
+    def __str__(self):
+        return self.text
 
 
 EXIT = """
