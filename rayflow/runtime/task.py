@@ -26,20 +26,19 @@ Invariants
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from rayflow.batch.tables import nbytes, slice_rows
+from rayflow.batch.tables import nbytes
 from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.model.times import WATERMARK_MAX
 from rayflow.observe.metrics import MetricGroup
 from rayflow.protocol.alignment import BarrierKind
 from rayflow.protocol.commits import CommitPermit
-from rayflow.protocol.pace import Pace
 from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermark_merging import (
     ChannelEnded,
@@ -52,10 +51,11 @@ from rayflow.protocol.watermarks import (
     AdvanceWatermark,
     GoIdle,
 )
-from rayflow.runtime.barriers import BarrierMode, Barriers, Flying, Snapshot
+from rayflow.runtime.barriers import BarrierMode, Barriers, Snapshot
 from rayflow.runtime.catching_up import CatchUp, Recovery
 from rayflow.runtime.chain import Chain
 from rayflow.runtime.gate import InputGate
+from rayflow.runtime.intake import Intake
 from rayflow.runtime.messages import (
     AssignSplits,
     BarrierFrame,
@@ -70,8 +70,6 @@ from rayflow.runtime.messages import (
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
 from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver, SplitProgress
-
-_BUSY_MS = 200
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +108,13 @@ class Task:
         # Channels that have not ended, by the input they feed.
         self._channels_left = Counter(() if parts.gate is None else map(parts.gate.port, channels))
         self._merger = WatermarkMerger(channels)
+        # Whoever may switch to unaligned should not find the task in a long call.
+        self._intake = Intake(
+            parts.throttle,
+            parts.throttle_rows,
+            parts.piece_rows,
+            paced=parts.mode.kind is not BarrierKind.ALIGNED,
+        )
         self._barriers = Barriers(
             mode=parts.mode,
             gate=parts.gate,
@@ -117,19 +122,12 @@ class Task:
             edges=parts.edges,
             channels=parts.channels,
             capture=self._capture,
-            taken=self._taken,
+            taken=self._intake.waiting,
             on_snapshot=on_snapshot,
         )
         self._recovery: Recovery | None = None
-        # Rows that were taken in and wait for their turn; of what channel, None for none.
-        self._held: deque[tuple[pa.RecordBatch, int, ChannelId | None]] = deque()
-        # Whoever may switch to unaligned should not find the task in a long call.
-        self._pace = Pace(None if parts.mode.kind is BarrierKind.ALIGNED else _BUSY_MS)
-        self._worked_rows = 0
-        self._advanced_ms = 0
         self._now_ms = 0
         self._running = False
-        self._throttled_rows = 0.0
         self._input_ended = False
         self._owes_idle = False
         # Said, and nothing has come in since.
@@ -221,14 +219,12 @@ class Task:
 
     def advance(self, now_ms: int) -> bool:
         """Do one thing; return whether anything was done."""
-        if self._worked_rows:
-            self._pace.worked(self._worked_rows, now_ms - self._advanced_ms)
-            self._worked_rows = 0
-        self._now_ms = self._advanced_ms = now_ms
+        self._intake.begin(now_ms)
+        self._now_ms = now_ms
         if not self._running:
             return False
         sent = self._pump() | self._barriers.tick(now_ms)
-        if self.backpressured or self._wait_ms(now_ms) > 0:
+        if self.backpressured or self._intake.wait_ms(now_ms) > 0:
             return sent
         if not self._opened:
             return self._recover()
@@ -238,9 +234,9 @@ class Task:
         if self._input_ended and not self.ended:
             self._end()
         blocked = self._chain.blocked()
-        if self._held:
+        if self._intake:
             if not blocked:
-                self._process(*self._held.popleft()[:2])
+                self._process()
             return worked or sent or not blocked
         if self._recovery is not None:
             return worked or sent or (not blocked and self._recover())
@@ -268,7 +264,7 @@ class Task:
         """When there may be something to do without any message."""
         times = [self._barriers.deadline_ms, *(edge.deadline_ms for edge in self._parts.edges)]
         if not self.backpressured and self._opened:
-            wait = self._wait_ms(now_ms)
+            wait = self._intake.wait_ms(now_ms)
             if wait > 0:
                 times.append(now_ms + wait)
             else:
@@ -282,10 +278,6 @@ class Task:
         for edge in self._parts.edges:
             sent |= edge.pump(self._now_ms)
         return sent
-
-    def _wait_ms(self, now_ms: int) -> int:
-        throttle = self._parts.throttle
-        return 0 if throttle is None else throttle.wait_ms(now_ms)
 
     def _recover(self) -> bool:
         """Process some of what was in flight in the checkpoint that was restored."""
@@ -305,7 +297,7 @@ class Task:
     def _read(self, source: SourceDriver) -> bool:
         if self._input_ended:
             return False
-        batch = source.poll(self._now_ms, self._pace.rows)
+        batch = source.poll(self._now_ms, self._intake.rows)
         if batch is not None:
             self._count(batch)
             self._admit(batch, 0, None)
@@ -314,7 +306,7 @@ class Task:
             self.emit_idle()
         elif news is not None:
             self._advance_watermark(news)
-        if source.ended and not self._held:
+        if source.ended and not self._intake:
             self._advance_watermark(WATERMARK_MAX)
             self._end()
             return True
@@ -358,21 +350,12 @@ class Task:
         self._bytes_in.inc(nbytes(batch))
 
     def _admit(self, batch: pa.RecordBatch, port: int, channel: ChannelId | None) -> None:
-        # A throttled task takes large batches in pieces, so that it can keep to its rate.
-        piece_rows = min(self._parts.piece_rows, self._pace.rows)
-        if batch.num_rows > piece_rows and (self._gate is not None or self._parts.throttle is not None):
-            pieces = slice_rows(batch, max_rows=piece_rows)
-            self._held.extend((piece, port, channel) for piece in pieces)
-            batch, port, _ = self._held.popleft()
-        self._process(batch, port)
+        self._intake.add(batch, port, channel)
+        self._process()
 
-    def _process(self, batch: pa.RecordBatch, port: int) -> None:
-        self._worked_rows += batch.num_rows
-        self._chain.process(batch, port)
-        if self._parts.throttle is not None:
-            total = self._parts.throttle_rows()
-            self._parts.throttle.take(int(total - self._throttled_rows), self._now_ms)
-            self._throttled_rows = total
+    def _process(self) -> None:
+        self._chain.process(*self._intake.next())
+        self._intake.processed(self._now_ms)
         self._pump()
 
     def _merge(self, commands: tuple[AdvanceWatermark | GoIdle, ...]) -> None:
@@ -439,8 +422,8 @@ class Task:
     def _capture(self, checkpoint_id: CheckpointId) -> Snapshot:
         splits, watermark = {}, self.watermark
         if self._source is not None:
-            while self._held:  # they count as read, so they belong before the barrier
-                self._process(*self._held.popleft()[:2])
+            while self._intake:  # they count as read, so they belong before the barrier
+                self._process()
             splits[self._source.uid] = self._source.snapshot()
             watermark = self._source.current_watermark
         return Snapshot(
@@ -450,13 +433,6 @@ class Task:
             watermark=watermark,
             merger=None if self._gate is None else self._merger.state(),
         )
-
-    def _taken(self) -> dict[ChannelId, Flying]:
-        taken: dict[ChannelId, Flying] = {}
-        for batch, _, channel in self._held:
-            assert channel is not None, "barriers are held back while rows of a checkpoint are processed"
-            taken.setdefault(channel, []).append(batch)
-        return taken
 
     # ------------------------------------------------------------------------------- statistics
 
