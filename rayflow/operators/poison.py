@@ -28,12 +28,12 @@ from rayflow.batch.tables import concat, render_sample
 from rayflow.model.error_policy import ERROR_COLUMN, OPERATOR_COLUMN, SideOutput
 from rayflow.model.errors import DataError, RayflowError, UserFunctionError
 from rayflow.model.tracebacks import describe_error
-from rayflow.observe.metrics import Counter
+from rayflow.observe.metrics import Gauge
 from rayflow.operators.contracts import OperatorContext, Output
 from rayflow.state.parts import RestoredPart, StatePart
 
 POISONED = "rows_poisoned"
-"""The counter of poison rows since the job began."""
+"""The metric: how many poison rows there were since the job began."""
 PART = "poison"
 
 T = TypeVar("T")
@@ -52,9 +52,11 @@ class PoisonRows:
         self._aside: list[pa.RecordBatch] = []
         self._causes: list[str] = []
         before = sum(sum(part.table.column("rows").to_pylist()) for part in restored if part.name == PART)
+        # Not read back from the metric: while a restore catches up, several operators in turn share the context.
+        self._total = before
         # Where none can be, nobody need see a zero.
-        self._counter = ctx.metrics.counter(POISONED) if self.tolerant or before else Counter()
-        self._counter.inc(before)
+        self._shown = ctx.metrics.gauge(POISONED) if self.tolerant or before else Gauge()
+        self._shown.set(before)
         self._seen = 0
         self._tell_at = 1
 
@@ -68,7 +70,8 @@ class PoisonRows:
     def add(self, row: pa.RecordBatch, error: Exception) -> None:
         """Take a row on which the operator raised an error that is tolerated."""
         cause = error.cause if isinstance(error, UserFunctionError) else describe_error(error)
-        self._counter.inc()
+        self._total += 1
+        self._shown.set(self._total)
         self._seen += 1
         if self._tag is not None:
             self._aside.append(row)
@@ -90,9 +93,9 @@ class PoisonRows:
 
     def snapshot(self) -> list[StatePart]:
         """Return the count as state."""
-        if not self._counter.value:
+        if not self._total:
             return []
-        table = pa.table({"rows": pa.array([self._counter.value], pa.int64())})
+        table = pa.table({"rows": pa.array([self._total], pa.int64())})
         return [StatePart(name=PART, kind="list", build=lambda: table)]
 
     def _tell(self, row: pa.RecordBatch, cause: str) -> None:

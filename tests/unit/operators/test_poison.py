@@ -173,3 +173,16 @@ def test_in_pieces_calls_no_more_than_twice_per_row_and_keeps_order(harness: Any
     made = driven(harness, batches_of(fails_on_one)).feed(pa.record_batch({"n": range(1024)}))
     assert [row["n"] for row in made.rows] == [n for n in range(1024) if n != 700]
     assert len(sizes) == 21  # one call and ten halvings
+
+
+def test_operators_that_catch_up_one_after_the_other_in_one_context_count_each_row_once(harness: Any) -> None:
+    make, _ = OPERATORS["map"]
+    then = [driven(harness, make, index=index, parallelism=2).feed(ROWS).snapshot(1) for index in (0, 1)]
+    first = driven(harness, make, restored=then[0]).feed(ROWS)  # as a subtask of then
+    second, own = make(), make()  # another, and the subtask's own
+    second.open(first.context, first, then[1])
+    parts = [*first.snapshot(1), *then[1]]
+    own.open(first.context, first, parts)
+    assert first.context.metrics.snapshot()[POISONED] == 3 * len(BAD)
+    (part,) = own.snapshot(2)
+    assert part.build()["rows"].to_pylist() == [3 * len(BAD)]
