@@ -25,6 +25,7 @@ from typing import Any
 import ray
 
 from rayflow.actors.specs import NAMESPACE, worker_prefix
+from rayflow.actors.standby import find_seat, leads
 from rayflow.client import local_cluster
 from rayflow.client.ray_session import close_session, open_session
 from tests.chaos.victim import Victim, verdict
@@ -81,6 +82,8 @@ def _run(folder: Path, faults: list[str], times: int, config: dict[str, str]) ->
 def _measure(victim: Victim, fault: str) -> tuple[dict[str, Any], float]:
     """Hurt the job once; return its `recovered` event, and the seconds from the kill to the first new rows."""
     victim.until(lambda: _spare_is_up(victim))
+    if victim.env.config.get("jobmanager.standby") == "true":
+        victim.until(lambda: sorted(map(str, _seats(victim))) == ["False", "True"])
     # It loads the job's code yet.
     time.sleep(_QUIET_S)
     before = victim.attempt
@@ -109,6 +112,12 @@ def _spare_is_up(victim: Victim) -> bool:
         return len(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) == len(pings)
     except ValueError:
         return False
+
+
+def _seats(victim: Victim) -> list[bool | None]:
+    """Whether each of the manager's seats leads; None where nobody is or answers."""
+    actors = [find_seat(victim.job.id, seat) for seat in (0, 1)]
+    return [None if actor is None else leads(actor, 5) for actor in actors]
 
 
 def _event(victim: Victim, type_: str, after: int) -> dict[str, Any] | None:
