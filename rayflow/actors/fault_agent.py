@@ -11,9 +11,11 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 _TITLES = {"subtask": "ray::SubtaskActor", "jobmanager": "ray::JobManagerActor"}
+_RESTORE = "import resource as r, sys; p, *l = map(int, sys.argv[1:]); r.prlimit(p, r.RLIMIT_FSIZE, l)"
 _LATER = 'sleep "$0"; exec "$@"'
 
 
@@ -45,7 +47,7 @@ class FaultAgent:
             return False
         try:
             soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-            _later(for_ms, "prlimit", f"--pid={pid}", f"--fsize={_limit(soft)}:{_limit(hard)}")
+            _later(for_ms, sys.executable, "-c", _RESTORE, str(pid), str(soft), str(hard))
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
         except ProcessLookupError:
             return False
@@ -75,7 +77,3 @@ def _later(for_ms: int, *command: str) -> None:
     subprocess.run(
         ["sh", "-c", '"$@" >/dev/null 2>&1 &', "sh", *script], start_new_session=True, check=True, timeout=10
     )
-
-
-def _limit(value: int) -> str:
-    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
