@@ -97,7 +97,8 @@ class LocalJob:
     ) -> None:
         self._clock = SystemClock()
         self._woken = threading.Event()
-        self._io = ThreadIoPool()
+        # Of all subtasks together; their commits may hang.
+        self._io = ThreadIoPool(threads=128)
         self.cluster = LocalCluster(self._clock, self._io)
         self.master = JobMaster(
             job_id=job_id,

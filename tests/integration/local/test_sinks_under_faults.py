@@ -115,6 +115,28 @@ def test_rows_and_checkpoints_go_on_behind_a_commit_that_hangs(
     assert lab.leftovers(tmp_path / "out") == []
 
 
+def test_commits_of_many_subtasks_that_hang_leave_threads_for_checkpoints(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishing = Publishing(monkeypatch, ["hang"] * 10)
+    source = NumbersUntil(tmp_path)
+    env, rows = source.stream()
+    rows.rebalance().map(lambda n: n, returns={"n": int}).with_parallelism(10).write_parquet(
+        tmp_path / "out"
+    ).with_parallelism(10)
+    hanging_at: list[int] = []
+
+    def look(job: LocalJob) -> None:
+        if publishing.calls >= 10 and not hanging_at:
+            hanging_at.append(lab.completed(job))
+        if hanging_at and lab.completed(job) >= hanging_at[0] + 3:
+            publishing.released.set()
+            source.stop.touch()
+
+    lab.finish(env, on_start=lab.watch(look))
+    assert written(lab, tmp_path / "out") == list(range(source.rows))
+
+
 def test_a_crash_while_a_commit_hangs_and_the_zombie_that_commits_late(
     lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
