@@ -1,7 +1,8 @@
 """What windows the state in a snapshot is of: restoring it into others would give results of neither.
 
-Size, slide and offset (the gap, of sessions) are written beside the state. Who restores compares them with his own;
-snapshots from before they were written are taken as they are. Allowed lateness and triggers may change.
+Size, slide and offset (the gap, of sessions), and the allowed lateness, which says what is still kept and what of
+it was shown, are written beside the state. Who restores compares them with his own; snapshots from before they were
+written are taken as they are.
 """
 
 from __future__ import annotations

@@ -65,6 +65,11 @@ class SessionSpec:
     early_ns: int | None = None
 
     @property
+    def parameters_ns(self) -> dict[str, int]:
+        """What state of one such operator must have in common with another."""
+        return {"gap": self.gap_ns, "allowed lateness": self.lateness_ns}
+
+    @property
     def updates(self) -> bool:
         """Whether a session may be shown more than once."""
         return self.lateness_ns > 0 or self.early_rows is not None or self.early_ns is not None
@@ -108,7 +113,7 @@ class SessionWindowOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
-        check_parameters(ctx, restored, {"gap": self._spec.gap_ns})
+        check_parameters(ctx, restored, self._spec.parameters_ns)
         self._times.open(ctx, out, restored)
         for keys, others in restored_batches(restored, _SESSIONS, self._key_schema):
             starts, lasts = (_numbers(others.column(name)) for name in (WINDOW_START, _LAST_TIME))
@@ -256,7 +261,7 @@ class SessionWindowOperator(Operator):
         build = partial(
             _build, sessions, since, self._columns.freeze(), self._times.type, self.ctx.max_parallelism
         )
-        parameters = parameter_parts(self.ctx, {"gap": self._spec.gap_ns})
+        parameters = parameter_parts(self.ctx, self._spec.parameters_ns)
         return (StatePart(name=_SESSIONS, kind="keyed", build=build), self._times.snapshot(), *parameters)
 
 

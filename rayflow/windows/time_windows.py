@@ -73,7 +73,12 @@ class TimeWindows:
     @property
     def parameters_ns(self) -> dict[str, int]:
         """What state of one such operator must have in common with another."""
-        return {"size": self.size_ns, "slide": self.slide_ns, "offset": self.offset_ns}
+        return {
+            "size": self.size_ns,
+            "slide": self.slide_ns,
+            "offset": self.offset_ns,
+            "allowed lateness": self.lateness_ns,
+        }
 
     @property
     def updates(self) -> bool:

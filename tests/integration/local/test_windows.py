@@ -275,3 +275,19 @@ def test_event_time_windows_ask_for_a_watermark() -> None:
             keyed.window(spec)
     with pytest.raises(rf.PlanError, match="is not supported on upsert streams"):
         keyed.aggregate(n=rf.count()).key_by("n").window(rf.Tumbling("1m"))
+
+
+def test_a_job_whose_windows_changed_does_not_start_from_the_checkpoint_of_the_old_ones(
+    lab: Any, tmp_path: Path
+) -> None:
+    def job(slide: str, output: str) -> rf.StreamEnvironment:
+        e = env(2, 7)
+        windowed = stream(e, clicks()).key_by("k").window(rf.Sliding("60s", slide))
+        windowed.aggregate(n=rf.count()).uid("windows").write_parquet(tmp_path / output)
+        return e
+
+    lab.finish(job("5s", "first"), checkpoint__interval="10ms", checkpoint__storage=str(tmp_path / "chk"))
+    newest = sorted((tmp_path / "chk").glob("*/chk-*"), key=lambda path: int(path.name.split("-")[1]))[-1]
+    error = lab.fail(job("10s", "second"), restore_from=newest)
+    assert "slide 5s" in str(error)
+    assert "slide 10s" in str(error)

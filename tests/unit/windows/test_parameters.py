@@ -50,10 +50,14 @@ def test_sessions_of_another_gap_refuse_the_state(kit: Any, harness: Any) -> Non
 
 
 @pytest.mark.parametrize("kind", [time_windows, sessions])
-def test_lateness_may_change_and_old_snapshots_restore_as_before(kit: Any, harness: Any, kind: Any) -> None:
+def test_another_lateness_is_refused_and_old_snapshots_restore_as_before(
+    kit: Any, harness: Any, kind: Any
+) -> None:
     bounds = (40, 10) if kind is time_windows else (10,)
     parts = snapshot_of(kit, harness, kind(kit, *bounds))
-    harness(kind(kit, *bounds, lateness_ns=5 * MS), restored=parts)
+    # What is kept, and what of it was shown, depends on it.
+    with pytest.raises(UserFunctionError, match=r"allowed lateness 0s.*allowed lateness 5ms"):
+        harness(kind(kit, *bounds, lateness_ns=5 * MS), restored=parts)
     old = [part for part in parts if part.name != "window-parameters"]
     assert len(old) == len(parts) - 1
     other = (20, 10) if kind is time_windows else (20,)
