@@ -59,7 +59,7 @@ def back_pressured(job: rf.JobHandle) -> None:
         (source,) = subtasks(job, "numbers")
         return bool(source["rows_in"] and source["backpressured"] > 0.9)
 
-    await_that("back-pressure at the source", full, 120)
+    await_that("back-pressure at the source", full, 240)
 
 
 def begun(job: rf.JobHandle, checkpoint_id: int) -> bool:
