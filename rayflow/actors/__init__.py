@@ -1,5 +1,16 @@
 """Ray and Arrow Flight: thin shells that run the engines of `rayflow.runtime` on a cluster.
 
-The only package, with those above it, that imports ray. `flight` is the data plane. `object_store` is `rayobj://`:
-objects kept by groups (`holder_group`) of actors (`object_holder`, called through `holder_calls`).
+The only package, with those above it, that imports ray.
+
+| module | has |
+|---|---|
+| `job_manager_actor`, `standby`, `tenure` | the actor around a job master; its standby; who leads |
+| `subtask_actor`, `lease`, `warm_up` | the actor around a subtask; its end without a manager; loading ahead |
+| `ray_pool`, `launcher`, `spares`, `placement` | a job's workers: started, taken over, kept ready, spread |
+| `flight`, `flight_input`, `flight_output`, `frame_codec` | the data plane |
+| `output_capture`, `output_log` | what the processes print and log |
+| `last_words` | what is known of a process that ended inside a user's function |
+| `object_store`, `holder_group`, `object_holder`, `holder_calls` | `rayobj://`: objects kept by groups of actors |
+| `fault_agent` | faults on purpose, on the node where they happen |
+| `specs`, `code_path` | what actors are started with; where user code is imported from |
 """

@@ -12,7 +12,7 @@
 | `replay`, `catching_up` | rows in flight, processed first of all after a restore |
 | `messages`, `ports` | what the engines tell each other, and what they need from the world |
 | `stepping`, `task_thread`, `accounting` | what a step tells its driver; the thread that drives; where its time goes |
-| `faults` | which failures a restart would meet again |
+| `faults`, `at_work` | which failures a restart would meet again; which operator a thread is at |
 | `clock`, `io_pool`, `event_loop` | ports as production has them |
 | `local`, `local_transport` | the whole in one process |
 """
