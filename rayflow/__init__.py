@@ -140,6 +140,8 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> Any:
     """Load a public name where it is first used."""
+    if name == "testing":
+        return import_module("rayflow.testing")
     if name not in _HOME:
         raise AttributeError(f"module 'rayflow' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -253,9 +253,11 @@ class Simulation:
         # Reports already sent may arrive or not: what a dead process had in its socket is nobody's promise.
         if self.world.happens(0.5):
             self.world.drop(("from", worker.name))
-        manager = worker.pool.manager
-        if not worker.given_up and manager.process.alive:
-            self.lose(worker, "its process died", self.world.draw(_DETECTION_MS))
+        # Not only the manager that it obeys: a successor that has just asked it to change sides hears of it too.
+        for manager in list(self.managers.values()):
+            held = manager.pool.workers.get(worker.subtask) is worker
+            if held and manager.process.alive and not worker.given_up:
+                self.lose(worker, "its process died", self.world.draw(_DETECTION_MS), pool=manager.pool)
 
     def lose(self, worker: SimWorker, reason: str, delay_ms: int, *, pool: SimPool | None = None) -> None:
         """The worker's manager will hear that it is lost, unless it has given it up by then."""

@@ -9,6 +9,5 @@
 | `injecting` | `Injector`: goes through a schedule on one job, and reports |
 | `running` | what `JobHandle.chaos` and `rayflow chaos` do |
 | `recoveries` | from what was seen of the job to a recovery time per fault. Pure |
-| `comparison` | lost, duplicated and differing rows of two outputs. Pure |
 | `compared_runs` | a job file run without and with faults, and its outputs compared |
 """

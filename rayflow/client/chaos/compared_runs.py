@@ -6,23 +6,22 @@ changed. Jobs whose input never ends, and those without a file sink, cannot be c
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rayflow.client.chaos.asking import Request
-from rayflow.client.chaos.comparison import compare
 from rayflow.client.chaos.running import run_chaos
 from rayflow.client.chaos.schedule import Schedule
 from rayflow.client.handle import JobHandle
 from rayflow.client.submitting import submit
 from rayflow.connectors.committed import committed_rows
-from rayflow.connectors.file_sink import FileSink
-from rayflow.graph.plan import JobGraph, OperatorSpec
+from rayflow.graph.plan import JobGraph
 from rayflow.model.config import STORAGE_OPTION_KEYS
 from rayflow.model.errors import JobFailed, PlanError
+from rayflow.testing.comparison import compare
+from rayflow.testing.outputs import file_sinks, redirected
 
 DEFAULTS = {"checkpoint.interval": "2s", "restart.max_attempts": 1_000_000}
 """Settings of a job that has none of its own: many checkpoints, and no limit to the faults it may take."""
@@ -50,7 +49,7 @@ class ComparedRun:
                     "`rayflow run --detach`, and give its name to `rayflow chaos`",
                     first.location,
                 )
-        if not _sinks(self.graph):
+        if not file_sinks(self.graph):
             raise PlanError("the job writes no files, so there is nothing to compare")
 
     def run(
@@ -109,27 +108,5 @@ class ComparedRun:
                     self.ignore,
                 ).to_json(),
             }
-            for expected, found in zip(_sinks(calm), _sinks(stormy), strict=True)
+            for expected, found in zip(file_sinks(calm), file_sinks(stormy), strict=True)
         ]
-
-
-def redirected(graph: JobGraph, base: str) -> JobGraph:
-    """Return the graph with its file sinks writing below `base`, each into a folder named by its uid."""
-    vertices = [
-        replace(vertex, operators=tuple(_redirected(op, base) for op in vertex.operators))
-        for vertex in graph.vertices
-    ]
-    return replace(graph, vertices=tuple(vertices))
-
-
-def _redirected(operator: OperatorSpec, base: str) -> OperatorSpec:
-    if not isinstance(operator.payload, FileSink):
-        return operator
-    sink = copy.copy(operator.payload)
-    sink.url = f"{base}/{operator.uid}"
-    sink.if_exists = "overwrite"
-    return replace(operator, payload=sink)
-
-
-def _sinks(graph: JobGraph) -> Sequence[OperatorSpec]:
-    return [op for vertex in graph.vertices for op in vertex.operators if isinstance(op.payload, FileSink)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayflow.client.chaos.comparison import compare
+from rayflow.testing.comparison import compare
 
 TABLE = pa.table({"k": ["a", "b", "c", "c"], "n": [1, 2, 3, 3], "x": [0.1, float("nan"), None, None]})
 
