@@ -24,7 +24,8 @@ _FLAT = {
     "plasma_bytes": _MIB,
     "checkpoint_files": 8,
     "checkpoint_bytes": _MIB,
-    "pending_files": 8,
+    # Up to a file for each bucket that is upserted to between two checkpoints: many at one moment, few at the next.
+    "pending_files": 128,
     "upsert_files": 8,
     "temporary_files": 2,
 }
