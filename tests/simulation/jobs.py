@@ -261,6 +261,10 @@ _AGAIN = {"key": pa.int64(), "n": pa.int64(), "bucket": pa.int64(), "m": pa.int6
 _SUM = {"n": rf.count(), "total": col("value").sum()}
 
 
+NUMBERED = frozenset({"number", "both"})
+"""Operators whose state is the number of rows that each key had."""
+
+
 def _schema(columns: dict[str, pa.DataType]) -> pa.Schema:
     return pa.schema(list(columns.items()))
 

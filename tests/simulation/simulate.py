@@ -7,17 +7,19 @@ some never stop with faults, and ask only that nothing wrong is seen (`mode="saf
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 from unittest.mock import patch
 
 from rayflow.model.config import JobConfig
 from rayflow.protocol.lifecycle import JobState
-from rayflow.state.manifest import list_checkpoints
+from rayflow.state.files import operator_state
+from rayflow.state.manifest import list_checkpoints, read_manifest
 from rayflow.testing.faults import Faults, draw_faults
 from rayflow.testing.simulation import Outcome, Simulation
 from tests.simulation.external import EXTERNAL, External, Row, SimSource
-from tests.simulation.jobs import SHAPES, plan
+from tests.simulation.jobs import NUMBERED, SHAPES, plan
 
 Mode = Literal["liveness", "safety"]
 
@@ -144,6 +146,8 @@ class _Run:
             last = first
         if last.state is JobState.FINISHED:
             self._check(complete=True)
+            if not self.sim.injector.corrupted:
+                self._check_state("second" if first.state is JobState.CANCELLED else "first")
             left = set(self.external.staged)
             assert left.isdisjoint(self.external.committed)
         elif last.state is JobState.FAILED:
@@ -184,6 +188,18 @@ class _Run:
     def _check(self, *, complete: bool) -> None:
         rows = [part for source in self.scenario.sources for part in source.rows()]
         self.shape.check(rows, self.external.rows(), complete)
+
+    def _check_state(self, job_id: str) -> None:
+        """I3: the numbers that the last checkpoint keeps by key are those of a run without faults."""
+        store = self.sim.store()
+        directory = f"{job_id}/chk-{list_checkpoints(store, job_id)[-1]}"
+        manifest = read_manifest(store, directory)
+        rows = [row for source in self.scenario.sources for part in source.rows() for row in part]
+        want = Counter(row[0] for row in rows)
+        for uid in sorted(NUMBERED & manifest.operators.keys()):
+            table = operator_state(store, directory, manifest, uid)["state"]
+            got = dict(zip(table.column("key").to_pylist(), table.column("n.value").to_pylist()))
+            assert got == want, f"I3: the state of {uid} at the end is {got}, expected {dict(want)}"
 
     def _summary(self) -> Result:
         world = self.sim.world

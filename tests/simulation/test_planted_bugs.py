@@ -40,6 +40,16 @@ FOUND: dict[str, int] = {
     "committed_at_the_barrier": 0,
     "committed_on_the_ack": 0,
     "transactions_not_committed_on_restore": 11,
+    "key_groups_off_by_one": 252,
+    "timers_skipped_on_restore": 264,
+    "calls_under_way_not_restored": 411,
+    "split_assigned_twice": 220,
+    "checksum_not_verified": 402,
+    "falls_back_past_a_commit": 43,
+    "survivor_keeps_its_task": 83,
+    "restore_of_an_old_checkpoint": 32,
+    "no_attempt_check_in_the_subtask": 83,
+    "watermark_overtakes_gathered_rows": 9,
 }
 
 NEAR = 10
