@@ -1,4 +1,4 @@
-"""Whole small jobs under seeded faults: two thousand seeds; every seed that ever failed stays in REGRESSIONS."""
+"""Whole small jobs under seeded faults: a thousand seeds; every seed that ever failed stays in REGRESSIONS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.simulation.jobs import SHAPES
 from tests.simulation.simulate import Result, simulate
 from tests.simulation.sweep import verdicts
 
-SEEDS = 2_000
+SEEDS = 1_000
 BLOCK = 500
 JOBS = 2
 
