@@ -26,10 +26,12 @@ from rayflow.model.errors import ConfigError, StorageError
 from rayflow.protocol.replication import Answer, Get, ListBelow, Operation, Put, Remove
 from rayflow.state.storage import (
     RAY_SCHEME,
+    LocalStore,
     LostObjects,
     MissingObject,
     ObjectStore,
     checked_path,
+    local_path,
     open_store,
 )
 
@@ -41,7 +43,24 @@ _groups_lock = threading.Lock()
 
 def open_any_store(url: str, options: Mapping[str, str]) -> ObjectStore:
     """Return the store at `url`, as `state.storage.open_store` does, `rayobj://` included."""
-    return RayObjectStore(url) if url.startswith(RAY_SCHEME) else open_store(url, options)
+    if url.startswith(RAY_SCHEME):
+        return RayObjectStore(url)
+    store = open_store(url, options)
+    return ClusterFolder(local_path(url)) if isinstance(store, LocalStore) else store
+
+
+class ClusterFolder(LocalStore):
+    """A folder as the processes of a cluster see it: the same one for all of them, it is hoped."""
+
+    def warning(self) -> str | None:
+        """Return what to know before relying on this store; None if nothing."""
+        machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        if len(machines) < 2:
+            return None
+        return (
+            f"checkpoint.storage is {self.url}, and the cluster has {len(machines)} machines: it must be a folder that "
+            "all of them share; else set it to s3://… or rayobj://…"
+        )
 
 
 class RayObjectStore:

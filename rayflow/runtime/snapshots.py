@@ -88,6 +88,12 @@ def restore(
     return RestoredState(parts=dict(parts), in_flight=tuple(in_flight), rescaled=info.rescaled)
 
 
+def written_by(path: str) -> int:
+    """Return the attempt that wrote a state file, by its name; 0 for what is no state file."""
+    digits = path.rpartition("-a")[2].removesuffix(".arrow")
+    return int(digits) if path.endswith(".arrow") and digits.isascii() and digits.isdigit() else 0
+
+
 def _safe(uid: str) -> str:
     # A uid is the user's text: keep file names portable, and distinct for distinct uids.
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in uid)[:60]

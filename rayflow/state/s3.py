@@ -29,6 +29,7 @@ CONNECT_TIMEOUT = timedelta(seconds=3)
 READ_TIMEOUT = timedelta(seconds=20)
 REQUEST_TIMEOUT = timedelta(seconds=120)
 RETRIES = 2
+ONE_REQUEST_BYTES = 64 << 20
 RETRY_TIMEOUT = timedelta(seconds=10)
 
 _QUERY_KEYS = ("endpoint_override", "scheme", "region")
@@ -103,7 +104,8 @@ class S3ObjectStore:
     def write(self, path: str, data: bytes) -> None:
         """PUT."""
         with self._errors("write", path):
-            obstore.put(self._store, checked_path(path), data)
+            # In one request where that can be: a writer that dies at parts of an object leaves them behind, unseen.
+            obstore.put(self._store, checked_path(path), data, use_multipart=len(data) > ONE_REQUEST_BYTES)
 
     def create(self, path: str, data: bytes) -> bool:
         """Conditional PUT."""

@@ -25,6 +25,7 @@ Paths are relative, `/`-separated, without empty, `.` or `..` parts. Stores may 
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -101,6 +102,14 @@ def storage_warning(store: ObjectStore) -> str | None:
     """Return what to know before relying on `store`; None if nothing."""
     ask = getattr(store, "warning", None)
     return None if ask is None else str(ask() or "") or None
+
+
+def clean_up_after_writers(store: ObjectStore, prefix: str) -> None:
+    """Remove what writers that crashed left below the directory `prefix`, where the store has such things. For when
+    nobody writes there any more; a writer that does all the same gets an error."""
+    clean = getattr(store, "remove_temporaries", None)
+    if clean is not None:
+        clean(prefix)
 
 
 def local_path(url: str) -> Path:
@@ -215,6 +224,20 @@ class LocalStore:
         except OSError as error:
             raise self._failed("delete", prefix, error) from None
 
+    def remove_temporaries(self, prefix: str) -> None:
+        """Remove the temporary files below the directory `prefix`, and folders that are empty then."""
+        try:
+            for folder, _, names in os.walk(
+                self._directory(prefix), topdown=False, onerror=_raise_unless_missing
+            ):
+                for name in names:
+                    if name.startswith(_TEMPORARY):
+                        Path(folder, name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    os.rmdir(folder)  # fails, as it should, where something is left
+        except OSError as error:
+            raise self._failed("clean", prefix, error) from None
+
     def _target(self, path: str) -> Path:
         return self._root / checked_path(path)
 
@@ -236,7 +259,10 @@ class LocalStore:
         return temporary
 
     def _failed(self, verb: str, path: str, error: OSError) -> StorageError:
-        return StorageError(f"cannot {verb} {self.url}/{path}: {error.strerror or error}")
+        reason = f"{error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason += "; free space there, or keep checkpoints elsewhere (checkpoint.storage)"
+        return StorageError(f"cannot {verb} {self.url}/{path}: {reason}")
 
 
 def _raise_unless_missing(error: OSError) -> None:

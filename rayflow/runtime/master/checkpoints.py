@@ -52,6 +52,8 @@ from rayflow.state.manifest import Manifest, SplitState
 
 MAX_REPORTS = 100
 
+_SWEEPS_AFTER_ABORT = 3
+
 
 @dataclass(slots=True)
 class Report:
@@ -122,6 +124,8 @@ class Checkpoints:
         self._earlier = deque(earlier_reports, MAX_REPORTS)
         self._reports: dict[CheckpointId, Report] = {}
         self._publishing: set[CheckpointId] = set()
+        # An upload of a checkpoint that was aborted may come in after its directory was deleted.
+        self._sweeps_due = 0
         self.completed = 0
         self.failed = 0
         self.final_completed: CheckpointId | None = None
@@ -192,6 +196,11 @@ class Checkpoints:
     def latest(self) -> CheckpointId | None:
         """The newest complete checkpoint."""
         return None if self._coordinator is None else max(self._coordinator.completed, default=None)
+
+    @property
+    def kept(self) -> tuple[CheckpointId, ...]:
+        """Complete checkpoints that stay on storage; none before the first attempt has begun."""
+        return () if self._coordinator is None else self._coordinator.completed
 
     @property
     def newest_ever(self) -> CheckpointId | None:
@@ -291,6 +300,7 @@ class Checkpoints:
         if report.final:
             self.final_completed = report.id
         self._progressed()
+        self._sweep(report.id)
         permit = command.permit
         ctx.fleet.broadcast(CheckpointCompleted(permit.attempt, permit.checkpoint_id))
 
@@ -305,8 +315,19 @@ class Checkpoints:
         )
         if self._running:
             ctx.fleet.broadcast(CheckpointAborted(ctx.attempt, report.id))
+        self._sweeps_due = _SWEEPS_AFTER_ABORT
         if report.id not in self._publishing:
             self._delete(report.id)
+
+    def _sweep(self, completed: CheckpointId) -> None:
+        """Some subtask may have been at an upload for an older checkpoint, and have written on."""
+        if not self._sweeps_due:
+            return
+        self._sweeps_due -= 1
+        ctx, attempt, busy = self._ctx, self._ctx.attempt, frozenset(self._publishing)
+        ctx.background.run(
+            lambda: ctx.storage.sweep(attempt, completed, busy), self._tidied("old files"), critical=True
+        )
 
     def _discard(self, checkpoint_id: CheckpointId) -> None:
         report = self._reports.get(checkpoint_id)
@@ -322,16 +343,19 @@ class Checkpoints:
         self.failed += status == "failed"
 
     def _delete(self, checkpoint_id: CheckpointId) -> None:
-        ctx = self._ctx
+        ctx, attempt = self._ctx, self._ctx.attempt
+        what = f"checkpoint {checkpoint_id}"
+        ctx.background.run(
+            lambda: ctx.storage.discard(checkpoint_id, attempt), self._tidied(what), critical=True
+        )
 
-        def deleted(_result: Any, error: BaseException | None) -> None:
-            # Best effort: what stays behind has no manifest, and is swept when the next attempt begins.
+    def _tidied(self, what: str) -> Callable[[Any, BaseException | None], None]:
+        def ended(_result: Any, error: BaseException | None) -> None:
+            # Best effort: what stays behind has no manifest, and is swept later.
             if error is not None:
-                ctx.note(
-                    "checkpoint_cleanup_failed", f"checkpoint {checkpoint_id} could not be deleted: {error}"
-                )
+                self._ctx.note("checkpoint_cleanup_failed", f"{what} could not be deleted: {error}")
 
-        ctx.background.run(lambda: ctx.storage.discard(checkpoint_id), deleted, critical=True)
+        return ended
 
     def _manifest(self, report: Report) -> Manifest:
         job = self._ctx.job

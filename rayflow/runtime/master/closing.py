@@ -7,7 +7,7 @@ Nothing here can change how the job ended: what fails is noted. Storage work tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from rayflow.model.ids import CheckpointId
@@ -17,7 +17,8 @@ from rayflow.runtime.master.records import Records
 
 class Closing:
     """One job's end. `document` returns the final job.json; `done` is called last. Sinks are told whether the job
-    `succeeded`, and its newest complete checkpoint: what that left pending must stay, unless it did."""
+    `succeeded`, and its newest complete checkpoint: what that left pending must stay, unless it did. On storage the
+    checkpoints `kept` stay, and the metadata; `known` is the newest one that should be there."""
 
     def __init__(
         self,
@@ -29,7 +30,11 @@ class Closing:
         *,
         succeeded: bool,
         completed: CheckpointId | None,
+        kept: Collection[CheckpointId],
+        known: CheckpointId | None,
     ) -> None:
+        self._kept = kept
+        self._known = known
         self._succeeded = succeeded
         self._completed = completed
         self._ctx = ctx
@@ -68,6 +73,13 @@ class Closing:
         for sink, problem in problems or [("all sinks", str(error))] if problems or error else []:
             ctx.note("sink_cleanup_failed", f"sink {sink} could not clean up: {problem}", operator=sink)
         ctx.fleet.shutdown()
+        # What subtasks still upload may come later: they are being ended, and nobody waits for them here.
+        ctx.background.run(lambda: ctx.storage.sweep_all(ctx.attempt, self._kept, self._known), self._swept)
+
+    def _swept(self, _result: Any, error: BaseException | None) -> None:
+        ctx = self._ctx
+        if error is not None:
+            ctx.note("checkpoint_cleanup_failed", f"old files could not be deleted: {error}")
         document, events = self._document(), ctx.log.since(0)
 
         def store() -> None:

@@ -419,6 +419,8 @@ class JobRun:
             STOP_LIMIT_MS,
             succeeded=state is JobState.FINISHED,
             completed=self.checkpoints.newest_ever,
+            kept=self.checkpoints.kept,
+            known=self.checkpoints.newest_kept,
         )
 
     def _closed(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ import cloudpickle
 from rayflow.graph.plan import JobGraph
 from rayflow.model.errors import CorruptCheckpointError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.runtime.snapshots import written_by
 from rayflow.state.claims import claim_next, newest_claim
 from rayflow.state.manifest import (
     MANIFEST,
@@ -38,7 +39,13 @@ from rayflow.state.manifest import (
     read_manifest,
 )
 from rayflow.state.publishing import create_surely, write_surely
-from rayflow.state.storage import MissingObject, ObjectStore, join_url, storage_warning
+from rayflow.state.storage import (
+    MissingObject,
+    ObjectStore,
+    clean_up_after_writers,
+    join_url,
+    storage_warning,
+)
 
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
 
@@ -126,11 +133,53 @@ class JobStorage:
         publish_manifest(self._store, self.directory(CheckpointId(manifest.checkpoint_id)), manifest)
         return not self.is_superseded(attempt)
 
-    def discard(self, checkpoint_id: CheckpointId) -> None:
-        """Delete a checkpoint, the manifest first: what is half deleted is no checkpoint."""
+    def discard(self, checkpoint_id: CheckpointId, attempt: Attempt) -> None:
+        """Delete a checkpoint, the manifest first: what is half deleted is no checkpoint.
+
+        Nothing is touched where a later attempt than `attempt` has written: a master that was thought dead may still
+        tidy up what it began, while its successor uses the same number.
+        """
         directory = self.directory(checkpoint_id)
+        paths = self._store.list(directory)
+        if any(written_by(path) > attempt for path in paths):
+            return
+        if f"{directory}/{MANIFEST}" in paths and self._published_by(checkpoint_id) > attempt:
+            return
         self._store.delete(f"{directory}/{MANIFEST}")
         self._store.delete_prefix(directory)
+
+    def sweep(self, attempt: Attempt, below: CheckpointId, busy: Collection[CheckpointId] = ()) -> None:
+        """Delete what lies in directories below `below` that are no checkpoints: what came in late, for a checkpoint
+        that was aborted or an attempt that was dead. Not of those that are `busy`."""
+        for checkpoint_id in self.list_checkpoints().incomplete:
+            if checkpoint_id < below and checkpoint_id not in busy:
+                self.discard(checkpoint_id, attempt)
+
+    def sweep_all(self, attempt: Attempt, kept: Collection[CheckpointId], known: CheckpointId | None) -> None:
+        """The job has ended: leave its metadata, the checkpoints `kept`, savepoints, and whatever is newer than these
+        (it may be needed to tell what happened), also `known`, which should be complete, if it is not."""
+        newest = max(kept, default=None)
+        listing = self.list_checkpoints()
+        for checkpoint_id in listing.incomplete:
+            if checkpoint_id != known:
+                self.discard(checkpoint_id, attempt)
+        for checkpoint_id in listing.complete:
+            old = newest in listing.complete and checkpoint_id < newest and checkpoint_id not in kept
+            if old and not self._is_savepoint(checkpoint_id):
+                self.discard(checkpoint_id, attempt)
+        clean_up_after_writers(self._store, str(self._job_id))
+
+    def _published_by(self, checkpoint_id: CheckpointId) -> int:
+        try:
+            return self.read_manifest(checkpoint_id).attempt
+        except CorruptCheckpointError:
+            return 0
+
+    def _is_savepoint(self, checkpoint_id: CheckpointId) -> bool:
+        try:
+            return self.read_manifest(checkpoint_id).kind == "savepoint"
+        except CorruptCheckpointError:
+            return False
 
     def directory(self, checkpoint_id: CheckpointId) -> str:
         """Return the checkpoint's directory, relative to the storage."""

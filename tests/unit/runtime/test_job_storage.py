@@ -1,0 +1,116 @@
+"""What is deleted from a job's directory, and what never is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.runtime.master.storage import JobStorage
+from rayflow.runtime.snapshots import written_by
+from rayflow.state.manifest import CheckpointKind, Manifest
+from rayflow.state.storage import LocalStore, ObjectStore, open_store
+
+A1, A2 = Attempt(1), Attempt(2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path)
+
+
+@pytest.fixture
+def storage(store: ObjectStore) -> JobStorage:
+    return JobStorage(open_store, store.url, {}, JobId("job"))
+
+
+def complete(
+    storage: JobStorage, store: ObjectStore, number: int, kind: CheckpointKind = "checkpoint"
+) -> None:
+    upload(store, number)
+    manifest = Manifest(
+        job_id="job", attempt=1, checkpoint_id=number, time_ms=0, max_parallelism=8, kind=kind
+    )
+    storage.publish(manifest, A1)
+
+
+def upload(store: ObjectStore, number: int, attempt: int = 1) -> None:
+    store.write(f"job/chk-{number}/op-0-keys-a{attempt}.arrow", b"state")
+
+
+def folders(store: ObjectStore) -> list[str]:
+    return sorted({path.split("/")[1] for path in store.list("job")})
+
+
+@pytest.mark.parametrize(
+    ("path", "attempt"),
+    [("chk-1/my-a9-uid-0-keys-a12.arrow", 12), ("chk-1/manifest.json", 0), ("x-a.arrow", 0), ("x-a3.txt", 0)],
+)
+def test_a_state_files_name_tells_its_attempt(path: str, attempt: int) -> None:
+    assert written_by(path) == attempt
+
+
+def test_a_checkpoint_is_deleted_whole(storage: JobStorage, store: LocalStore, tmp_path: Path) -> None:
+    complete(storage, store, 1)
+    storage.discard(CheckpointId(1), A1)
+    storage.discard(CheckpointId(1), A1)
+    assert not (tmp_path / "job" / "chk-1").exists()
+
+
+def test_what_a_later_attempt_wrote_under_the_same_number_is_not_touched(
+    storage: JobStorage, store: LocalStore
+) -> None:
+    # A master that was cut off tidies up its checkpoint 1, while its successor makes one of that number.
+    upload(store, 1, attempt=1)
+    upload(store, 1, attempt=2)
+    storage.discard(CheckpointId(1), A1)
+    assert len(store.list("job/chk-1")) == 2
+    storage.discard(CheckpointId(1), A2)
+    assert store.list("job") == []
+
+
+def test_what_came_late_is_swept_and_what_is_under_way_is_not(storage: JobStorage, store: LocalStore) -> None:
+    complete(storage, store, 5)
+    for number in (2, 3, 4, 6):
+        upload(store, number)
+    storage.sweep(A1, CheckpointId(5), busy=[CheckpointId(3)])
+    assert folders(store) == ["chk-3", "chk-5", "chk-6"]
+
+
+def test_at_the_end_only_what_is_kept_and_the_metadata_stay(
+    storage: JobStorage, store: LocalStore, tmp_path: Path
+) -> None:
+    storage.save_job({"state": "FINISHED"})
+    storage.claim_attempt(A1, "now")
+    for number in (1, 3, 4, 9):
+        complete(storage, store, number)
+    complete(storage, store, 2, "savepoint")
+    upload(store, 5)
+    (tmp_path / "job" / ".rayflow-tmp-0123").write_bytes(b"torn")
+    (tmp_path / "job" / "chk-6").mkdir()
+    (tmp_path / "job" / "chk-6" / ".rayflow-tmp-4567").write_bytes(b"torn")
+    other = tmp_path / "other-job" / ".rayflow-tmp-89"
+    other.parent.mkdir()
+    other.write_bytes(b"at work")
+    storage.sweep_all(A1, kept=[CheckpointId(3), CheckpointId(4)], known=CheckpointId(4))
+    # 2 is the user's, 9 is newer than anything known, 1 was replaced, 5 and 6 never completed.
+    assert sorted(path.name for path in (tmp_path / "job").iterdir()) == [
+        "attempts",
+        "chk-2",
+        "chk-3",
+        "chk-4",
+        "chk-9",
+        "job.json",
+    ]
+    assert other.exists()
+
+
+def test_at_the_end_nothing_is_deleted_that_might_help_where_the_newest_manifest_is_gone(
+    storage: JobStorage, store: LocalStore
+) -> None:
+    for number in (1, 2):
+        complete(storage, store, number)
+    upload(store, 3)
+    storage.sweep_all(A1, kept=[CheckpointId(3)], known=CheckpointId(3))
+    assert folders(store) == ["chk-1", "chk-2", "chk-3"]
