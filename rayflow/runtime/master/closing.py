@@ -58,15 +58,25 @@ class Closing:
         """Let every sink clean up (I/O pool); return (sink, problem) where that failed."""
         ctx, problems = self._ctx, []
         if ctx.attempt > 0:
+            completed = self._newest_complete()
             for vertex, sink in ctx.job.sinks:
                 try:
                     context = ctx.job.sink_context(
-                        vertex, sink, ctx.attempt, succeeded=self._succeeded, completed=self._completed
+                        vertex, sink, ctx.attempt, succeeded=self._succeeded, completed=completed
                     )
                     sink.payload.finish_job(context)
                 except Exception as error:
                     problems.append((sink.name, f"{type(error).__name__}: {error}"))
         return problems
+
+    def _newest_complete(self) -> CheckpointId | None:
+        """Return the newest checkpoint that somebody may restore. One that was published, but so that this was never
+        known (its answer lost, its deletion failed), is complete all the same: what it left pending must stay."""
+        if self._succeeded:
+            return self._completed
+        there = self._ctx.storage.list_checkpoints().complete
+        known = () if self._completed is None else (self._completed,)
+        return max((*there, *known), default=None)
 
     def _cleaned_up(self, problems: list[tuple[str, str]] | None, error: BaseException | None) -> None:
         ctx = self._ctx
