@@ -20,7 +20,9 @@ JOBS = 2
 
 REGRESSIONS = {
     11: "a checkpoint published between two attempts retires older ones (a checker's mistake)",
+    17: "a published checkpoint that its manager took for failed: its transactions were removed with a cancelled job",
     40: "a manager died while its deletion of a checkpoint got no answer (a checker's mistake)",
+    55: "a worker that never started was given up before that was told: nothing ended it (the harness's mistake)",
     83: "TriggerCheckpoint told twice: two barriers of one checkpoint",
     93: "a new manager gave the job up since storage did not answer once",
     159: "a frame that made the task fail emptied the inbox that the step was going through",
