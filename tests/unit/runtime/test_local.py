@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pytest
 
 from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, Resources
-from rayflow.model.errors import PlanError, UserFunctionError
+from rayflow.model.errors import PlanError, StorageError, UserFunctionError
 from rayflow.model.ids import Attempt, ChannelId, EdgeId, SubtaskId, VertexId
 from rayflow.operators.contracts import Operator, Sink, SinkContext, Source, Split, SplitReader
 from rayflow.protocol.commits import CommitPermit
@@ -25,6 +25,7 @@ from rayflow.runtime.clock import SystemClock
 from rayflow.runtime.io_pool import ThreadIoPool
 from rayflow.runtime.local import LocalCluster, LocalJob, LocalResult, LocalWorker, run_local
 from rayflow.runtime.local_transport import LocalNetwork
+from rayflow.runtime.master.storage import JobStorage
 from rayflow.runtime.messages import CreditFrame, EndFrame
 
 SCHEMA = pa.schema([("key", pa.int64()), ("value", pa.int64())])
@@ -284,6 +285,41 @@ def test_a_cancelled_job_commits_nothing_more(outside: Outside) -> None:
     assert result.state is JobState.CANCELLED
     assert outside.values() == []
     assert outside.calls == ["start_job", "finish_job"]
+
+
+def test_a_cancelled_job_spares_what_a_checkpoint_left_that_it_took_for_failed(
+    outside: Outside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Published; the look at the claims that follows fails, and so does the deletion: it is there, to be restored.
+    publish = JobStorage.publish
+
+    def published_and_lost(self: JobStorage, *args: Any) -> bool:
+        publish(self, *args)
+        raise StorageError("no answer")
+
+    def not_deleted(*_args: Any) -> None:
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(JobStorage, "publish", published_and_lost)
+    monkeypatch.setattr(JobStorage, "discard", not_deleted)
+    outside.more.clear()
+
+    def cancel_after_a_failure(job: LocalJob) -> None:
+        while not any(event["type"] == "checkpoint_failed" for event in job.master.events()):
+            if job.master.closed:
+                return
+            time.sleep(0.01)
+        job.master.cancel()
+
+    run_local(
+        graph_of(outside),
+        {"checkpoint.interval": "20ms", "checkpoint.storage": str(tmp_path)},
+        on_start=lambda job: threading.Thread(
+            target=cancel_after_a_failure, args=(job,), daemon=True
+        ).start(),
+    )
+    newest = max(int(path.parent.name.removeprefix("chk-")) for path in tmp_path.rglob("manifest.json"))
+    assert outside.ended == (False, newest)
 
 
 def test_a_checkpoint_restores_at_another_parallelism(outside: Outside, tmp_path: Path) -> None:
