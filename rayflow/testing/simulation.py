@@ -190,12 +190,14 @@ class Simulation:
     def _settle(self) -> None:
         """The job has ended: heal, and let everything that is under way come to its end."""
         self.injector.stop()
+        self.storage.closing = True
         deadline = self.world.now + PROGRESS_BOUND_MS
         for _ in range(MAX_TURNS):
             living = any(w.process.alive for w in self.workers.values())
             if not (living or self._io_under_way()) or self.world.now > deadline:
                 break
             self.world.turn()
+        self.storage.closing = False
         assert not self.world.violations, "; ".join(self.world.violations)
         alive = sorted(w.name for w in self.workers.values() if w.process.alive)
         assert not alive, f"I10: workers outlive the job: {alive}"

@@ -47,6 +47,10 @@ class SimStorage:
         self.damaged: set[str] = set()
         self.by_outsiders: set[str] = set()
         """Paths last written by a process that had been given up, or for a checkpoint that was discarded before."""
+        self.sweep_failed = False
+        """Some request to look at what there is failed: then not all can be swept."""
+        self.closing = False
+        """The job has ended; what it had under way comes to its end."""
         self.undeleted: set[str] = set()
         """Checkpoint directories whose deletion failed; they are swept when the next attempt begins."""
         self._discarded: set[str] = set()
@@ -106,6 +110,11 @@ class SimStorage:
             try:
                 found = store.read(name)
             except MissingObject:
+                if self.closing:
+                    # The request to publish was under way for longer than the job's end waits, and its files were
+                    # swept: whoever restores it must find out.
+                    self.injector.corrupted += 1
+                    return
                 self.world.violated(f"I5: {path} names {file['path']}, which is not there")
                 continue
             if hashlib.sha256(found).hexdigest() != file["sha256"]:
@@ -179,6 +188,8 @@ class SimStore:
         fault = storage.injector.storage(verb, full)
         said = f"store {verb} {path.partition('/')[2] or path} by {self._process.name}"
         world.note(said if fault is None else f"{said}: {fault}")
+        if fault is not None and verb in ("list", "read"):
+            storage.sweep_failed = True
         if fault is not None and verb.startswith("delete"):
             storage.undeleted.add(re.sub(r"(/chk-\d+).*", r"\1", full))
         if fault == "error":

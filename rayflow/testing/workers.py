@@ -196,6 +196,7 @@ class SimPool:
         self.sim.workers[worker.name] = worker
         if world.cut_off(self.manager.process, worker.process):
             # Nothing starts there: the pool finds out, and may try elsewhere.
+            world.end(worker.process)
             self.sim.lose(worker, "its node does not answer", world.draw(2 * _START_MS))
             # It never runs, so it has no lease that would end it, should it be given up before that.
             world.end(worker.process)

@@ -204,6 +204,7 @@ class World:
     def end(self, process: Process) -> None:
         """The process is gone."""
         process.alive = False
+        process.frozen = False  # its requests under way may still end
         process.step = None
         self.processes.pop(process.name, None)
 

@@ -26,6 +26,9 @@ REGRESSIONS = {
     83: "TriggerCheckpoint told twice: two barriers of one checkpoint",
     93: "a new manager gave the job up since storage did not answer once",
     159: "a frame that made the task fail emptied the inbox that the step was going through",
+    389: "a checkpoint published while a cancelled job closed: the sink had discarded what it left pending",
+    402: "of a job cut short one sink had committed, another not yet (a checker's mistake)",
+    647: "a manifest published after the job's end, its files swept (told from damage now)",
     194: "AssignSplits told again after the split was read: it was read twice",
 }
 """What each of these seeds once found. (What a seed runs changes with the harness; what it found has, where it was the
