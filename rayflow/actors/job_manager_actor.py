@@ -160,7 +160,8 @@ class JobManagerActor:
                 time.sleep(1)
                 continue
             other = find_seat(self._spec.job_id, 1 - self._seat) if self._config.jobmanager_standby else None
-            if other is not None and leads(other, self._timeout_s):
+            # Also where it does not lead yet: it has been standing by, and may be taking over right now.
+            if other is not None and leads(other, self._timeout_s) is not None:
                 self.stand_by(stored)
                 return
             self._launch(pickle.loads(stored), stored)
