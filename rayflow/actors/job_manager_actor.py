@@ -53,6 +53,7 @@ GRACE_S = 10.0
 _POLL_S = 0.2
 _STANDBY_AFTER_S = 3.0
 _RECOVERY_S = 300.0
+_RESTARTED_PATIENCE = 4
 _CRASHED = 70
 _SUPERSEDED = 71
 _OUTPUT_LIMIT = 10_000
@@ -176,7 +177,11 @@ class JobManagerActor:
             self._launch(graph, pickled)
             self._standing_by = False
 
-        await_leaders_end(lambda: None if other is None else leads(other, self._timeout_s), take_over)
+        # Who was restarted leaves it to the one that has been standing by.
+        patience = _RESTARTED_PATIENCE if _is_restarted(self._context) else 1
+        await_leaders_end(
+            lambda: None if other is None else leads(other, self._timeout_s), take_over, patience
+        )
 
     def _keep_standby(self, pickled: bytes) -> None:
         """Have the other seat taken, once the job has had time to begin."""

@@ -64,12 +64,15 @@ def leads(actor: Any, timeout_s: float) -> bool | None:
         return None
 
 
-def await_leaders_end(leader: Callable[[], bool | None], take_over: Callable[[], None]) -> None:
-    """Ask `leader` again and again, on a thread of its own; call `take_over` there once it is gone."""
+def await_leaders_end(
+    leader: Callable[[], bool | None], take_over: Callable[[], None], patience: int = 1
+) -> None:
+    """Ask `leader` again and again, on a thread of its own; call `take_over` there once it is gone. With more
+    `patience` it may say for so many times longer that it does not lead."""
 
     def run() -> None:
         idle = 0
-        while idle < _IDLE_ANSWERS and (answer := leader()) is not None:
+        while idle < patience * _IDLE_ANSWERS and (answer := leader()) is not None:
             idle = 0 if answer else idle + 1
             time.sleep(_ASK_S)
         take_over()

@@ -101,6 +101,7 @@ def seats(job_id: str) -> list[bool | None]:
     return [None if actor is None else leads(actor, 5) for actor in actors]
 
 
+@pytest.mark.chaos
 def test_a_standby_takes_the_managers_place_and_the_one_that_was_killed_stands_by_in_turn(tmp_path):
     victim = Victim(tmp_path, "stood-by", **{"jobmanager.standby": "true", "restart.spares": "0"})
     try:
