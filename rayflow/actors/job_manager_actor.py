@@ -224,7 +224,7 @@ class JobManagerActor:
                 restore_from=self._spec.restore_from,
                 allow_duplicates=self._spec.allow_duplicates,
                 node_id=self._context.get_node_id(),
-                recovering=_is_restarted(self._context),
+                recovering=_is_restarted(self._context) or self._standing_by,
             )
             pool.report_to(master)
             self._master = master

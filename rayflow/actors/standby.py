@@ -67,13 +67,14 @@ def leads(actor: Any, timeout_s: float) -> bool | None:
 def await_leaders_end(
     leader: Callable[[], bool | None], take_over: Callable[[], None], patience: int = 1
 ) -> None:
-    """Ask `leader` again and again, on a thread of its own; call `take_over` there once it is gone. With more
-    `patience` it may say for so many times longer that it does not lead."""
+    """Ask `leader` again and again, on a thread of its own; call `take_over` there once it is gone.
+
+    Until it has once said that it leads, it may say for `patience` times longer that it does not."""
 
     def run() -> None:
-        idle = 0
-        while idle < patience * _IDLE_ANSWERS and (answer := leader()) is not None:
-            idle = 0 if answer else idle + 1
+        idle, limit = 0, patience * _IDLE_ANSWERS
+        while idle < limit and (answer := leader()) is not None:
+            idle, limit = (0, _IDLE_ANSWERS) if answer else (idle + 1, limit)
             time.sleep(_ASK_S)
         take_over()
 
