@@ -200,7 +200,8 @@ class Victim:
         without it. Return when it has ended."""
         process, before = (pid, started_at(pid) or 0), self.attempt
         os.kill(pid, signal.SIGSTOP)
-        self.until(lambda: self.attempt > before)
+        # Not the new attempt's beginning: one that goes on by then has a place in it again.
+        self.until(lambda: self.settled(before))
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
         self.until(lambda: not is_alive(*process))
