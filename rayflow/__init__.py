@@ -25,7 +25,7 @@ Each line imports only what is below it (checked by import-linter); `|` = mutual
 | `state` | key index, accumulators, object stores, manifests and state files |
 | `batch` | Arrow begins: expressions, hashing, splitting, the changelog column |
 | `protocol` \\| `observe` | pure decision machines: alignment, credit, checkpoints, commits, failover … \\| metrics |
-| `model` | ids, errors, durations, configuration, source locations |
+| `model` | ids, errors, durations, configuration, the memory model, source locations |
 
 How a job runs: `build(env)` adds nodes to a stream graph (`api.plan_builder`); `graph.chaining` fuses them into
 chains and decides exchanges; `client` hands the job graph to a JobManager actor, which runs
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from rayflow.model.errors import StorageError as StorageError
     from rayflow.model.errors import TransientError as TransientError
     from rayflow.model.errors import UserFunctionError as UserFunctionError
+    from rayflow.model.memory import MemoryModel as MemoryModel
     from rayflow.model.results import JobResult as JobResult
     from rayflow.operators.contracts import Sink as Sink
     from rayflow.operators.contracts import SinkContext as SinkContext
@@ -125,6 +126,7 @@ _MODULES = {
         "TransientError",
         "UserFunctionError",
     ),
+    "rayflow.model.memory": ("MemoryModel",),
     "rayflow.model.results": ("JobResult",),
     "rayflow.operators.contracts": ("Sink", "SinkContext", "Source", "Split", "SplitReader"),
     "rayflow.operators.process_functions": ("CoProcessFunction", "KeyedProcessFunction", "ProcessContext"),

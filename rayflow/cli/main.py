@@ -20,6 +20,7 @@ COMMANDS = {
     "checkpoints": ("rayflow.cli.inspect_commands:checkpoints_command", "List a job's checkpoints."),
     "events": ("rayflow.cli.inspect_commands:events_command", "Show what happened to a job."),
     "logs": ("rayflow.cli.inspect_commands:logs_command", "Show what a job's processes logged."),
+    "memory": ("rayflow.cli.memory_command:memory_command", "How the memory of a process is split."),
     "state": ("rayflow.cli.state_commands:state_group", "Look into a checkpoint."),
     "chaos": ("rayflow.cli.chaos_command:chaos_command", "Inject faults into a running job."),
     "cluster": ("rayflow.cli.cluster_commands:cluster_group", "A local cluster of real Ray nodes."),

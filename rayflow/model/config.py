@@ -18,14 +18,12 @@ from typing import Any
 
 from rayflow.model.durations import parse_duration_ms, parse_size
 from rayflow.model.errors import ConfigError
+from rayflow.model.memory import DEFAULT_CUTOFF, DEFAULT_MANAGED, DEFAULT_NETWORK, MemoryModel
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-MIN_NETWORK_BYTES = 64 << 20
-MAX_NETWORK_BYTES = 1 << 30
 
 _OFF = ("off", "none", "never", "")
 
@@ -63,9 +61,9 @@ class JobConfig:
     source_rate_limit: float | None = None
     errors_policy: str = "fail"
     memory_process_bytes: int = 1 << 30
-    memory_cutoff: float = 0.25
-    memory_network: float = 0.1
-    memory_managed: float = 0.8
+    memory_cutoff: float = DEFAULT_CUTOFF
+    memory_network: float = DEFAULT_NETWORK
+    memory_managed: float = DEFAULT_MANAGED
     state_backend: str = "memory"
     state_dir: str | None = None
     heartbeat_interval_ms: int = 1_000
@@ -92,16 +90,24 @@ class JobConfig:
         return config
 
     @property
+    def memory_model(self) -> MemoryModel:
+        """How the memory of a subtask's process is split."""
+        return MemoryModel.from_process(
+            self.memory_process_bytes,
+            cutoff=self.memory_cutoff,
+            network=self.memory_network,
+            managed=self.memory_managed,
+        )
+
+    @property
     def network_bytes(self) -> int:
-        """Budget of a subtask's network buffers: its share of what the cutoff leaves, 64 MiB to 1 GiB."""
-        share = self.memory_process_bytes * (1 - self.memory_cutoff) * self.memory_network
-        return int(min(max(share, MIN_NETWORK_BYTES), MAX_NETWORK_BYTES))
+        """Budget of a subtask's network buffers."""
+        return self.memory_model.network_bytes
 
     @property
     def managed_bytes(self) -> int:
-        """Budget of a subtask's state: its share of what cutoff and network buffers leave."""
-        usable = self.memory_process_bytes * (1 - self.memory_cutoff) - self.network_bytes
-        return int(max(usable, 0) * self.memory_managed)
+        """Budget of a subtask's state."""
+        return self.memory_model.managed_bytes
 
     def redacted(self) -> dict[str, Any]:
         """Return every setting by key, fit for printing: secret values are hidden."""
@@ -121,11 +127,10 @@ class JobConfig:
                 "heartbeat.timeout must be longer than heartbeat.interval; "
                 f"got {self.heartbeat_timeout_ms} ms and {self.heartbeat_interval_ms} ms"
             )
-        if self.memory_process_bytes * (1 - self.memory_cutoff) <= MIN_NETWORK_BYTES:
-            raise ConfigError(
-                f"memory.process: {self.memory_process_bytes} bytes leave no room beside the network buffers "
-                f"(at least {MIN_NETWORK_BYTES >> 20} MiB); raise it to 256MiB or more"
-            )
+        try:
+            _ = self.memory_model
+        except ConfigError as error:
+            raise ConfigError(f"memory.{error}") from None
 
 
 def load_config_file(path: str | Path) -> dict[str, Any]:
