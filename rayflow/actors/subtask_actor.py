@@ -134,8 +134,11 @@ class SubtaskActor:
         Returned is what `ping` returns."""
         if not self.ping(tenure):
             return None
+        engine = self._running()
         if isinstance(message, Heartbeat):
-            self._running().post(message)
+            engine.post(message)
+        elif not engine.accepts(message):
+            _log.info("a %s came twice, or out of turn", type(message).__name__)
         elif isinstance(message, Deploy) and graph is not None:
             self._inbox.put((message, graph))
         else:
@@ -197,7 +200,7 @@ class SubtaskActor:
                 f"the job's code cannot be loaded on node {self._node_id}: {type(e).__name__}: {e}. "
                 "Modules that the job imports must be installed there, or lie beside the job file"
             )
-            self._link.report(
+            self._running().report(
                 TaskFailed(subtask=deploy.subtask, attempt=deploy.attempt, cause=cause, retryable=False)
             )
             return

@@ -295,7 +295,8 @@ class LocalWorker:
 
     def post(self, message: ToSubtask) -> None:
         """Hand a message to the engine."""
-        self._engine.post(message)
+        if self._engine.accepts(message):
+            self._engine.post(message)
 
     def report(self, message: FromSubtask) -> None:
         """Hand a message to the master, unless this worker is dead."""

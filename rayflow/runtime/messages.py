@@ -1,7 +1,8 @@
 """Control messages between the job master and its subtasks, and frames on the channels between subtasks.
 
-All are values; all that cross a process carry the attempt, so that a receiver can drop what is stale.
-Handling any of them twice must be harmless: a call can fail although it was executed.
+All are values; all that cross a process carry the attempt, so that a receiver can drop what is stale. Calls can fail
+although they were executed, and be lost although both ends live on: control messages are therefore numbered and sent
+again (`protocol.delivery`), save heartbeats and their answers, which carry the books of that.
 
 Channel frames, producer → consumer, in order: `OpenFrame`, then `DataFrame`, `WatermarkFrame`, `IdleFrame`,
 `BarrierFrame`, `EndFrame`. Back: `CreditFrame`, the first in answer to the `OpenFrame`, so that a transport need not
@@ -91,11 +92,22 @@ class RestoreInfo:
     watermark: int | None = None
 
 
+# ------------------------------------------------------------------------------------ both ways
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A control message. `number` counts those of one sender to one receiver in an attempt, from 1; 0: not counted. It
+    says nothing about what the message means, so it is no part of what makes two of them equal."""
+
+    number: int = field(default=0, compare=False, kw_only=True)
+
+
 # ------------------------------------------------------------------------------------ master → subtask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deploy:
+class Deploy(Numbered):
     """Drop whatever ran before and become `subtask` of attempt `attempt`; restore, then wait for Start.
 
     `peers` maps every consumer of this subtask's channels to the endpoint address it listens on."""
@@ -110,14 +122,14 @@ class Deploy:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Start(Numbered):
     """All subtasks of the attempt are deployed: connect and run."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
-class TriggerCheckpoint:
+class TriggerCheckpoint(Numbered):
     """To sources only: snapshot and broadcast a barrier. `aligned`: whatever the job's mode, nothing may overtake."""
 
     attempt: Attempt
@@ -126,7 +138,7 @@ class TriggerCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointCompleted:
+class CheckpointCompleted(Numbered):
     """The manifest of the checkpoint is published; effects up to it may be committed."""
 
     attempt: Attempt
@@ -134,7 +146,7 @@ class CheckpointCompleted:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointAborted:
+class CheckpointAborted(Numbered):
     """The checkpoint will not complete; forget it."""
 
     attempt: Attempt
@@ -142,7 +154,7 @@ class CheckpointAborted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssignSplits:
+class AssignSplits(Numbered):
     """To a source subtask: read these splits too. `cap`: no unassigned split holds rows at or before this
     event time (ns); `no_more`: nothing will follow, so the source ends when its splits have; `others`: see
     `protocol.split_watermarks.OthersMoved`."""
@@ -156,14 +168,14 @@ class AssignSplits:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Numbered):
     """Stop now; commit nothing new. Ends the attempt in this subtask."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Numbered):
     """The job is finished (its last checkpoint is committed): close and release everything."""
 
     attempt: Attempt
@@ -172,10 +184,14 @@ class Finish:
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The master lives. Answered with `HeartbeatAnswered`; a process that hears nothing of any master for long ends
-    itself (its lease has lapsed)."""
+    itself (its lease has lapsed). `sent`, `arrived` and `lacks` are of the attempt: how many messages were sent to the
+    subtask before this one, how many of its own have come, and whether some of these are lost."""
 
     attempt: Attempt
     sequence: int
+    sent: int = 0
+    arrived: int = 0
+    lacks: bool = False
 
 
 ToSubtask = (
@@ -194,7 +210,7 @@ ToSubtask = (
 
 
 @dataclass(frozen=True, slots=True)
-class Deployed:
+class Deployed(Numbered):
     """The subtask restored its state and waits for Start."""
 
     subtask: SubtaskId
@@ -202,7 +218,7 @@ class Deployed:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitsRequested:
+class SplitsRequested(Numbered):
     """A source subtask has nothing left to read. `uid` is the source's (the vertex's id)."""
 
     subtask: SubtaskId
@@ -211,7 +227,7 @@ class SplitsRequested:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitsProgressed:
+class SplitsProgressed(Numbered):
     """The slowest split of source `uid` that the subtask reads has come to `watermark` (ns; None: it has none that
     others should wait for). Only from sources with `max_drift`."""
 
@@ -222,7 +238,7 @@ class SplitsProgressed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointAcked:
+class CheckpointAcked(Numbered):
     """The subtask's snapshot is durable. `splits` is the source's state, by uid."""
 
     subtask: SubtaskId
@@ -236,7 +252,7 @@ class CheckpointAcked:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointDeclined:
+class CheckpointDeclined(Numbered):
     """The subtask could not make or store its snapshot."""
 
     subtask: SubtaskId
@@ -246,7 +262,7 @@ class CheckpointDeclined:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(Numbered):
     """The subtask's sinks committed everything up to the checkpoint (sent also when there was nothing)."""
 
     subtask: SubtaskId
@@ -255,7 +271,7 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
-class InputsEnded:
+class InputsEnded(Numbered):
     """All inputs of the subtask ended and `end` was called; only barriers are left to do."""
 
     subtask: SubtaskId
@@ -263,7 +279,7 @@ class InputsEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskFailed:
+class TaskFailed(Numbered):
     """The attempt failed in this subtask. `retryable` is False where a restart cannot help; `fault` identifies
     what is likely to happen again (see `protocol.failover`); `corrupt_checkpoint` says that the checkpoint to
     restore is what could not be used, `process_ends` that the worker's process ends now."""
@@ -280,7 +296,7 @@ class TaskFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerLost:
+class PeerLost(Numbered):
     """The stream of `channel` broke: its other end may be dead."""
 
     subtask: SubtaskId
@@ -290,7 +306,7 @@ class PeerLost:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(Numbered):
     """Something in the subtask that people should know of; it becomes an event of this type."""
 
     subtask: SubtaskId
@@ -300,7 +316,7 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(Numbered):
     """The subtask has closed the attempt after Cancel or Finish; its last statistics."""
 
     subtask: SubtaskId
@@ -310,12 +326,16 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatAnswered:
-    """Answer to `Heartbeat`, with the subtask's statistics (see `runtime.statistics`)."""
+    """Answer to `Heartbeat`, with the subtask's statistics (see `runtime.statistics`), and the same books, of the
+    heartbeat's attempt, from the other end."""
 
     subtask: SubtaskId
     attempt: Attempt
     sequence: int
     statistics: dict[str, Any]
+    sent: int = 0
+    arrived: int = 0
+    lacks: bool = False
 
 
 FromSubtask = (

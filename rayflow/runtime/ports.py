@@ -74,7 +74,7 @@ class MasterLink(Protocol):
     """A subtask's way to its job master."""
 
     def report(self, message: FromSubtask) -> None:
-        """Send without waiting. Order is kept; delivery is not certain (the master may be dead)."""
+        """Send without waiting. Order is kept; delivery is not certain, also where the master lives."""
 
 
 class WorkerPool(Protocol):
@@ -84,7 +84,8 @@ class WorkerPool(Protocol):
         """Have a worker for `subtask`: start one unless it exists. Answered with `on_worker_ready`."""
 
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
-        """Send without waiting. Order is kept. If the worker is dead, `on_worker_lost` follows."""
+        """Send without waiting. Order is kept; what is sent may be lost, or arrive twice. If the worker is dead,
+        `on_worker_lost` follows."""
 
     def kill(self, subtask: SubtaskId) -> None:
         """End the worker of `subtask` for good; no `on_worker_lost` follows."""

@@ -41,6 +41,7 @@ from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
 from rayflow.runtime.assembly import Assembly, own_key_groups
 from rayflow.runtime.barriers import Snapshot
+from rayflow.runtime.correspondence import Correspondence
 from rayflow.runtime.event_loop import EventLoopCalls
 from rayflow.runtime.faults import fault_of
 from rayflow.runtime.in_flight import upload_in_flight
@@ -57,8 +58,8 @@ from rayflow.runtime.messages import (
     Deployed,
     Finish,
     Frame,
+    FromSubtask,
     Heartbeat,
-    HeartbeatAnswered,
     InputsEnded,
     PeerLost,
     SplitsProgressed,
@@ -136,7 +137,7 @@ class SubtaskEngine:
     ) -> None:
         self._subtask = subtask
         self._host_statistics = host_statistics
-        self._link = link
+        self._master = Correspondence(subtask, link)
         self._transport = transport
         self._io = io
         self._open_store = open_store
@@ -151,20 +152,26 @@ class SubtaskEngine:
         self._state = "CREATED"
         self._uploading: dict[CheckpointId, int] = {}
         self._now_ms = 0
-        self._announced_deployed = False
         # What the current attempt's task had counted when it was closed.
         self._past: dict[str, Any] = {}
         self.stale_messages = 0
 
     # ------------------------------------------------------------------------------- any thread
 
+    def accepts(self, message: ToSubtask) -> bool:
+        """Return whether a control message that has just come from the master is to be posted: in the order in which
+        they come, each message once. What is not accepted is known already, or will come again."""
+        return self._master.accepts(message)
+
+    def report(self, message: FromSubtask) -> None:
+        """Send to the master; it will have it, unless one of the two dies."""
+        self._master.report(message)
+
     def post(self, message: ToSubtask) -> None:
-        """Take a control message. A heartbeat is answered here and now: it asks whether the process lives, and
-        a task thread in a long call must not seem dead."""
+        """Take a control message that is accepted. A heartbeat is answered here and now: it asks whether the process
+        lives, and a task thread in a long call must not seem dead."""
         if isinstance(message, Heartbeat):
-            self._link.report(
-                HeartbeatAnswered(self._subtask, message.attempt, message.sequence, self.statistics())
-            )
+            self._master.answer(message, self.statistics)
             return
         self._mail.append(message)
         self._wake()
@@ -232,12 +239,12 @@ class SubtaskEngine:
         progressed = task.advance(self._now_ms)
         self._report_committed(task)
         if self._deploy is not None and task.wants_splits():
-            self._link.report(
+            self._master.report(
                 SplitsRequested(*self._here(), self._deploy.graph.vertex(self._deploy.subtask.vertex).id)
             )
         progress = task.split_progress(self._now_ms)
         if progress is not None:
-            self._link.report(SplitsProgressed(*self._here(), progress.uid, progress.watermark))
+            self._master.report(SplitsProgressed(*self._here(), progress.uid, progress.watermark))
         return progressed
 
     def _guard(self, do: Callable[..., Any], *args: Any) -> bool:
@@ -282,7 +289,7 @@ class SubtaskEngine:
                 if self._task is not None:
                     self._task.assign(message)
             case _ChannelBroke(_, channel, reason):
-                self._link.report(PeerLost(*self._here(), channel, reason))
+                self._master.report(PeerLost(*self._here(), channel, reason))
             case Cancel():
                 self._stop("CANCELLED")
             case Finish():
@@ -290,16 +297,12 @@ class SubtaskEngine:
 
     def _on_deploy(self, deploy: Deploy) -> None:
         if deploy.attempt <= self._fence.attempt:
-            # The same Deploy once more, or one of an attempt that was given up.
-            if deploy.attempt == self._fence.attempt and self._announced_deployed:
-                self._link.report(Deployed(deploy.subtask, deploy.attempt))
             return
         self._drop_task()
         self._past = {}
         self._transport.close_channels(self._fence.attempt)
         self._fence.advance(deploy.attempt)
         self._deploy = deploy
-        self._announced_deployed = False
         self._state = "DEPLOYING"
         self._config = JobConfig.from_flat(deploy.config)
         info, attempt = deploy.restore, deploy.attempt
@@ -338,7 +341,7 @@ class SubtaskEngine:
             emit_idle=emit_idle,
             now_ms=lambda: self._now_ms,
             open_async_calls=lambda: self._async_runner(self._wake),
-            warn=lambda type, message: self._link.report(Warned(self._subtask, attempt, type, message)),
+            warn=lambda type, message: self._master.report(Warned(self._subtask, attempt, type, message)),
             run_in_background=self._run_in_background,
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
@@ -346,8 +349,7 @@ class SubtaskEngine:
         task.open(message.state, self._now_ms)
         transport.listen(self, attempt, input_channels(deploy.graph, deploy.subtask))
         self._state = "DEPLOYED"
-        self._announced_deployed = True
-        self._link.report(Deployed(deploy.subtask, attempt))
+        self._master.report(Deployed(deploy.subtask, attempt))
 
     def _on_start(self) -> None:
         if self._task is None or self._state != "DEPLOYED":
@@ -395,9 +397,9 @@ class SubtaskEngine:
             self._uploading.pop(checkpoint_id, None)
         if error is not None:
             reason = f"{type(error).__name__}: {error}"
-            self._link.report(CheckpointDeclined(deploy.subtask, deploy.attempt, checkpoint_id, reason))
+            self._master.report(CheckpointDeclined(deploy.subtask, deploy.attempt, checkpoint_id, reason))
             return
-        self._link.report(
+        self._master.report(
             CheckpointAcked(
                 subtask=deploy.subtask,
                 attempt=deploy.attempt,
@@ -420,7 +422,7 @@ class SubtaskEngine:
     def _report_committed(self, task: Task) -> None:
         committed = task.committed()
         if committed is not None:
-            self._link.report(Committed(*self._here(), committed))
+            self._master.report(Committed(*self._here(), committed))
 
     def _run_in_background(
         self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
@@ -433,13 +435,13 @@ class SubtaskEngine:
 
     def _on_ended(self) -> None:
         self._state = "ENDED"
-        self._link.report(InputsEnded(*self._here()))
+        self._master.report(InputsEnded(*self._here()))
 
     def _stop(self, state: str) -> None:
         self._drop_task()
         self._transport.close_channels(self._fence.attempt)
         self._state = state
-        self._link.report(Stopped(*self._here(), self.statistics()))
+        self._master.report(Stopped(*self._here(), self.statistics()))
 
     # ------------------------------------------------------------------------------- helpers
 
@@ -451,7 +453,7 @@ class SubtaskEngine:
         if self._deploy is None:
             return
         user = error if isinstance(error, UserFunctionError) else None
-        self._link.report(
+        self._master.report(
             TaskFailed(
                 subtask=self._deploy.subtask,
                 attempt=self._fence.attempt,

@@ -65,6 +65,7 @@ class Faults:
     cut: float = 0.0
     break_stream: float = 0.0
     duplicate: float = 0.0
+    lost_call: float = 0.0
     storage_error: float = 0.0
     storage_applied: float = 0.0
     storage_slow: float = 0.0
@@ -107,7 +108,8 @@ def draw_faults(rng: random.Random, *, safety: bool = False) -> Faults:
         if kind in chosen:
             likely: Any = {kind: often if kind in _BY_TURN else rng.choice([0.02, 0.1])}
             faults = replace(faults, **likely)
-    return faults
+    # Drawn last: what a seed had before this kind existed it still has.
+    return replace(faults, lost_call=rng.choice([0, 0, 0, 0.02, 0.1])) if kinds else faults
 
 
 _BY_TURN = ("crash", "crash_master", "crash_machine", "crash_all", "freeze", "cut", "break_stream")

@@ -224,8 +224,11 @@ class Simulation:
         source: Process,
         target: Process,
     ) -> None:
-        """Send a control message; it may arrive twice."""
+        """Send a control message; it may arrive twice, or be lost although both ends live."""
         if not target.alive:
+            return
+        if self.injector.chance(self.faults.lost_call):
+            self.world.note(f"lost: {label}")
             return
         self.world.post(queue, label, deliver, source=source, target=target)
         if self.injector.chance(self.faults.duplicate):

@@ -1,9 +1,10 @@
 """Simulated worker processes, and the pool through which one job manager has them.
 
-What is promised. Control messages of one sender to one receiver arrive in order; they are lost with the process that
-should get them, wait while it is frozen or cut off, and may be delivered twice, the second time whenever. That a
-process died is noticed after a while. A kill is an order like others: it does not reach who is cut off, and such a
-worker lives on (a *zombie*) until its lease lapses or the cut heals; meanwhile it writes and commits what it can.
+What is promised. Control messages of one sender to one receiver arrive in order, if they do; they are lost by chance,
+or with the process that should get them, wait while it is frozen or cut off, and may be delivered twice, the second
+time whenever. That a process died is noticed after a while. A kill is an order like others: it does not reach who is
+cut off, and such a worker lives on (a *zombie*) until its lease lapses or the cut heals; meanwhile it writes and
+commits what it can.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class SimWorker:
             self.sim.superseded(pool.manager, self.process)
             return
         self._lease_left_ms = self._lease_ms
+        if not self.engine.accepts(message):
+            return
         # What crosses a process is a copy.
         self.engine.post(pool.copied(message) if isinstance(message, Deploy) else message)
 

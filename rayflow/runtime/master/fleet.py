@@ -7,6 +7,9 @@ been deployed it has `LOADING_FACTOR` times as long, which is less than its leas
 the master itself was held up (a busy machine, a stopped process), nobody could answer meanwhile: the time it was
 away counts against no one.
 
+Messages that are lost while heartbeats go through are sent again (`protocol.delivery`). Where that does not help for
+`timeout_ms` (heartbeats pass, and larger messages do not; more was lost than is kept) the worker is overdue as well.
+
 A worker whose stream broke is *suspect*: dead, most likely, with whoever else was on its node, long before anybody
 says so. It is asked at once, and overdue if it has not answered that within `SUSPECT_MS`; until it has, it
 counts as missing.
@@ -15,17 +18,21 @@ Invariants:
 
 1. A message is sent only to a ready worker.
 2. A worker is asked for only while none is starting or ready, so each is told ready once.
+3. What one worker was sent is never sent to another one in its place.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from rayflow.model.ids import Attempt, SubtaskId
+from rayflow.protocol.delivery import Incoming, Outgoing
+from rayflow.runtime.correspondence import numbered
 from rayflow.runtime.master.job import Job
-from rayflow.runtime.messages import Heartbeat, ToSubtask
+from rayflow.runtime.messages import FromSubtask, Heartbeat, HeartbeatAnswered, Numbered, ToSubtask
 from rayflow.runtime.ports import WorkerPool
 
 LOADING_FACTOR = 2
@@ -37,7 +44,8 @@ _HURRY_MS = 100
 @dataclass(slots=True)
 class Worker:
     """A ready worker. `deployed` says whether it ran an attempt before (then it is reset in place), `loaded` whether
-    it has told that it was deployed once."""
+    it has told that it was deployed once, `lacks` whether something it sent is lost, `lacking_ms` since when something
+    from it or to it has been."""
 
     address: str
     node_id: str
@@ -45,7 +53,10 @@ class Worker:
     answered_ms: int
     deployed: bool = False
     loaded: bool = False
+    lacks: bool = False
+    lacking_ms: int | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
+    outgoing: Outgoing[ToSubtask] = field(default_factory=lambda: Outgoing(numbered))
 
 
 class Fleet:
@@ -61,6 +72,8 @@ class Fleet:
         self._next_beat_ms: int | None = None
         self.ready: dict[SubtaskId, Worker] = {}
         self._ended: dict[SubtaskId, Worker] = {}
+        # Also of who is lost by now: its last words may be under way.
+        self._incoming: defaultdict[SubtaskId, Incoming] = defaultdict(Incoming)
         # The heartbeat whose answer clears a suspect, and until when that must come.
         self._suspects: dict[SubtaskId, tuple[int, int]] = {}
         self._hurry_until_ms = 0
@@ -97,13 +110,34 @@ class Fleet:
 
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
         """Send, if the worker is there (invariant 1)."""
-        if subtask in self.ready:
-            self._pool.send(subtask, message)
+        worker = self.ready.get(subtask)
+        if worker is not None:
+            self._pool.send(subtask, worker.outgoing.add(message.attempt, message))
 
     def broadcast(self, message: ToSubtask, to: Iterable[SubtaskId] | None = None) -> None:
         """Send to all, or to `to`."""
         for subtask in self._job.subtasks if to is None else to:
             self.send(subtask, message)
+
+    def accepts(self, message: FromSubtask) -> bool:
+        """Return whether a message of the current attempt is to be handled: in order, each once."""
+        number = message.number if isinstance(message, Numbered) else 0
+        return self._incoming[message.subtask].accepts(message.attempt, number)
+
+    def heard(self, answer: HeartbeatAnswered, now_ms: int) -> None:
+        """A worker answered a heartbeat: send again what it lacks."""
+        subtask, attempt = answer.subtask, answer.attempt
+        worker = self.ready.get(subtask)
+        if worker is None:
+            return
+        self.answered(subtask, answer.statistics, now_ms, answer.sequence)
+        for message in worker.outgoing.arrived(attempt, answer.arrived, answer.lacks):
+            self._pool.send(subtask, message)
+        worker.lacks = self._incoming[subtask].lacks(attempt, answer.sent)
+        if not (worker.lacks or answer.lacks):
+            worker.lacking_ms = None
+        elif worker.lacking_ms is None:
+            worker.lacking_ms = now_ms
 
     def answered(
         self, subtask: SubtaskId, statistics: dict[str, Any], now_ms: int, sequence: int | None = None
@@ -132,7 +166,11 @@ class Fleet:
     def probe(self, attempt: Attempt) -> None:
         """Send a heartbeat to all now: a pool finds out about a dead worker when it sends to it."""
         self._sequence += 1
-        self.broadcast(Heartbeat(attempt, self._sequence))
+        for subtask in self._job.subtasks:
+            worker = self.ready.get(subtask)
+            if worker is not None:
+                sent, arrived = worker.outgoing.sent(attempt), self._incoming[subtask].arrived(attempt)
+                self._pool.send(subtask, Heartbeat(attempt, self._sequence, sent, arrived, worker.lacks))
 
     def take_survivors(self) -> list[SubtaskId]:
         """Return the workers that ran an attempt before; from now on all of them have."""
@@ -154,19 +192,31 @@ class Fleet:
         if held_up_ms > self._interval_ms:
             for worker in self.ready.values():
                 worker.answered_ms += held_up_ms
+                if worker.lacking_ms is not None:
+                    worker.lacking_ms += held_up_ms
             self._suspects = {s: (n, at + held_up_ms) for s, (n, at) in self._suspects.items()}
         interval_ms = self._interval_ms
         if now_ms < self._hurry_until_ms:
             interval_ms = min(interval_ms, _HURRY_MS)
         self._next_beat_ms = now_ms + interval_ms
         overdue = [
-            subtask
-            for subtask in self._job.subtasks
-            if (ready := self.ready.get(subtask)) is not None
-            and now_ms - ready.answered_ms > self._timeout_ms * (1 if ready.loaded else LOADING_FACTOR)
+            s for s in self._job.subtasks if s in self.ready and self._is_overdue(self.ready[s], now_ms)
         ]
         self.probe(attempt)
         return [*overdue, *(s for s in self._overdue_suspects(now_ms) if s not in overdue)]
+
+    def _is_overdue(self, worker: Worker, now_ms: int) -> bool:
+        if worker.lacking_ms is not None and now_ms - worker.lacking_ms > self._timeout_ms:
+            return True
+        patience_ms = self._timeout_ms * (1 if worker.loaded else LOADING_FACTOR)
+        return now_ms - worker.answered_ms > patience_ms
+
+    def complaint(self, subtask: SubtaskId, now_ms: int) -> str:
+        """Say why a worker that `beat` returned is overdue."""
+        worker = self.ready[subtask]
+        if worker.lacking_ms is not None and now_ms - worker.lacking_ms > self._timeout_ms:
+            return f"heartbeats are answered, but other messages have been lost for {self._timeout_ms} ms"
+        return f"no heartbeat answered for {self._timeout_ms} ms"
 
     def _overdue_suspects(self, now_ms: int) -> list[SubtaskId]:
         return [s for s in self._job.subtasks if s in self._suspects and now_ms >= self._suspects[s][1]]

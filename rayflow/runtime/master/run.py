@@ -164,11 +164,13 @@ class JobRun:
         """A subtask reported."""
         ctx = self._ctx
         if isinstance(message, HeartbeatAnswered):
-            ctx.fleet.answered(message.subtask, message.statistics, ctx.now_ms, message.sequence)
+            ctx.fleet.heard(message, ctx.now_ms)
             self._back_at_work(self.recovery.heard(message.statistics))
         elif message.attempt != ctx.attempt:
             # Newer ones come to a master that was superseded and does not know it yet.
             self.stale_messages += 1
+        elif not ctx.fleet.accepts(message):
+            return
         elif isinstance(message, Stopped):
             ctx.fleet.answered(message.subtask, message.statistics, ctx.now_ms)
             self.board.closed(message.subtask, finished=self.phase is Phase.FINISHING)
@@ -254,7 +256,7 @@ class JobRun:
     def _check_heartbeats(self) -> None:
         ctx = self._ctx
         for subtask in ctx.fleet.beat(ctx.attempt, ctx.now_ms):
-            reason = f"no heartbeat answered for {ctx.job.config.heartbeat_timeout_ms} ms"
+            reason = ctx.fleet.complaint(subtask, ctx.now_ms)
             ctx.fleet.end(subtask)
             self.worker_lost(subtask, reason)
 

@@ -284,12 +284,12 @@ def test_what_an_older_attempt_sent_has_no_effect() -> None:
     assert world.engine.statistics()["state"] == "DEPLOYED"
 
 
-def test_deploy_twice_is_answered_twice_and_done_once() -> None:
+def test_a_deploy_that_comes_again_is_done_and_answered_once() -> None:
     world = World(SOURCE)
     for _ in range(2):
         world.engine.post(deploy(SOURCE))
     world.run()
-    assert world.reports == [Deployed(SOURCE, Attempt(1))] * 2
+    assert world.reports == [Deployed(SOURCE, Attempt(1))]
 
 
 def test_an_exception_of_the_user_names_operator_line_and_rows_and_the_next_attempt_runs() -> None:
@@ -322,6 +322,18 @@ def test_a_heartbeat_is_answered_without_a_step() -> None:
     world.engine.post(Heartbeat(Attempt(0), 7))
     (answer,) = world.of(HeartbeatAnswered)
     assert (answer.sequence, answer.statistics["state"]) == (7, "CREATED")
+
+
+def test_reports_the_master_lacks_are_sent_again_before_the_answer() -> None:
+    world = World(SOURCE)
+    world.engine.post(deploy(SOURCE))
+    world.run()
+    (deployed,) = world.of(Deployed)
+    world.engine.post(Heartbeat(Attempt(1), 1, arrived=0, lacks=True))
+    assert world.of(Deployed) == [deployed] * 2
+    world.engine.post(Heartbeat(Attempt(1), 2, arrived=1))
+    assert len(world.of(Deployed)) == 2
+    assert [(a.sent, a.lacks) for a in world.of(HeartbeatAnswered)] == [(1, False)] * 2
 
 
 def test_answers_name_the_attempt_that_was_taken_note_of() -> None:

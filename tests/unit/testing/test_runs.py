@@ -71,6 +71,15 @@ def test_chosen_faults_strike_where_they_are_aimed() -> None:
     assert report.runs[0].attempts == 2
 
 
+@pytest.mark.parametrize("lost_call", [0.02, 0.3])
+def test_control_calls_that_get_lost_are_made_good_and_hang_no_job(lost_call: float) -> None:
+    report = rf.testing.simulate(
+        environment(), seeds=range(6), faults=rf.testing.Faults(lost_call=lost_call, active_ms=60_000)
+    )
+    report.check()
+    assert all(run.state == "FINISHED" for run in report.runs)
+
+
 def test_a_job_that_fails_by_itself_is_not_blamed_on_faults() -> None:
     def broken(row: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("no")
