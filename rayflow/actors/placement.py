@@ -21,10 +21,17 @@ class Placement:
 
     def choose(self, nodes: Sequence[str], now_s: float) -> str:
         """Return one of `nodes` (not empty), and count a worker there. The first of equals."""
+        self._forget_gone(nodes)
         trusted = [n for n in nodes if now_s - self._lost_s.get(n, now_s - SUSPECT_S) >= SUSPECT_S]
         node = min(trusted or nodes, key=lambda n: self._workers[n])
         self.add(node)
         return node
+
+    def _forget_gone(self, nodes: Sequence[str]) -> None:
+        """Nodes come and go for as long as a job runs."""
+        for node in [n for n, count in self._workers.items() if count <= 0 and n not in nodes]:
+            del self._workers[node]
+            self._lost_s.pop(node, None)
 
     def add(self, node: str) -> None:
         """A worker is on `node` already."""

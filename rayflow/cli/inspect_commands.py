@@ -197,7 +197,10 @@ def _echo_description(job: dict[str, Any]) -> None:
         where = f" at {failure['location']}" if failure.get("location") else ""
         click.echo(f"failure: {failure['cause']}{where}")
     if job["restarts"]:
-        click.echo("\nrestarts")
+        shown, total = len(job["restarts"]), job.get("restarts_total", 0)
+        click.echo(
+            "\nrestarts" if total <= shown else f"\nrestarts: the first and the last {shown} of {total}"
+        )
         echo_table(
             ("attempt", "at", "cause", "restored from"),
             [[r[key] for key in ("attempt", "at", "cause", "restored_from")] for r in job["restarts"]],

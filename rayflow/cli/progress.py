@@ -45,6 +45,7 @@ class Progress:
     state: str
     attempt: int
     restarts: tuple[str, ...]
+    restarts_total: int
     operators: tuple[OperatorProgress, ...]
     checkpoints_completed: int
     checkpoints_failed: int
@@ -82,6 +83,7 @@ class ProgressMeter:
             state=description["state"],
             attempt=attempt,
             restarts=tuple(_restart_text(restart) for restart in description["restarts"]),
+            restarts_total=description["restarts_total"],
             operators=tuple(
                 _operator_progress(operator, description["subtasks"], sample, self._samples[0])
                 for operator in description["operators"]
@@ -211,9 +213,9 @@ class PlainView:
 
     def show(self, progress: Progress) -> None:
         """Write a line if it is time for one."""
-        for restart in progress.restarts[self._told_restarts :]:
+        for restart in _untold(progress, self._told_restarts):
             print(f"{progress.elapsed_s:6.1f}s {restart}", file=self._out, flush=True)
-        self._told_restarts = len(progress.restarts)
+        self._told_restarts = progress.restarts_total
         last = self._shown
         due = last is None or last.state != progress.state
         if due or (last is not None and progress.elapsed_s - last.elapsed_s >= PLAIN_INTERVAL_S):
@@ -242,10 +244,15 @@ class LiveView:
 
     def show(self, progress: Progress) -> None:
         """Redraw the table."""
-        for restart in progress.restarts[self._told_restarts :]:
+        for restart in _untold(progress, self._told_restarts):
             self._live.console.print(restart, style="yellow", markup=False, highlight=False)
-        self._told_restarts = len(progress.restarts)
+        self._told_restarts = progress.restarts_total
         self._live.update(progress_table(progress, self._title), refresh=True)
+
+
+def _untold(progress: Progress, told: int) -> tuple[str, ...]:
+    """Return the restarts after the first `told` of all: of very many only the first and the last are described."""
+    return progress.restarts[max(0, len(progress.restarts) - (progress.restarts_total - told)) :]
 
 
 def open_view(out: TextIO, title: str) -> ProgressView:

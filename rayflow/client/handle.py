@@ -201,6 +201,7 @@ class JobHandle:
             "attempt": 0,
             "failure": None,
             "restarts": [],
+            "restarts_total": 0,
             "operators": [],
             "subtasks": [],
             "job_manager": {"pid": None, "node_id": None},

@@ -161,7 +161,7 @@ def _run(round_: Round, folder: Path, job: Any, effects: Effects) -> dict[str, A
         "problem": problem or description.get("failure"),
         "injected": report["injected"],
         "skipped": report["skipped"],
-        "restarts": len(description["restarts"]),
+        "restarts": description["restarts_total"],
         "recovery": report["recovery"],
         "first_row": recoveries(
             [

@@ -216,7 +216,7 @@ class Soak:
             "problem": self.problem,
             "kills": len(kills.done),
             "killed_managers": sum(k["target"] == "job manager" for k in kills.done),
-            "restarts": len(description["restarts"]),
+            "restarts": description["restarts_total"],
             "checkpoints": description["checkpoints"],
             "recovery": recoveries(kills.done, self._folder / "out" / "rows"),
             "trends": [{**vars(t), "flat": t.flat} for t in found],

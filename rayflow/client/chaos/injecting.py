@@ -94,7 +94,7 @@ class Injector:
             "state": description["state"],
             "injected": sum(fault["outcome"] == "injected" for fault in self._faults),
             "skipped": sum(fault["outcome"] != "injected" for fault in self._faults),
-            "restarts": len(description["restarts"]),
+            "restarts": description["restarts_total"],
             "recovery": summary(self._faults),
             "faults": [dict(fault) for fault in self._faults],
         }

@@ -34,14 +34,14 @@ class EventLog:
         later = [{**event, "seq": first + i} for i, event in enumerate(self._events)]
         self._events = [*earlier, *later]
         self._next_seq = first + len(later)
+        self._trim()
 
     def add(self, now_ms: int, type: str, message: str, **fields: Any) -> None:
         """Note an event; `type` is in snake_case and past tense."""
         event = {"seq": self._next_seq, "at": iso_utc(now_ms), "type": type, "message": message, **fields}
         self._next_seq += 1
         self._events.append(event)
-        if len(self._events) > self._max_events:
-            self._events.pop(self._oldest_routine())
+        self._trim()
 
     def since(self, seq: int) -> list[dict[str, Any]]:
         """Return the events numbered `seq` and up, oldest first."""
@@ -51,6 +51,10 @@ class EventLog:
     def next_seq(self) -> int:
         """The number the next event will have."""
         return self._next_seq
+
+    def _trim(self) -> None:
+        while len(self._events) > self._max_events:
+            self._events.pop(self._oldest_routine())
 
     def _oldest_routine(self) -> int:
         for index, event in enumerate(self._events[:-1]):

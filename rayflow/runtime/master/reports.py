@@ -33,6 +33,7 @@ def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) ->
         "failure": _failure(run),
         "restored_from": None if restore is None else restore.path,
         "restarts": [] if run is None else run.restarts.records(),
+        "restarts_total": 0 if run is None else run.restarts.total,
         "operators": [
             {
                 **{key: value for key, value in operator_json(graph, vertex).items() if key in _SHOWN},

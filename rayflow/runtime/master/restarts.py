@@ -6,7 +6,8 @@ then is it known what it restored; until then the cause of the last failure wait
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping
 from typing import Any, cast
 
 from rayflow.protocol.failover import (
@@ -20,15 +21,21 @@ from rayflow.protocol.failover import (
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.events import iso_utc
 
+FIRST_KEPT = 10
+LAST_KEPT = 90
+
 
 class Restarts:
-    """The restarts of one job. `earlier` are those under a dead master, `cause` is why this one begins."""
+    """The restarts of one job. `described` is what a dead master said of the job last, `cause` why this one begins."""
 
-    def __init__(self, ctx: Context, earlier: Sequence[dict[str, Any]], cause: str | None) -> None:
+    def __init__(self, ctx: Context, described: Mapping[str, Any], cause: str | None) -> None:
         config = ctx.job.config
         self._ctx = ctx
         self._cause = cause
-        self._records = list(earlier)
+        earlier = described.get("restarts", ())
+        self._first: list[dict[str, Any]] = list(earlier[:FIRST_KEPT])
+        self._last: deque[dict[str, Any]] = deque(earlier[FIRST_KEPT:], LAST_KEPT)
+        self.total: int = described.get("restarts_total", len(earlier))
         self._policy = RestartPolicy(
             cast(RestartStrategy, config.restart_strategy),
             config.restart_max_attempts,
@@ -58,7 +65,8 @@ class Restarts:
     def deployed(self, restored_from: str | None) -> None:
         """The attempt that follows is deployed, from that checkpoint."""
         if self._cause is not None:
-            self._records.append(
+            kept = self._first if self.total < FIRST_KEPT else self._last
+            kept.append(
                 {
                     "attempt": self._ctx.attempt,
                     "at": iso_utc(self._ctx.now_ms),
@@ -67,13 +75,15 @@ class Restarts:
                     "recovery": None,
                 }
             )
+            self.total += 1
             self._cause = None
 
     def recovered(self, times: dict[str, Any]) -> None:
         """The last restart has brought the job back to work: how long that took (see `recovery`)."""
-        if self._records:
-            self._records[-1] = {**self._records[-1], "recovery": times}
+        kept = self._last or self._first
+        if kept:
+            kept[-1] = {**kept[-1], "recovery": times}
 
     def records(self) -> list[dict[str, Any]]:
-        """Return every restart, oldest first."""
-        return [dict(record) for record in self._records]
+        """Return the restarts that are kept, oldest first: up to `FIRST_KEPT` and `LAST_KEPT` of `total`."""
+        return [dict(record) for record in (*self._first, *self._last)]

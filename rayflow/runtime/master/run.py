@@ -105,7 +105,7 @@ class JobRun:
         self.board = Board(ctx.job.subtasks)
         self.restarts = Restarts(
             ctx,
-            past.get("describe", {}).get("restarts", ()),
+            past.get("describe", {}),
             "the job manager was restarted" if past else None,
         )
         self.recovery = Recovery(ctx, recovered=bool(past))

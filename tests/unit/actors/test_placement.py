@@ -23,3 +23,11 @@ def test_where_all_nodes_lost_workers_any_will_do():
     placement = Placement()
     placement.remove("a", 0, lost=True)
     assert placement.choose(["a"], 1) == "a"
+
+
+def test_nodes_that_are_gone_are_forgotten():
+    placement = Placement()
+    for number in range(100):
+        node = placement.choose([f"node-{number}"], number)
+        placement.remove(node, number, lost=True)
+    assert len(vars(placement)["_workers"]) + len(vars(placement)["_lost_s"]) <= 4

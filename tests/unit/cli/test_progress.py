@@ -15,6 +15,7 @@ def description(
         "state": state,
         "attempt": attempt,
         "restarts": list(restarts),
+        "restarts_total": len(restarts),
         "operators": [{"uid": "source", "name": "read → filter", "parallelism": 2, "chained": []}],
         "subtasks": [
             {
