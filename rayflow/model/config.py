@@ -53,6 +53,7 @@ class JobConfig:
     restart_max_attempts: int = 10
     restart_window_ms: int = 600_000
     restart_delay_ms: int = 100
+    restart_storage_timeout_ms: int = 3_600_000
     restart_reset_timeout_ms: int = 5_000
     restart_spares: int = 1
     jobmanager_standby: bool = False
@@ -300,6 +301,7 @@ SETTINGS: dict[str, Setting] = {
     "restart.max_attempts": Setting("restart_max_attempts", _integer(0)),
     "restart.window": Setting("restart_window_ms", _positive_duration),
     "restart.delay": Setting("restart_delay_ms", _duration),
+    "restart.storage_timeout": Setting("restart_storage_timeout_ms", _positive_duration),
     "restart.reset_timeout": Setting("restart_reset_timeout_ms", _positive_duration),
     "jobmanager.standby": Setting("jobmanager_standby", _flag),
     "restart.spares": Setting("restart_spares", _integer(0)),

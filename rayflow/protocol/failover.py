@@ -10,6 +10,10 @@ job restarts here, not a thousand clients.
 A fault that a restart only repeats, such as a user's function that raises for a certain row, need not use up the
 budget: the same `fault` `SAME_FAULTS` times in a row, with no checkpoint completed in between, is given up.
 
+An attempt that cannot even *begin*, since storage does not answer, is no restart: nothing runs that could fail again.
+It is tried anew after a delay of its own, from `delay_ms` up to `MAX_WAIT_MS`, which takes nothing from the budget,
+until `storage_timeout_ms` have passed without an attempt that began.
+
 Invariants:
 
 1. Within any `window_ms` there are at most `max_attempts` restarts.
@@ -17,6 +21,7 @@ Invariants:
 3. A failure that is not retryable, and the strategy `none`, give up at once.
 4. After giving up nothing restarts.
 5. A fault is met at most `SAME_FAULTS` times in a row without progress in between.
+6. Waiting for storage changes nothing about what follows the next failure.
 """
 
 from __future__ import annotations
@@ -29,6 +34,9 @@ from rayflow.model.errors import ProtocolViolation
 from rayflow.protocol.unhandled import unhandled
 
 RestartStrategy = Literal["exponential", "fixed", "none"]
+
+MAX_WAIT_MS = 5_000
+"""The longest delay between two looks for storage that is away: they are cheap, and nothing runs meanwhile."""
 
 SAME_FAULTS = 3
 """How often the same fault must be met in a row for a restart to be seen as useless."""
@@ -46,13 +54,21 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageAway:
+    """The next attempt could not begin: storage did not answer. `cause` says how."""
+
+    cause: str
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgressMade:
     """A checkpoint of the current attempt completed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartAt:
-    """Start the next attempt at this time (ms since the epoch)."""
+    """Start the next attempt at this time (ms since the epoch); or, after `StorageAway`, try to."""
 
     at_ms: int
 
@@ -65,7 +81,7 @@ class GiveUp:
     reason: str = ""
 
 
-FailoverEvent = AttemptFailed | ProgressMade
+FailoverEvent = AttemptFailed | StorageAway | ProgressMade
 FailoverCommand = RestartAt | GiveUp
 
 
@@ -79,12 +95,17 @@ class RestartPolicy:
         window_ms: int,
         delay_ms: int,
         max_delay_ms: int = 30_000,
+        storage_timeout_ms: int = 3_600_000,
     ) -> None:
         self._strategy = strategy
         self._max_attempts = max_attempts
         self._window_ms = window_ms
         self._delay_ms = delay_ms
         self._max_delay_ms = max(delay_ms, max_delay_ms)
+        self._storage_timeout_ms = storage_timeout_ms
+        # Since when storage has been away, and for how long to wait next.
+        self._away_ms: int | None = None
+        self._wait_ms = 0
         # When the restarts of the window were to happen: at most `max_attempts` of them.
         self._restarts: deque[int] = deque()
         self._next_delay_ms = delay_ms
@@ -97,9 +118,13 @@ class RestartPolicy:
         if self._given_up:
             raise ProtocolViolation(f"{event} after the job was given up (invariant 4)")
         match event:
+            case StorageAway():
+                return (self._on_away(event),)
             case AttemptFailed():
+                self._away_ms = None
                 return (self._on_failed(event),)
             case ProgressMade():
+                self._away_ms = None
                 self._next_delay_ms = self._delay_ms
                 self._fault = None
                 return ()
@@ -123,6 +148,18 @@ class RestartPolicy:
             return self._give_up(event.cause, reason)
         self._restarts.append(at_ms)
         return RestartAt(at_ms)
+
+    def _on_away(self, event: StorageAway) -> FailoverCommand:
+        if self._away_ms is None:
+            self._away_ms = event.now_ms
+            self._wait_ms = max(1, min(self._delay_ms, MAX_WAIT_MS))
+        if event.now_ms - self._away_ms >= self._storage_timeout_ms:
+            reason = (
+                f"restart.storage_timeout: storage has been out of reach for {self._storage_timeout_ms} ms"
+            )
+            return self._give_up(event.cause, reason)
+        wait_ms, self._wait_ms = self._wait_ms, min(2 * self._wait_ms, MAX_WAIT_MS)
+        return RestartAt(event.now_ms + wait_ms)
 
     def _delay(self, now_ms: int) -> int:
         if self._strategy == "fixed":

@@ -17,6 +17,7 @@ from rayflow.protocol.failover import (
     RestartAt,
     RestartPolicy,
     RestartStrategy,
+    StorageAway,
 )
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.events import iso_utc
@@ -41,7 +42,9 @@ class Restarts:
             config.restart_max_attempts,
             config.restart_window_ms,
             config.restart_delay_ms,
+            storage_timeout_ms=config.restart_storage_timeout_ms,
         )
+        self._awaiting_storage = False
         self.at_ms = ctx.now_ms
 
     def decide(self, cause: str, retryable: bool, fault: str | None) -> RestartAt | GiveUp:
@@ -52,6 +55,19 @@ class Restarts:
         if isinstance(decision, GiveUp):
             ctx.note("no_restart", f"no further attempt: {decision.reason}")
         return decision
+
+    def await_storage(self, cause: str) -> GiveUp | None:
+        """The next attempt cannot begin since storage does not answer: it is tried again `at_ms`, or never."""
+        ctx = self._ctx
+        if not self._awaiting_storage:
+            self._awaiting_storage = True
+            ctx.note("storage_awaited", f"the next attempt waits for storage: {cause}", cause=cause)
+        (decision,) = self._policy.handle(StorageAway(cause, ctx.now_ms))
+        if isinstance(decision, GiveUp):
+            ctx.note("no_restart", f"no further attempt: {decision.reason}")
+            return decision
+        self.at_ms = decision.at_ms
+        return None
 
     def plan(self, cause: str, at_ms: int) -> None:
         """Another attempt follows at `at_ms`."""
@@ -64,6 +80,7 @@ class Restarts:
 
     def deployed(self, restored_from: str | None) -> None:
         """The attempt that follows is deployed, from that checkpoint."""
+        self._awaiting_storage = False
         if self._cause is not None:
             kept = self._first if self.total < FIRST_KEPT else self._last
             kept.append(

@@ -288,10 +288,11 @@ class JobRun:
         else:
             # A job that never ran learns at once that its storage is out of reach; one that did waits for it.
             ran = self._recovered or self._ctx.attempt > 0
-            passing = (
-                ran and isinstance(error, TransientError) and not isinstance(error, CorruptCheckpointError)
-            )
-            self._fail_attempt(cause, retryable=passing)
+            away = isinstance(error, TransientError) and not isinstance(error, CorruptCheckpointError)
+            if not (ran and away):
+                self._fail_attempt(cause, retryable=False)
+            elif (end := self.restarts.await_storage(cause)) is not None:
+                self.give_up(f"{cause} ({end.reason})")
 
     # ------------------------------------------------------------------------------- deploying
 

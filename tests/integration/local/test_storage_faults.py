@@ -215,3 +215,37 @@ def test_storage_that_answers_with_errors_is_named_and_survived(lab, tmp_path, s
     failures = [e["message"] for e in result.events if e["type"] == "checkpoint_failed"]
     assert any(f"cannot write s3://{bucket}/c/" in message for message in failures), failures
     assert all_rows(lab, tmp_path / "out")
+
+
+@pytest.mark.s3
+def test_an_outage_outlasts_the_budget_of_restarts_and_the_job_outlasts_it(lab, tmp_path, s3_server) -> None:  # type: ignore[no-untyped-def]
+    env = a_job(tmp_path / "out")
+    over = lab.held_open(env)
+    with faulty_proxy(s3_server.endpoint) as proxy:
+        tries: list[int] = []
+
+        def look(job: Any) -> None:
+            if not proxy.faults and not over.is_set() and lab.completed(job) >= 1:
+                for method in ("GET", "PUT", "POST", "HEAD", "DELETE"):
+                    proxy.fail("refuse", method, "")
+            elif of_type(job, "storage_awaited"):
+                tries.append(len(proxy.requests))
+                if len(set(tries)) > 6:
+                    proxy.heal()
+                    over.set()
+
+        result = lab.finish(
+            env,
+            on_start=lab.watch(look),
+            checkpoint__interval="50ms",
+            checkpoint__failures_tolerated=0,
+            restart__max_attempts=1,
+            checkpoint__storage=f"s3://{s3_server.new_bucket()}/c",
+            **{
+                k.replace(".", "__"): v
+                for k, v in {**s3_server.options, "s3.endpoint": proxy.endpoint}.items()
+            },
+        )
+    assert len(set(tries)) > 6
+    assert len(result.describe["restarts"]) == 1
+    assert all_rows(lab, tmp_path / "out")

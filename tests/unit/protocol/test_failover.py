@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayflow.protocol.failover import AttemptFailed, GiveUp, ProgressMade, RestartAt, RestartPolicy
+from rayflow.protocol.failover import (
+    MAX_WAIT_MS,
+    AttemptFailed,
+    GiveUp,
+    ProgressMade,
+    RestartAt,
+    RestartPolicy,
+    StorageAway,
+)
 
 
 def failed(now_ms, retryable=True, fault=None):
@@ -114,3 +122,39 @@ def test_no_window_has_more_restarts_than_allowed_and_delays_stay_in_their_bound
         restarts.append(command.at_ms)
         assert sum(at_ms > restarts[-1] - window_ms for at_ms in restarts) <= most
         now_ms = command.at_ms
+
+
+def wait_for_storage(policy, now_ms, tries):
+    """Try again and again, each time when the policy says so; return the delays and the last decision."""
+    delays = []
+    for _ in range(tries):
+        (decision,) = policy.handle(StorageAway("no answer", now_ms))
+        if isinstance(decision, GiveUp):
+            return delays, decision
+        delays.append(decision.at_ms - now_ms)
+        now_ms = decision.at_ms
+    return delays, decision
+
+
+def test_waiting_for_storage_has_a_delay_of_its_own_and_takes_nothing_from_the_budget():
+    policy = exponential(max_attempts=2)
+    policy.handle(failed(0))
+    delays, decision = wait_for_storage(policy, 100, 50)
+    assert delays[:7] == [100, 200, 400, 800, 1600, 3200, MAX_WAIT_MS]
+    assert set(delays[6:]) == {MAX_WAIT_MS}
+    now_ms = decision.at_ms
+    policy.handle(ProgressMade())
+    assert policy.handle(failed(now_ms)) == (RestartAt(now_ms + 100),)
+    assert isinstance(policy.handle(failed(now_ms))[0], GiveUp)
+
+
+@pytest.mark.parametrize("strategy", ["none", "fixed", "exponential"])
+def test_waiting_for_storage_ends_after_its_timeout_counted_from_the_last_attempt_that_began(strategy):
+    policy = RestartPolicy(strategy, 10, 600_000, 0, storage_timeout_ms=60_000)
+    wait_for_storage(policy, 0, 5)
+    policy.handle(ProgressMade())
+    delays, decision = wait_for_storage(policy, 59_000, 1_000)
+    assert isinstance(decision, GiveUp)
+    assert decision.cause == "no answer"
+    assert "restart.storage_timeout" in decision.reason
+    assert 60_000 <= sum(delays) < 60_000 + MAX_WAIT_MS
