@@ -75,6 +75,9 @@ if TYPE_CHECKING:
     from rayflow.model.errors import UserFunctionError as UserFunctionError
     from rayflow.model.memory import MemoryModel as MemoryModel
     from rayflow.model.results import JobResult as JobResult
+    from rayflow.operators.batched_sink import BatchedSink as BatchedSink
+    from rayflow.operators.batched_sink import Batching as Batching
+    from rayflow.operators.batched_sink import RetryLater as RetryLater
     from rayflow.operators.contracts import Sink as Sink
     from rayflow.operators.contracts import SinkContext as SinkContext
     from rayflow.operators.contracts import Source as Source
@@ -128,6 +131,7 @@ _MODULES = {
     ),
     "rayflow.model.memory": ("MemoryModel",),
     "rayflow.model.results": ("JobResult",),
+    "rayflow.operators.batched_sink": ("BatchedSink", "Batching", "RetryLater"),
     "rayflow.operators.contracts": ("Sink", "SinkContext", "Source", "Split", "SplitReader"),
     "rayflow.operators.process_functions": ("CoProcessFunction", "KeyedProcessFunction", "ProcessContext"),
     "rayflow.operators.states": ("ListState", "MapState", "ValueState"),

@@ -18,6 +18,7 @@ from rayflow.connectors.file_source import FileSource
 from rayflow.graph.plan import OperatorSpec, StreamNode
 from rayflow.model.config import JobConfig
 from rayflow.model.error_policy import ERROR_COLUMN, OPERATOR_COLUMN, SideOutput, checked_policy
+from rayflow.operators.batched_sink import BatchedSink
 from rayflow.operators.map_async import MapAsyncOperator
 from rayflow.operators.poison import poison_schema
 from rayflow.operators.stateless import (
@@ -48,7 +49,8 @@ class ErrorPolicies:
     def added(self, node: StreamNode, given: StreamInfo) -> None:
         """Take note of a new operator behind a stream of which this is known."""
         payload = node.spec.payload
-        if isinstance(payload, partial) and payload.func in _ROW_BY_ROW and not given.is_upsert:
+        row_by_row = isinstance(payload, partial) and payload.func in _ROW_BY_ROW
+        if (row_by_row or isinstance(payload, BatchedSink)) and not given.is_upsert:
             self._inputs[node.id] = given
 
     def set(self, node: StreamNode, policy: Any) -> SideOutputs | None:
@@ -60,9 +62,9 @@ class ErrorPolicies:
             self._check_source(node, checked, what)
         elif node.id not in self._inputs and checked != "fail":
             raise plan_error(
-                f"{what}: this operator cannot leave rows out: only select, with_columns, filter, map, flat_map, "
-                "map_batches and map_async of append streams can, and read_csv, read_json and read_text; in a "
-                "process function, catch the error and give the row to ctx.output(tag, row)"
+                f"{what}: this operator cannot leave rows out: only select, with_columns, filter, map, "
+                "flat_map, map_batches, map_async and batched sinks of append streams can, and read_csv, read_json and "
+                "read_text; in a process function, catch the error and give the row to ctx.output(tag, row)"
             )
         node.spec = replace(node.spec, errors=checked)
         return self._side_outputs(node, checked, what) if isinstance(checked, SideOutput) else None

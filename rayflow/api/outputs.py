@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from rayflow.api.planning import at_user_line, plan_error, require_columns
+from rayflow.api.side_outputs import read_side_output
 from rayflow.api.stage import Stage
 from rayflow.api.steps import Steps
+from rayflow.batch.hashing import check_key_type
 from rayflow.connectors.file_formats import FormatName
 from rayflow.connectors.file_sink import FileSink
 from rayflow.connectors.simple_sinks import DiscardSink, PrintSink
+from rayflow.graph.plan import Exchange
+from rayflow.operators.batched_sink import BatchedSink
 from rayflow.operators.contracts import Sink
+
+if TYPE_CHECKING:
+    from rayflow.api.streams import DataStream
 
 Mode = Literal["append", "upsert"]
 IfExists = Literal["error", "append", "overwrite"]
@@ -22,6 +29,11 @@ IfExists = Literal["error", "append", "overwrite"]
 
 class SinkStage(Stage):
     """A sink that was added to the job: the end of a stream, for naming and placing it."""
+
+    def side_output(self, tag: str) -> DataStream:
+        """Read the rows that the system outside refused, with `error` and `operator`: a batched sink has them where it
+        was given `.on_error(rf.SideOutput(tag))`."""
+        return read_side_output(self, tag)
 
 
 class Outputs(Steps):
@@ -66,15 +78,21 @@ class Outputs(Steps):
         return self._write("json", path, mode, if_exists, partition_by, rate_limit)
 
     def sink_to(self, sink: Sink, rate_limit: float | None = None) -> SinkStage:
-        """Write to a sink of your own. It gets the rows of an append stream; one that says
-        `accepts_upserts = True` may have upsert streams too, with their hidden column, and one that says
-        `wants_old_rows = True` the rows that are replaced."""
+        """Write to `rf.SqlSink`, `rf.HttpSink`, or a sink of your own. It gets the rows of an append stream; one that
+        says `accepts_upserts = True` may have upsert streams too, with their hidden column, and one that says
+        `wants_old_rows = True` the rows that are replaced. A batched sink with `keys` gets all rows of a key in one
+        subtask. `rate_limit`: rows per second."""
         if not isinstance(sink, Sink):
             raise plan_error(f"sink_to: expected an rf.Sink object; got {sink!r}")
         name = type(sink).__name__
         if self._info.is_upsert and not sink.accepts_upserts:
             raise self._upsert_into_append(f"sink {name}")
-        return self._add_sink(name, sink, rate_limit=rate_limit)
+        if not isinstance(sink, BatchedSink):
+            return self._add_sink(name, sink, rate_limit=rate_limit)
+        with at_user_line():
+            sink = sink.behind(self._info.upsert_key if self._info.is_upsert else None)
+        exchange = self._by_keys(name, sink)
+        return self._add_sink(name, sink, rate_limit=rate_limit, detail=sink.detail, exchange=exchange)
 
     def print(self) -> SinkStage:
         """Print rows on the console of each subtask (`--local`: here); upserts with `+I -U +U -D`."""
@@ -140,14 +158,44 @@ class Outputs(Steps):
         if mode == "upsert" and self._info.upsert_key is None:
             raise self._lost_key(f"{what}(mode='upsert')")
 
+    def _by_keys(self, name: str, sink: BatchedSink) -> Exchange | None:
+        """Return how the rows of a sink with keys have to come to it, None where they do."""
+        if not sink.keys:
+            return None
+        schema = require_columns(self._info, sink.keys, f"{name}(keys=)")
+        with at_user_line():
+            for key in sink.keys:
+                check_key_type(key, schema.field(key).type)
+        if self._info.whole_rows:
+            raise plan_error(
+                f"sink {name}: several rows of this stream may share {', '.join(self._info.upsert_key or sink.keys)}, "
+                "so they cannot be written by key; use .write_parquet(path, mode='upsert'), or aggregate by the key"
+            )
+        if self._exchange is not None:
+            raise plan_error(
+                f"sink {name}: it writes by key, so all rows of a key have to come to one subtask; leave "
+                f".{self._exchange.kind}() out"
+            )
+        return Exchange("hash", self._info.upsert_key or tuple(sink.keys))
+
     def _add_sink(
-        self, name: str, sink: Sink, *, rate_limit: float | None = None, detail: str = ""
+        self,
+        name: str,
+        sink: Sink,
+        *,
+        rate_limit: float | None = None,
+        detail: str = "",
+        exchange: Exchange | None = None,
     ) -> SinkStage:
         if rate_limit is not None and not rate_limit > 0:
             raise plan_error(f"{name}: rate_limit: expected rows per second, more than 0; got {rate_limit!r}")
         with at_user_line():
             sink.validate(self._info.physical_schema)
-        node = self._add_node(name, "sink", sink, self._info, rate_limit=rate_limit, detail=detail)
+        edges = [self._edge(exchange)]
+        node = self._add_node(
+            name, "sink", sink, self._info, rate_limit=rate_limit, detail=detail, edges=edges
+        )
+        self._env._error_policies.added(node, self._info)
         self._env._sinks.append(node.id)
         if sink.wants_old_rows:
             self._env._wants_old_rows.add(node.id)

@@ -108,8 +108,10 @@ class PlanBuilder:
 
     def _taken(self, sinks: Sequence[int]) -> None:
         """These sinks are executed: do not execute them again, nor warn about their streams."""
-        self._planned |= self._upstream(sinks)
-        self._sinks = [sink for sink in self._sinks if sink not in sinks]
+        # A sink whose rows that were put aside went into one of these has run with it.
+        ran = self._upstream(sinks)
+        self._planned |= ran
+        self._sinks = [sink for sink in self._sinks if sink not in ran]
 
     def _add_node(
         self,

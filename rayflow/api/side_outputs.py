@@ -15,6 +15,7 @@ import pyarrow as pa
 from rayflow.api.planning import StreamInfo, plan_error
 
 if TYPE_CHECKING:
+    from rayflow.api.stage import Stage
     from rayflow.api.streams import DataStream
 
 
@@ -59,8 +60,8 @@ class SideOutputs:
         return info
 
 
-def read_side_output(stream: DataStream, tag: str, returns: Any) -> DataStream:
-    """Return the stream of what the last operator of `stream` puts aside under `tag`."""
+def read_side_output(stream: Stage, tag: str, returns: Any = None) -> DataStream:
+    """Return the stream of what the last operator of `stream`, or a sink, puts aside under `tag`."""
     from rayflow.api.streams import DataStream
 
     if not isinstance(tag, str) or not tag:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rayflow.api.planning import at_user_line, plan_error, user_line
 from rayflow.graph.plan import Resources, StreamNode
 from rayflow.graph.uids import check_uid
 from rayflow.model.durations import parse_size
+from rayflow.model.error_policy import SideOutput
 
 if TYPE_CHECKING:
     from rayflow.api.plan_builder import PlanBuilder
@@ -68,6 +69,23 @@ class Stage:
                 num_gpus=_amount("num_gpus", num_gpus, node.resources.num_gpus),
                 memory=node.resources.memory if memory is None else parse_size(memory),
             )
+        return self
+
+    def on_error(self: S, policy: Literal["fail", "skip"] | SideOutput) -> S:
+        """Say what becomes of a row on which the operator raises: the job `"fail"`s (the default, or what
+        `errors.policy` says), the row is left out (`"skip"`) and counted in `rows_poisoned`, or it is counted and
+        comes out of `side_output(tag)`, with the columns `error` and `operator` (`rf.SideOutput(tag)`).
+
+        For `select`, `with_columns`, `filter`, `map`, `flat_map`, `map_batches` and `map_async` of append streams, and
+        batched sinks of such (`rf.BatchedSink`); `read_csv`, `read_json` and `read_text` can skip. A batch on which
+        `map_batches` raises, or that the system behind a sink refuses, is tried again in halves, down to single rows:
+        such a function must not keep state. One that raises `rf.TransientError` has the job restart, whatever the
+        policy.
+        """
+        node = self._settable("on_error")
+        aside = self._env._error_policies.set(node, policy)
+        if aside is not None:
+            self._env._side_outputs[node.id] = aside
         return self
 
     def _settable(self, call: str) -> StreamNode:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rayflow.api.planning import StreamInfo, plan_error
 from rayflow.api.side_outputs import SideOutputs
 from rayflow.api.stage import Stage
 from rayflow.graph.plan import Exchange, NodeKind, StreamEdge, StreamNode
-from rayflow.model.error_policy import SideOutput
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
 
 _SAME: Any = object()
-
-S = TypeVar("S", bound="Steps")
 
 
 class Steps(Stage):
@@ -54,22 +51,6 @@ class Steps(Stage):
             self._env._side_outputs[node.id] = side_outputs
         self._env._error_policies.added(node, self._info)
         return DataStream(self._env, node, info)
-
-    def on_error(self: S, policy: Literal["fail", "skip"] | SideOutput) -> S:
-        """Say what becomes of a row on which the operator raises: the job `"fail"`s (the default, or what
-        `errors.policy` says), the row is left out (`"skip"`) and counted in `rows_poisoned`, or it is counted and
-        comes out of `side_output(tag)`, with the columns `error` and `operator` (`rf.SideOutput(tag)`).
-
-        For `select`, `with_columns`, `filter`, `map`, `flat_map`, `map_batches` and `map_async` of append streams;
-        `read_csv`, `read_json` and `read_text` can skip. A batch on which `map_batches` raises is given to the
-        function again in halves, down to single rows: it must not keep state. A function that raises
-        `rf.TransientError` has the job restart, whatever the policy.
-        """
-        node = self._settable("on_error")
-        aside = self._env._error_policies.set(node, policy)
-        if aside is not None:
-            self._env._side_outputs[node.id] = aside
-        return self
 
     def _add_node(
         self,

@@ -8,6 +8,7 @@ commit. `functions` holds what operators that call users' Python share, `keyed_p
 nor the engine that drives them.
 `poison` says what becomes of rows on which an operator raises. `transactions` is what users derive sinks with two-phase
 commit from.
+`batched_sink` is what users derive sinks for systems outside from, `batched_writes` runs them.
 `untimed` lets rows without event time meet rows that have it.
 
 `map_async` has many calls of a coroutine under way (`call_queue`), by way of the port `async_calls`.

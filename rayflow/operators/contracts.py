@@ -288,6 +288,22 @@ class SinkContext:
     pending may not be committed yet, and restoring from it commits that."""
 
 
+def sink_context(ctx: OperatorContext) -> SinkContext:
+    """Return the context of a sink that runs as an operator."""
+    return SinkContext(
+        job_id=ctx.job_id,
+        attempt=ctx.attempt,
+        uid=ctx.uid,
+        subtask_index=ctx.subtask_index,
+        parallelism=ctx.parallelism,
+        max_parallelism=ctx.max_parallelism,
+        metrics=ctx.metrics,
+        options=ctx.options,
+        restored_checkpoint=ctx.restored_from,
+        restored_job=ctx.foreign_job,
+    )
+
+
 class Sink(ABC):
     """A public contract: where records go.
 

@@ -48,6 +48,36 @@ def restored_batches(
             yield keys, others
 
 
+def rows_part(
+    name: str, batches: Sequence[pa.RecordBatch], keys: Sequence[str], max_parallelism: int
+) -> StatePart:
+    """Return the state that is these rows (batches of one schema, at least one), in order: a keyed part by the columns
+    `keys`, or, without any, a list part."""
+    build = partial(_rows, list(batches), list(keys), max_parallelism)
+    return StatePart(name=name, kind="keyed" if keys else "list", build=build)
+
+
+def restored_rows(restored: Sequence[RestoredPart], name: str) -> Iterator[pa.RecordBatch]:
+    """Yield what `rows_part` was given under `name`."""
+    for part in restored:
+        if part.name != name:
+            continue
+        rows = part.table
+        if KEY_GROUP_COLUMN in rows.schema.names:
+            rows = rows.drop_columns(KEY_GROUP_COLUMN)
+        yield from (batch for batch in rows.to_batches() if batch.num_rows)
+
+
+def _rows(batches: list[pa.RecordBatch], keys: list[str], max_parallelism: int) -> pa.Table:
+    if keys:
+        group = pa.field(KEY_GROUP_COLUMN, pa.int32())
+        batches = [
+            batch.append_column(group, pa.array(key_groups(batch, keys, max_parallelism), pa.int32()))
+            for batch in batches
+        ]
+    return pa.Table.from_batches(batches)
+
+
 def restored_watermark(restored: Sequence[RestoredPart]) -> int:
     """Return the watermark (ns) that `watermark_part` wrote, WATERMARK_MIN where there is none."""
     known = [

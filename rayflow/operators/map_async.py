@@ -30,7 +30,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayflow.batch.hashing import key_groups
 from rayflow.batch.tables import slice_rows
 from rayflow.model.durations import format_duration_ns
 from rayflow.model.errors import RayflowError, UserFunctionError
@@ -39,9 +38,9 @@ from rayflow.operators.async_calls import Completion
 from rayflow.operators.call_queue import Call, CallQueue
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import FunctionContext, ResultShape, UserFunction
-from rayflow.operators.poison import PART as POISON_PART
+from rayflow.operators.keyed_parts import restored_rows, rows_part
 from rayflow.operators.poison import PoisonRows
-from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+from rayflow.state.parts import RestoredPart, StatePart
 
 _PART = "rows"
 _OPENING = -1
@@ -105,13 +104,7 @@ class MapAsyncOperator(Operator):
         self._retries = ctx.metrics.counter("retries")
         self._timeouts = ctx.metrics.counter("timeouts")
         self._poison = PoisonRows(ctx, out, restored)
-        for part in restored:
-            if part.name == POISON_PART:
-                continue
-            rows = part.table
-            if KEY_GROUP_COLUMN in rows.schema.names:
-                rows = rows.drop_columns(KEY_GROUP_COLUMN)
-            self._waiting.extend(batch for batch in rows.to_batches() if batch.num_rows)
+        self._waiting.extend(restored_rows(restored, _PART))
         self._function.open(ctx)
         self._calls = ctx.open_async_calls()
         self._calls.start([(_OPENING, self._function.prepare)])
@@ -320,8 +313,9 @@ class MapAsyncOperator(Operator):
         pieces += [(batch, None) for batch in self._waiting if not isinstance(batch, int)]
         parts = self._poison.snapshot()
         if pieces:
-            build = partial(_build, pieces, self._keys, self.ctx.max_parallelism)
-            parts.append(StatePart(name=_PART, kind="keyed" if self._keys else "list", build=build))
+            parts.append(
+                rows_part(_PART, [_picked(*p) for p in pieces], self._keys, self.ctx.max_parallelism)
+            )
         return parts
 
     def close(self) -> None:
@@ -367,16 +361,5 @@ def _is_live(entry: tuple[int, int, Call, int | None]) -> bool:
     return not entry[2].done and entry[2].number == entry[3]
 
 
-def _build(
-    pieces: Sequence[tuple[pa.RecordBatch, list[int] | None]], keys: list[str], max_parallelism: int
-) -> pa.Table:
-    batches = [batch if rows is None else batch.take(pa.array(rows)) for batch, rows in pieces]
-    if keys:
-        batches = [
-            batch.append_column(
-                pa.field(KEY_GROUP_COLUMN, pa.int32()),
-                pa.array(key_groups(batch, keys, max_parallelism), pa.int32()),
-            )
-            for batch in batches
-        ]
-    return pa.Table.from_batches(batches)
+def _picked(batch: pa.RecordBatch, rows: list[int] | None) -> pa.RecordBatch:
+    return batch if rows is None else batch.take(pa.array(rows))

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from rayflow.model.errors import RayflowError, UserFunctionError
 from rayflow.model.ids import CheckpointId
-from rayflow.operators.contracts import Operator, OperatorContext, Output, Sink, SinkContext
+from rayflow.operators.contracts import Operator, OperatorContext, Output, Sink, sink_context
 from rayflow.protocol.commits import (
     CommitLedger,
     CommitPermit,
@@ -56,18 +56,7 @@ class SinkOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """Open the sink and commit what the restored checkpoint left pending."""
         super().open(ctx, out, restored)
-        self._context = SinkContext(
-            job_id=ctx.job_id,
-            attempt=ctx.attempt,
-            uid=ctx.uid,
-            subtask_index=ctx.subtask_index,
-            parallelism=ctx.parallelism,
-            max_parallelism=ctx.max_parallelism,
-            metrics=ctx.metrics,
-            options=ctx.options,
-            restored_checkpoint=ctx.restored_from,
-            restored_job=ctx.foreign_job,
-        )
+        self._context = sink_context(ctx)
         self._opened = True
         self._sink.open(self._context)
         begun_before = ctx.attempt > 1 or ctx.restored_from is not None

@@ -26,6 +26,7 @@ dropped and counted, and the event's docstring says so.
 | `replication` | which holder of replicated objects may answer, and who succeeds whom |
 | `lifecycle` | the states of jobs and subtasks |
 | `failover` | whether and when a failed attempt is followed by another |
+| `batching` | when rows are written to a system outside, and what follows a failure |
 | `rate`, `pace` | static rate limits; how many rows a task takes at a time |
 | `unhandled` | the end of an exhaustive `match` |
 """

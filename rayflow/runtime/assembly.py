@@ -20,6 +20,8 @@ from rayflow.model.config import JobConfig
 from rayflow.model.ids import ChannelId, EdgeId
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.async_calls import OpenAsyncCalls
+from rayflow.operators.batched_sink import BatchedSink
+from rayflow.operators.batched_writes import BatchedSinkOperator
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.operators.sink import SinkOperator
 from rayflow.protocol.alignment import BarrierKind
@@ -157,7 +159,7 @@ class Assembly:
             run_in_background=self._run_in_background,
             open_async_calls=self._open_async_calls,
         )
-        make = partial(SinkOperator, spec.payload) if spec.kind == "sink" else spec.payload
+        make = self._sink(spec) if spec.kind == "sink" else spec.payload
         operator: Operator = make()
         return ChainedOperator(operator, context, make)
 
@@ -175,10 +177,19 @@ class Assembly:
             checkpoint_id=0 if restore is None else restore.checkpoint_id,
         )
 
+    def _sink(self, spec: OperatorSpec) -> Callable[[], Operator]:
+        if isinstance(spec.payload, BatchedSink):
+            return partial(BatchedSinkOperator, spec.payload, self._share(spec))
+        return partial(SinkOperator, spec.payload)
+
+    def _share(self, sink: OperatorSpec) -> float | None:
+        return None if sink.rate_limit is None else sink.rate_limit / self._vertex.parallelism
+
     def _throttle(self, last: OperatorSpec) -> tuple[RateLimiter | None, int]:
-        if last.kind != "sink" or last.rate_limit is None:
+        share = self._share(last) if last.kind == "sink" else None
+        # A batched sink limits what it sends, however often.
+        if share is None or isinstance(last.payload, BatchedSink):
             return None, 1 << 62
-        share = last.rate_limit / self._vertex.parallelism
         piece = max(1, min(self._config.batch_rows, int(share / _THROTTLED_PIECES_PER_SECOND)))
         return RateLimiter(share, piece), piece
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rayflow.model.errors import UserFunctionError
-
-_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+from rayflow.model.passing import may_pass
 
 
 def fault_of(error: Exception) -> str | None:
     """Return what identifies the failure among others (see `protocol.failover`), None where it may pass."""
-    if not isinstance(error, UserFunctionError) or any(map(_may_pass, _causes(error))):
+    if not isinstance(error, UserFunctionError) or any(map(may_pass, _causes(error))):
         return None
     return f"{error.operator}: {error.cause}"
 
@@ -25,10 +24,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__
-
-
-def _may_pass(error: BaseException) -> bool:
-    if not isinstance(error, OSError) or isinstance(error, _LASTING):
-        return False
-    # Arrow raises plain OSErrors without a number for files that are damaged, and for trouble with S3.
-    return type(error) is not OSError or error.errno is not None or "AWS Error" in str(error)

@@ -18,7 +18,7 @@ Done = Callable[[Any, BaseException | None], None]
 class ThreadIoPool:
     """`IoPool` of at most `threads` threads. Work beyond that waits in order of submission."""
 
-    def __init__(self, threads: int = 8, name: str = "rayflow-io") -> None:
+    def __init__(self, threads: int = 32, name: str = "rayflow-io") -> None:
         self._limit = threads
         self._name = name
         self._queue: queue.SimpleQueue[tuple[Work, Done] | None] = queue.SimpleQueue()
