@@ -35,6 +35,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.batch.hashing import groups_of_hashes, hash_columns
+from rayflow.batch.key_traffic import KeyTraffic
 from rayflow.batch.tables import take
 from rayflow.model.errors import ProtocolViolation
 from rayflow.protocol.key_groups import subtask_table
@@ -51,8 +52,12 @@ class Partitioner(ABC):
     """Splits batches of one producing subtask among the `consumers` subtasks it has channels to: all of
     them, one (`forward`) or its share (`rescale`). Not thread-safe."""
 
+    keyed = False
+    """Whether the key decides where a row goes."""
+
     def __init__(self, consumers: int) -> None:
         self.consumers = consumers
+        self.traffic: KeyTraffic | None = None
 
     @abstractmethod
     def split(self, batch: pa.RecordBatch) -> list[pa.RecordBatch | None]:
@@ -67,13 +72,15 @@ def make_partitioner(
     consumers: int,
     producer_index: int,
     producers: int,
+    traffic: KeyTraffic | None = None,
 ) -> Partitioner:
     """Return the partitioner of producer `producer_index` (of `producers`) for an exchange of that kind.
 
-    `keys` matter to `hash` only. Raises ProtocolViolation where the numbers do not fit the kind.
+    `keys` and `traffic`, which watches them, matter to `hash` only. Raises ProtocolViolation where the numbers do
+    not fit the kind.
     """
     if kind == "hash":
-        return HashPartitioner(keys, max_parallelism, consumers)
+        return HashPartitioner(keys, max_parallelism, consumers, traffic)
     if kind == "broadcast":
         return BroadcastPartitioner(consumers)
     if kind == "rebalance":
@@ -97,10 +104,15 @@ def _rescale_share(producers: int, consumers: int, producer_index: int) -> int:
 
 
 class HashPartitioner(Partitioner):
-    """Sends each row to the subtask that owns its key group."""
+    """Sends each row to the subtask that owns its key group. `traffic` watches what is sent."""
 
-    def __init__(self, keys: Sequence[str], max_parallelism: int, consumers: int) -> None:
+    keyed = True
+
+    def __init__(
+        self, keys: Sequence[str], max_parallelism: int, consumers: int, traffic: KeyTraffic | None = None
+    ) -> None:
         super().__init__(consumers)
+        self.traffic = traffic
         if not keys:
             raise ProtocolViolation("hash exchange without key columns: expected at least one")
         self._keys = tuple(keys)
@@ -115,6 +127,8 @@ class HashPartitioner(Partitioner):
         if batch.num_rows == 0:
             return result
         if self.consumers == 1:
+            if self.traffic is not None:
+                self.traffic.observe(batch)
             return [batch]
         targets = self.targets(batch)
         order, bounds = _sort_by_target(targets, self.consumers)
@@ -131,7 +145,10 @@ class HashPartitioner(Partitioner):
 
     def targets(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
         """Return the consumer index of each row (uint8 or uint16)."""
-        groups = groups_of_hashes(hash_columns(batch, self._keys), self._max_parallelism)
+        hashes = hash_columns(batch, self._keys)
+        if self.traffic is not None:
+            self.traffic.observe(batch, hashes)
+        groups = groups_of_hashes(hashes, self._max_parallelism)
         # mode="wrap": groups are in range, and NumPy's default checks and buffers.
         return self._subtasks.take(groups, mode="wrap")
 

@@ -144,7 +144,9 @@ def render_sample(batch: pa.RecordBatch, rows: int = 3) -> str:
     shown = visible(batch.slice(0, rows))
     texts = [
         "{"
-        + ", ".join(f"{name}: {_short(shown.column(i)[row])}" for i, name in enumerate(shown.schema.names))
+        + ", ".join(
+            f"{name}: {short_text(shown.column(i)[row])}" for i, name in enumerate(shown.schema.names)
+        )
         + "}"
         for row in range(shown.num_rows)
     ]
@@ -152,7 +154,8 @@ def render_sample(batch: pa.RecordBatch, rows: int = 3) -> str:
     return ", ".join(texts) + more
 
 
-def _short(value: pa.Scalar) -> str:
+def short_text(value: pa.Scalar) -> str:
+    """Return a value as Python shows it, cut to 60 characters."""
     try:
         text = repr(value.as_py())
     except (OverflowError, ValueError):

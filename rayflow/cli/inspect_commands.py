@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 FOLLOW_INTERVAL_S = 0.5
 CANCEL_TIMEOUT_S = 60.0
 
+HOT_KEYS_SHOWN = 3
+HOT_SHARE_SHOWN = 0.01
+"""What fewer rows go to is not hot."""
+
 _OWN_COLUMN = ("rows_in", "watermark")
 
 _ADDRESS = click.option("--address", metavar="ADDRESS", help="The Ray cluster the job runs on.")
@@ -82,6 +86,7 @@ def metrics_command(job: str, address: str | None, as_json: bool) -> None:
         ("operator", "rows in", "watermark", "others"),
         [_metrics_row(uid, values) for uid, values in metrics["operators"].items()],
     )
+    _echo_skew(metrics.get("skew", {}))
 
 
 @_job_command("cancel")
@@ -196,6 +201,8 @@ def _echo_description(job: dict[str, Any]) -> None:
     if failure := job.get("failure"):
         where = f" at {failure['location']}" if failure.get("location") else ""
         click.echo(f"failure: {failure['cause']}{where}")
+    for warning in job.get("warnings", ()):
+        click.echo(f"warning: {warning}")
     if job["restarts"]:
         shown, total = len(job["restarts"]), job.get("restarts_total", 0)
         click.echo(
@@ -210,6 +217,7 @@ def _echo_description(job: dict[str, Any]) -> None:
         ("uid", "name", "parallelism", "chained"),
         [(o["uid"], o["name"], o["parallelism"], ", ".join(o["chained"]) or None) for o in job["operators"]],
     )
+    _echo_skew({o["uid"]: o["skew"] for o in job["operators"] if o.get("skew")})
     click.echo("\nsubtasks")
     echo_table(
         (
@@ -225,6 +233,40 @@ def _echo_description(job: dict[str, Any]) -> None:
             "node",
         ),
         [_subtask_row(subtask) for subtask in job["subtasks"]],
+    )
+
+
+def _echo_skew(operators: dict[str, dict[str, Any]]) -> None:
+    """Print how rows lie on the subtasks and keys of each keyed operator."""
+    if operators:
+        click.echo("\nrows by key")
+        headings = (
+            "operator",
+            "rows per subtask",
+            "busiest",
+            "× mean",
+            "× least",
+            "hottest keys",
+            "key groups",
+        )
+        echo_table(headings, [_skew_row(uid, skew) for uid, skew in operators.items()])
+
+
+def _skew_row(uid: str, skew: dict[str, Any]) -> tuple[Any, ...]:
+    keys = [
+        f"{key['hash'] if key['key'] is None else key['key']} {key['share_least']:.1%}"
+        for key in skew["hot_keys"][:HOT_KEYS_SHOWN]
+        if key["share_least"] >= HOT_SHARE_SHOWN
+    ]
+    groups = [f"{group['key_group']} {group['share']:.1%}" for group in skew["key_groups"][:HOT_KEYS_SHOWN]]
+    return (
+        uid,
+        " ".join(f"{rows:,}" for rows in skew["rows"]),
+        skew["busiest"],
+        skew["busiest_to_mean"],
+        skew["busiest_to_least"],
+        ", ".join(keys) or None,
+        ", ".join(groups) or None,
     )
 
 

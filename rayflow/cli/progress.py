@@ -46,6 +46,7 @@ class Progress:
     attempt: int
     restarts: tuple[str, ...]
     restarts_total: int
+    warnings: tuple[str, ...]
     operators: tuple[OperatorProgress, ...]
     checkpoints_completed: int
     checkpoints_failed: int
@@ -84,6 +85,7 @@ class ProgressMeter:
             attempt=attempt,
             restarts=tuple(_restart_text(restart) for restart in description["restarts"]),
             restarts_total=description["restarts_total"],
+            warnings=tuple(description.get("warnings", ())),
             operators=tuple(
                 _operator_progress(operator, description["subtasks"], sample, self._samples[0])
                 for operator in description["operators"]
@@ -197,13 +199,27 @@ class ProgressView(Protocol):
         """Show `progress` in place of the last."""
 
 
+class _News:
+    """What has come to restarts and warnings since the last look."""
+
+    def __init__(self) -> None:
+        self._restarts = self._warnings = 0
+
+    def of(self, progress: Progress) -> list[str]:
+        """Return the new ones as lines."""
+        restarts = _untold(progress, self._restarts)
+        warnings = progress.warnings[self._warnings :]
+        self._restarts, self._warnings = progress.restarts_total, len(progress.warnings)
+        return [*restarts, *(f"warning: {warning}" for warning in warnings)]
+
+
 class PlainView:
-    """Writes a line whenever the state changes, the job restarts, or a second has passed."""
+    """Writes a line whenever the state changes, the job restarts, a warning comes, or a second has passed."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._shown: Progress | None = None
-        self._told_restarts = 0
+        self._news = _News()
 
     def __enter__(self) -> PlainView:
         return self
@@ -213,9 +229,8 @@ class PlainView:
 
     def show(self, progress: Progress) -> None:
         """Write a line if it is time for one."""
-        for restart in _untold(progress, self._told_restarts):
-            print(f"{progress.elapsed_s:6.1f}s {restart}", file=self._out, flush=True)
-        self._told_restarts = progress.restarts_total
+        for line in self._news.of(progress):
+            print(f"{progress.elapsed_s:6.1f}s {line}", file=self._out, flush=True)
         last = self._shown
         due = last is None or last.state != progress.state
         if due or (last is not None and progress.elapsed_s - last.elapsed_s >= PLAIN_INTERVAL_S):
@@ -224,14 +239,14 @@ class PlainView:
 
 
 class LiveView:
-    """Draws a table in place on a terminal; restarts stay as lines above it."""
+    """Draws a table in place on a terminal; restarts and warnings stay as lines above it."""
 
     def __init__(self, console: Console, title: str) -> None:
         from rich.live import Live
 
         self._live = Live(console=console, auto_refresh=False)
         self._title = title
-        self._told_restarts = 0
+        self._news = _News()
 
     def __enter__(self) -> LiveView:
         self._live.__enter__()
@@ -244,9 +259,8 @@ class LiveView:
 
     def show(self, progress: Progress) -> None:
         """Redraw the table."""
-        for restart in _untold(progress, self._told_restarts):
-            self._live.console.print(restart, style="yellow", markup=False, highlight=False)
-        self._told_restarts = progress.restarts_total
+        for line in self._news.of(progress):
+            self._live.console.print(line, style="yellow", markup=False, highlight=False)
         self._live.update(progress_table(progress, self._title), refresh=True)
 
 

@@ -36,7 +36,8 @@ class JobConfig:
     more, a checkpoint begins aligned and switches to unaligned wherever its barrier is held up for longer; "unaligned"
     is so from the start, whatever the timeout. Savepoints and final checkpoints are always aligned.
 
-    Memory sizes are per subtask.
+    Memory sizes are per subtask. `metrics_keys`: whether the hottest keys of an exchange are shown by their values, by
+    their hashes only, or not looked for.
     `storage_options` keeps its full keys (`"s3.endpoint"`), as `state.storage.open_store` takes them.
     """
 
@@ -69,6 +70,7 @@ class JobConfig:
     state_dir: str | None = None
     heartbeat_interval_ms: int = 1_000
     heartbeat_timeout_ms: int = 5_000
+    metrics_keys: str = "shown"
     storage_options: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -317,6 +319,7 @@ SETTINGS: dict[str, Setting] = {
     "state.dir": Setting("state_dir", _optional_text),
     "heartbeat.interval": Setting("heartbeat_interval_ms", _positive_duration),
     "heartbeat.timeout": Setting("heartbeat_timeout_ms", _positive_duration),
+    "metrics.keys": Setting("metrics_keys", _choice("shown", "hidden", "off")),
 }
 """Every key of the configuration besides the storage options."""
 

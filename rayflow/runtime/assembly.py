@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rayflow.batch.key_traffic import KeyTraffic
 from rayflow.batch.partition import make_partitioner
 from rayflow.graph.execution import edge_output_channels, input_channels, output_channels
 from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
@@ -218,6 +219,7 @@ class Assembly:
                 consumers,
                 own.index,
                 self._vertex.parallelism,
+                self._traffic(edge),
             ),
             tag=edge.tag,
             batch_rows=self._config.batch_rows,
@@ -226,3 +228,9 @@ class Assembly:
             limit_bytes=max(1, half // max(1, len(channels))),
             pinned=self._is_pinned(edge.id),
         )
+
+    def _traffic(self, edge: JobEdge) -> KeyTraffic | None:
+        shown, exchange = self._config.metrics_keys, edge.exchange
+        if exchange.kind != "hash" or shown == "off":
+            return None
+        return KeyTraffic(exchange.keys, self._deploy.graph.max_parallelism, show_keys=shown == "shown")

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -48,6 +48,7 @@ class OutputChannel:
         self.id = channel
         self.queued_bytes = 0
         self.bytes_sent = 0
+        self.rows_queued = 0
         self._credit = CreditSender()
         self._queue: deque[tuple[pa.RecordBatch, int] | Frame] = deque()
         self._send = send
@@ -64,6 +65,7 @@ class OutputChannel:
     def push_rows(self, batch: pa.RecordBatch) -> None:
         """Queue one frame of rows."""
         size = nbytes(batch)
+        self.rows_queued += batch.num_rows
         self._queue.append((batch, size))
         self.queued_bytes += size
         self._queued_batches += 1
@@ -151,6 +153,7 @@ class OutputEdge:
         self.channels = tuple(channels)
         self.tag = tag
         self._partitioner = partitioner
+        self._traffic = partitioner.traffic
         self._batch_rows = batch_rows
         self._linger_ms = linger_ms
         self._frame_bytes = frame_bytes
@@ -207,6 +210,8 @@ class OutputEdge:
         deadline = self.deadline_ms
         if deadline is not None and now_ms >= deadline:
             self.flush()
+        if self._traffic is not None:
+            self._traffic.tick(now_ms)
         sent = False
         for channel in self.channels:
             sent |= channel.pump()
@@ -221,6 +226,17 @@ class OutputEdge:
     def full(self) -> bool:
         """Whether some channel's queue has reached its bound."""
         return any(c.queued_bytes >= self._limit_bytes for c in self.channels)
+
+    def keyed_traffic(self) -> dict[str, Any] | None:
+        """Return which subtasks and keys the rows of a keyed exchange went to; None of another. On any thread.
+
+        `edge`: its id; `rows`: what was queued for each consumer so far; and, where keys are watched, what
+        `KeyTraffic.statistics` says."""
+        if not self._partitioner.keyed:
+            return None
+        rows = [channel.rows_queued for channel in self.channels]
+        watched = {} if self._traffic is None else self._traffic.statistics()
+        return {"edge": self.channels[0].id.edge, "rows": rows, **watched}
 
     def _wait_from(self, now_ms: int) -> None:
         if self._since_ms is None:

@@ -451,6 +451,7 @@ class Task:
             "queued_out": sum(c.queued_frames for c in channels.values()),
             "blocked_channels": [] if gate is None else [str(c) for c in gate.blocked_channels],
             "watermark": self.watermark,
+            "keyed_traffic": [t for edge in self._parts.edges if (t := edge.keyed_traffic()) is not None],
             "operators": {**self._source_statistics(), **self._chain.statistics()},
         }
 

@@ -17,6 +17,7 @@ from rayflow.runtime.master.run import JobRun
 
 _NUMBERS = ("rows_in", "rows_out", "batches_in", "bytes_in", "bytes_out", "queued_in", "queued_out")
 _RATIOS = ("busy", "backpressured", "idle")
+_GROUPS_DESCRIBED = 8
 _SHOWN = ("uid", "name", "parallelism", "chained")
 
 
@@ -39,19 +40,21 @@ def describe(ctx: Context, run: JobRun | None, state: JobState, node_id: str) ->
                 **{key: value for key, value in operator_json(graph, vertex).items() if key in _SHOWN},
                 "watermark": _watermark(_slowest(ctx, vertex.id)),
                 "rows_poisoned": _poisoned(ctx, vertex.id),
+                "skew": None if run is None else run.key_skew.report(vertex.id, groups=_GROUPS_DESCRIBED),
             }
             for vertex in graph.vertices
         ],
         "subtasks": subtasks,
         "job_manager": {"pid": os.getpid(), "node_id": node_id},
         "checkpoints": _checkpoint_counts(run),
+        "warnings": [] if run is None else run.key_skew.warnings(),
         "stale_messages": 0 if run is None else run.stale_messages,
     }
 
 
 def metrics(ctx: Context, run: JobRun | None, state: JobState) -> dict[str, Any]:
     """Return `rayflow metrics`: per subtask, and per operator: sums, and the slowest watermark (null while some
-    subtask has none). Counters are of the current attempt."""
+    subtask has none). Counters are of the current attempt. `skew`: of each keyed operator, see `KeySkew.report`."""
     subtasks = []
     operators: dict[str, list[dict[str, Any]]] = {}
     for subtask in ctx.job.subtasks:
@@ -67,8 +70,14 @@ def metrics(ctx: Context, run: JobRun | None, state: JobState) -> dict[str, Any]
         "attempt": ctx.attempt,
         "at": iso_utc(ctx.now_ms),
         "operators": {uid: _totals(values) for uid, values in operators.items()},
+        "skew": _skew(ctx, run),
         "subtasks": subtasks,
     }
+
+
+def _skew(ctx: Context, run: JobRun | None) -> dict[str, Any]:
+    found = {} if run is None else {v.id: run.key_skew.report(v.id) for v in ctx.job.graph.vertices}
+    return {uid: skew for uid, skew in found.items() if skew is not None}
 
 
 def _totals(subtasks: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from rayflow.runtime.master.checkpoints import Checkpoints
 from rayflow.runtime.master.closing import Closing
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.deployment import Deployment
+from rayflow.runtime.master.key_skew import KeySkew
 from rayflow.runtime.master.opening import Opening
 from rayflow.runtime.master.phases import Phase
 from rayflow.runtime.master.records import Records
@@ -109,6 +110,7 @@ class JobRun:
             "the job manager was restarted" if past else None,
         )
         self.recovery = Recovery(ctx, recovered=bool(past))
+        self.key_skew = KeySkew(ctx)
         self._deployment = Deployment(ctx, self.board, self.opening)
         self._running = Running(
             ctx,
@@ -165,6 +167,7 @@ class JobRun:
         ctx = self._ctx
         if isinstance(message, HeartbeatAnswered):
             ctx.fleet.heard(message, ctx.now_ms)
+            self.key_skew.heard(message.subtask, message.statistics)
             self._back_at_work(self.recovery.heard(message.statistics))
         elif message.attempt != ctx.attempt:
             # Newer ones come to a master that was superseded and does not know it yet.
@@ -173,6 +176,7 @@ class JobRun:
             return
         elif isinstance(message, Stopped):
             ctx.fleet.answered(message.subtask, message.statistics, ctx.now_ms)
+            self.key_skew.heard(message.subtask, message.statistics)
             self.board.closed(message.subtask, finished=self.phase is Phase.FINISHING)
         elif isinstance(message, TaskFailed):
             self._task_failed(message)
@@ -307,6 +311,7 @@ class JobRun:
         assert self.opening.beginning is not None, "deployed without a beginning"
         self.phase = Phase.RUNNING
         self.board.started()
+        self.key_skew.begin_attempt()
         self._lifecycle.handle(AttemptRunning())
         self._running.begin(self.opening.beginning)
         self.recovery.running()
@@ -411,6 +416,7 @@ class JobRun:
                 "subtask_killed", f"{subtask} did not close in {STOP_LIMIT_MS} ms", operator=subtask.vertex
             )
             ctx.fleet.end(subtask)
+        self.key_skew.end_attempt()
         self.phase = Phase.CLOSING
         state = self.coming_state
         ctx.note(f"job_{state.value.lower()}", f"the job is {state.value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -14,6 +15,20 @@ METRICS = {
     "operators": {
         "source-1": {"watermark": "2024-01-01T00:00:00Z", "rows_in": 1234, "null_time_rows": 3},
         "window-1": {"watermark": None, "rows_in": 0},
+    },
+    "skew": {
+        "window-1": {
+            "rows": [1200, 34],
+            "busiest": 0,
+            "busiest_to_mean": 1.945,
+            "busiest_to_least": 35.294,
+            "hot_keys": [
+                {"key": "'a b'", "hash": "00ff", "share": 0.5, "share_least": 0.48},
+                {"key": None, "hash": "01ff", "share": 0.2, "share_least": 0.15},
+                {"key": "'rare'", "hash": "02ff", "share": 0.2, "share_least": 0.001},
+            ],
+            "key_groups": [{"key_group": 7, "subtask": 0, "rows": 600, "share": 0.5}],
+        }
     },
     "subtasks": [],
 }
@@ -42,3 +57,12 @@ def test_the_table_has_counters_and_watermarks(rayflow):
     source, window = out.splitlines()[3:5]
     assert source.split() == ["source-1", "1,234", "2024-01-01T00:00:00Z", "null_time_rows", "3"]
     assert window.split() == ["window-1", "0", "–", "–"]
+
+
+def test_hot_keys_have_a_table_of_their_own_without_rare_ones(rayflow):
+    _, out, _ = rayflow("metrics", "job-1")
+    row = out.split("rows by key")[1].splitlines()[3]
+    assert re.split(" {2,}", row) == [
+        *("window-1", "1,200 34", "0", "1.945", "35.29"),
+        *("'a b' 48.0%, 01ff 15.0%", "7 50.0%"),
+    ]

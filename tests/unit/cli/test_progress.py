@@ -105,3 +105,12 @@ def test_table_has_a_line_per_chain():
     assert "demo  RUNNING" in text
     assert "read → filter" in text
     assert "60%" in text
+
+
+def test_a_warning_is_told_once_while_the_job_runs():
+    out = io.StringIO()
+    view, meter = PlainView(out), ProgressMeter()
+    for second in range(3):
+        warnings = ["skewed keys"] if second else []
+        view.show(meter.observe({**description(), "warnings": warnings}, float(second)))
+    assert out.getvalue().count("warning: skewed keys") == 1
