@@ -87,7 +87,8 @@ class Launcher:
         return found
 
     def end(self, process: Process, *, lost: bool) -> None:
-        """End the actor for good; `lost`: because it is dead, and others better avoid its node for a while."""
+        """End the actor for good; `lost`: since it is dead or out of reach, and others better avoid its node for a
+        while."""
         if process.node is not None:
             self._placement.remove(process.node, time.monotonic(), lost=lost)
         ray.kill(process.actor, no_restart=True)

@@ -125,11 +125,11 @@ class RayWorkerPool:
             ref = control.remote(self._tenure, message)
         self._work.put(lambda: self._watch(ref, _Call(worker, locates=False)))
 
-    def kill(self, subtask: SubtaskId) -> None:
+    def kill(self, subtask: SubtaskId, *, unreachable: bool = False) -> None:
         """End the actor of `subtask` for good, if there is one."""
         worker = self._workers.get(subtask)
         if worker is not None and self._take(worker):
-            self._work.put(lambda: self._end(worker, lost=False))
+            self._work.put(lambda: self._end(worker, lost=unreachable))
 
     def shutdown(self) -> None:
         """End all actors, and the pool's thread."""

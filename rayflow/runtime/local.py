@@ -210,7 +210,7 @@ class LocalCluster:
             message = replace(message, graph=pickle.loads(self._pickled))
         worker.post(message)
 
-    def kill(self, subtask: SubtaskId) -> None:
+    def kill(self, subtask: SubtaskId, *, unreachable: bool = False) -> None:
         """End the worker for good, without telling."""
         worker = self._take(subtask)
         if worker is not None:

@@ -87,8 +87,9 @@ class WorkerPool(Protocol):
         """Send without waiting. Order is kept; what is sent may be lost, or arrive twice. If the worker is dead,
         `on_worker_lost` follows."""
 
-    def kill(self, subtask: SubtaskId) -> None:
-        """End the worker of `subtask` for good; no `on_worker_lost` follows."""
+    def kill(self, subtask: SubtaskId, *, unreachable: bool = False) -> None:
+        """End the worker of `subtask` for good; no `on_worker_lost` follows. `unreachable`: it does not answer, and
+        others had better not be started where it is for a while."""
 
     def shutdown(self) -> None:
         """End all workers."""

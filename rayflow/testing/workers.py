@@ -226,7 +226,7 @@ class SimPool:
                 target=worker.process,
             )
 
-    def kill(self, subtask: SubtaskId) -> None:
+    def kill(self, subtask: SubtaskId, *, unreachable: bool = False) -> None:
         """See `WorkerPool`."""
         worker = self.workers.pop(subtask, None)
         if worker is not None:

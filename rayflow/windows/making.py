@@ -27,7 +27,7 @@ def time_window_operator(
 def _kind(
     windows: TimeWindows, aggregates: Sequence[tuple[str, AggregateExpr]], input_schema: pa.Schema
 ) -> type[TimeWindowOperator]:
-    if windows.slide_ns % windows.size_ns == 0 or windows.has_early_results:
+    if windows.by_window:
         return PaneWindows
     if not windows.updates and AggregateColumns(aggregates, input_schema).lanes() is not None:
         return RunningWindows

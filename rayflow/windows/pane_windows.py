@@ -27,7 +27,7 @@ from rayflow.state.accumulators.parts import SlotArray
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, WINDOW_START
 from rayflow.windows.panes import FrozenPanes, PaneTable
-from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows, pane_times
+from rayflow.windows.time_windows import PANES, TimeWindowOperator, TimeWindows, pane_times
 from rayflow.windows.updates import updated_rows
 
 _FLAGS, _SHOWN = "flags", "shown"
@@ -61,6 +61,9 @@ class PaneWindows(TimeWindowOperator):
         if not self._windows.updates:
             return
         self._reserve()
+        # Where no flags were written, since the job had no early results then, nothing was shown yet.
+        for keys, states in restored_batches(restored, PANES, self._key_schema):
+            self._changed.values[self._slots_of(keys, states)] = True
         for keys, flags in restored_batches(restored, _FLAGS, self._key_schema):
             slots = self._slots_of(keys, flags)
             for array, column in zip(self._flags(), flags.columns[1:]):

@@ -35,11 +35,11 @@ def check_parameters(
         if part.name != _PARAMETERS:
             continue
         written = {name: part.table.column(name)[0].as_py() for name in part.table.column_names}
-        if written != dict(parameters_ns):
+        if any(parameters_ns.get(name) != value for name, value in written.items()):
             raise user_error(
                 ctx,
                 f"the checkpoint's state is of windows with {_shown(written)}, this job's have "
-                f"{_shown(parameters_ns)}; restore with the windows as they were, or "
+                f"{_shown(parameters_ns)}; restore with the windows as they were, also as to early results, or "
                 "start the job without this checkpoint",
                 None,
             )

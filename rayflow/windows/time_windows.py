@@ -26,6 +26,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import gcd
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ from rayflow.windows.panes import FrozenPanes, Panes
 from rayflow.windows.parameters import check_parameters, parameter_parts
 from rayflow.windows.row_times import RowTimes
 
-_PANES = "windows"
+PANES = "windows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,13 @@ class TimeWindows:
             "slide": self.slide_ns,
             "offset": self.offset_ns,
             "allowed lateness": self.lateness_ns,
+            "state per": self.size_ns if self.by_window else gcd(self.size_ns, self.slide_ns),
         }
+
+    @property
+    def by_window(self) -> bool:
+        """Whether state is kept by window; else by slice, which are shared by windows and show no early results."""
+        return self.slide_ns % self.size_ns == 0 or self.has_early_results
 
     @property
     def updates(self) -> bool:
@@ -148,7 +155,7 @@ class TimeWindowOperator(Operator):
 
     def _restore(self, restored: Sequence[RestoredPart]) -> None:
         """Take up state that was written when time had come as far as it has now."""
-        for keys, others in restored_batches(restored, _PANES, self._key_schema):
+        for keys, others in restored_batches(restored, PANES, self._key_schema):
             slots = self._slots_of(keys, others)
             self._columns.merge(others.select(range(1, others.num_columns)), slots, self._panes.slot_limit)
 
@@ -277,7 +284,7 @@ class TimeWindowOperator(Operator):
         self._held.release(self.out)
         build = partial(self._pane_table(), self._columns.freeze())
         parameters = parameter_parts(self.ctx, self._windows.parameters_ns)
-        return (StatePart(name=_PANES, kind="keyed", build=build), self._times.snapshot(), *parameters)
+        return (StatePart(name=PANES, kind="keyed", build=build), self._times.snapshot(), *parameters)
 
     def _pane_table(self) -> partial[pa.Table]:
         return partial(_pane_table, self._panes.freeze(), self._pane_times(), self.ctx.max_parallelism)

@@ -103,10 +103,11 @@ class Fleet:
         self._suspects.pop(subtask, None)
         return self.ready.pop(subtask, None)
 
-    def end(self, subtask: SubtaskId) -> None:
-        """End a worker for good; the next `ensure` asks for another."""
+    def end(self, subtask: SubtaskId, *, unreachable: bool = False) -> None:
+        """End a worker for good; the next `ensure` asks for another, which if this one was `unreachable` better be
+        elsewhere."""
         self.worker_lost(subtask)
-        self._pool.kill(subtask)
+        self._pool.kill(subtask, unreachable=unreachable)
 
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
         """Send, if the worker is there (invariant 1)."""

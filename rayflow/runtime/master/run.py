@@ -261,7 +261,7 @@ class JobRun:
         ctx = self._ctx
         for subtask in ctx.fleet.beat(ctx.attempt, ctx.now_ms):
             reason = ctx.fleet.complaint(subtask, ctx.now_ms)
-            ctx.fleet.end(subtask)
+            ctx.fleet.end(subtask, unreachable=True)
             self.worker_lost(subtask, reason)
 
     def _overdue(self) -> bool:

@@ -188,3 +188,30 @@ def test_results_are_those_of_a_naive_model_over_what_was_not_late(
                 got[key, start] = (row["n"], row["total"], row["last"])
     assert got == expected
     assert (driven.count("late_rows"), driven.count("null_time_rows")) == (late, nulls)
+
+
+def other_windows(size_ms: int, slide_ms: int, early_rows: int | None) -> Any:
+    windows = TimeWindows(
+        keys=("k",), size_ns=size_ms * MS, slide_ns=slide_ms * MS, time_column="t", early_rows=early_rows
+    )
+    return lambda: time_window_operator(windows, AGGREGATES, SCHEMA)
+
+
+@pytest.mark.parametrize("early_rows", [1, 100])
+def test_windows_that_were_open_when_early_results_came_into_a_job_are_shown(
+    harness: Any, early_rows: int
+) -> None:
+    before = harness(other_windows(10, 10, None)).feed(batch((1.0, 3, 1), (2.0, 12, 2)))
+    after = harness(other_windows(10, 10, early_rows), restored=before.snapshot(1), restored_from=1)
+    after.feed(batch((2.0, 13, 4))).watermark(WATERMARK_MAX)
+    last = {(key, start): (n, total) for key, start, _, n, total in shown(after)}
+    assert last == {(1.0, 0): (1, 1), (2.0, 10): (2, 6)}
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 1), (1, None)])
+def test_sliding_windows_keep_state_otherwise_with_early_results_and_say_so(
+    harness: Any, before: int | None, after: int | None
+) -> None:
+    written = harness(other_windows(10, 5, before)).feed(batch((1.0, 3, 1), (1.0, 7, 2)))
+    with pytest.raises(UserFunctionError, match="early results"):
+        harness(other_windows(10, 5, after), restored=written.snapshot(1), restored_from=1)

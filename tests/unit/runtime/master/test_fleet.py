@@ -27,7 +27,7 @@ class Pool:
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
         self.sent.append(message)
 
-    def kill(self, subtask: SubtaskId) -> None:
+    def kill(self, subtask: SubtaskId, *, unreachable: bool = False) -> None:
         pass
 
     def shutdown(self) -> None:

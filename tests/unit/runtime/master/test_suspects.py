@@ -22,7 +22,7 @@ class Pool:
     def send(self, subtask, message):
         self.sent.append((subtask, message))
 
-    def kill(self, subtask):
+    def kill(self, subtask, *, unreachable=False):
         pass
 
     def shutdown(self):
