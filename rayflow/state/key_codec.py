@@ -10,6 +10,7 @@ Floats are made canonical first: −0.0 becomes 0.0, every NaN the same NaN. Nul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,50 +64,70 @@ class KeyCodec:
     @property
     def is_words(self) -> bool:
         """Whether keys are `WordKeys` (else `ByteKeys`)."""
-        return isinstance(self._single, _WordColumn)
+        return isinstance(self._single, WordColumn)
 
     def encode(self, columns: pa.RecordBatch) -> WordKeys | ByteKeys:
         """Return the keys of the rows; `columns` are the key columns, in the order of the schema."""
         if self._single is not None:
             return self._single.encode(columns.column(0))
-        from rayflow.state import key_kernels
-
         parts = [codec.encode(columns.column(i)) for i, codec in enumerate(self._columns)]
-        lengths = np.zeros(columns.num_rows, np.int64)
-        for part in parts:
-            lengths += _row_lengths(part)
-        offsets = np.zeros(columns.num_rows + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        data = np.empty(int(offsets[-1]), np.uint8)
-        at = offsets[:-1].copy()
-        for part in parts:
-            if isinstance(part, WordKeys):
-                key_kernels.put_words(data, at, part.words, part.valid)
-            else:
-                key_kernels.put_bytes(data, at, part.data, part.offsets, part.valid)
-        return ByteKeys(data, offsets, _ALL_VALID)
+        return pack(parts, columns.num_rows)
 
     def decode(self, keys: WordKeys | ByteKeys) -> pa.RecordBatch:
         """Return the key columns that `encode` made `keys` of."""
         if self._single is not None:
             return pa.RecordBatch.from_arrays([self._single.decode(keys)], schema=self.schema)
+        assert isinstance(keys, ByteKeys)
+        packed = Unpacker(keys)
+        arrays = [
+            codec.decode(packed.words() if isinstance(codec, WordColumn) else packed.bytes())
+            for codec in self._columns
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+def pack(parts: Sequence[WordKeys | ByteKeys], rows: int) -> ByteKeys:
+    """Return each row's parts one after another, as bytes that `Unpacker` reads."""
+    from rayflow.state import key_kernels
+
+    lengths = np.zeros(rows, np.int64)
+    for part in parts:
+        lengths += _row_lengths(part)
+    offsets = np.zeros(rows + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    data = np.empty(int(offsets[-1]), np.uint8)
+    at = offsets[:-1].copy()
+    for part in parts:
+        if isinstance(part, WordKeys):
+            key_kernels.put_words(data, at, part.words, part.valid)
+        else:
+            key_kernels.put_bytes(data, at, part.data, part.offsets, part.valid)
+    return ByteKeys(data, offsets, _ALL_VALID)
+
+
+class Unpacker:
+    """Reads the parts of packed rows in the order in which they were given."""
+
+    def __init__(self, packed: ByteKeys) -> None:
+        self._data = packed.data
+        self._at = packed.offsets[:-1].copy()
+
+    def words(self) -> WordKeys:
+        """Return the next part, which was a word a row."""
         from rayflow.state import key_kernels
 
-        assert isinstance(keys, ByteKeys)
-        rows, at, arrays = len(keys), keys.offsets[:-1].copy(), []
-        for codec in self._columns:
-            valid = np.empty(rows, np.uint8)
-            part: WordKeys | ByteKeys
-            if isinstance(codec, _WordColumn):
-                words = np.empty(rows, np.uint64)
-                key_kernels.get_words(keys.data, at, words, valid)
-                part = WordKeys(words, valid)
-            else:
-                starts, lengths = np.empty(rows, np.int64), np.empty(rows, np.int64)
-                key_kernels.get_lengths(keys.data, at, starts, lengths, valid)
-                part = gather(keys.data, starts, lengths, valid)
-            arrays.append(codec.decode(part))
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        words, valid = np.empty(len(self._at), np.uint64), np.empty(len(self._at), np.uint8)
+        key_kernels.get_words(self._data, self._at, words, valid)
+        return WordKeys(words, valid)
+
+    def bytes(self) -> ByteKeys:
+        """Return the next part, which was bytes."""
+        from rayflow.state import key_kernels
+
+        rows = len(self._at)
+        starts, lengths, valid = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.uint8)
+        key_kernels.get_lengths(self._data, self._at, starts, lengths, valid)
+        return gather(self._data, starts, lengths, valid)
 
 
 def gather(arena: U8, starts: I64, lengths: I64, valid: U8) -> ByteKeys:
@@ -128,25 +149,25 @@ def _row_lengths(part: WordKeys | ByteKeys) -> I64:
     return 1 + payload * part.valid if len(part.valid) else 1 + payload
 
 
-def _column_codec(field: pa.Field) -> _WordColumn | _ByteColumn:
+def _column_codec(field: pa.Field) -> WordColumn | ByteColumn:
     type_ = field.type
     plain = type_.value_type if pa.types.is_dictionary(type_) else type_
     plain = plain.storage_type if isinstance(plain, pa.BaseExtensionType) else plain
     if is_fixed_width(plain) or pa.types.is_null(plain):
-        return _WordColumn(type_, plain)
+        return WordColumn(type_, plain)
     t = pa.types
     if t.is_string(plain) or t.is_large_string(plain) or t.is_string_view(plain):
-        return _ByteColumn(type_, plain)
+        return ByteColumn(type_, plain)
     if t.is_binary(plain) or t.is_large_binary(plain) or t.is_binary_view(plain):
-        return _ByteColumn(type_, plain)
+        return ByteColumn(type_, plain)
     if t.is_fixed_size_binary(plain) or t.is_decimal(plain):
-        return _ByteColumn(type_, plain)
+        return ByteColumn(type_, plain)
     raise TypeError(
         f"column {field.name!r} of type {type_} cannot be a key; use numbers, strings, binary or times"
     )
 
 
-def _storage(array: pa.Array) -> pa.Array:
+def storage_of(array: pa.Array) -> pa.Array:
     """Return `array` without its dictionary or extension type."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
@@ -155,7 +176,7 @@ def _storage(array: pa.Array) -> pa.Array:
     return array
 
 
-def _restore(array: pa.Array, type_: pa.DataType) -> pa.Array:
+def restored_as(array: pa.Array, type_: pa.DataType) -> pa.Array:
     """Return `array` of a plain type as `type_`, which may be a dictionary or extension type."""
     if isinstance(type_, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(type_, array)
@@ -166,14 +187,15 @@ def _restore(array: pa.Array, type_: pa.DataType) -> pa.Array:
     return array if array.type == type_ else array.cast(type_)
 
 
-def _validity(array: pa.Array) -> U8:
+def validity(array: pa.Array) -> U8:
+    """Return 1 where a value is valid, 0 where it is null; nothing where all are valid."""
     if array.null_count == 0:
         return _ALL_VALID
     valid: npt.NDArray[Any] = array.is_valid().to_numpy(zero_copy_only=False)
     return valid.view(np.uint8)
 
 
-class _WordColumn:
+class WordColumn:
     """One fixed-width column (or one of type null) as a word a row."""
 
     def __init__(self, type_: pa.DataType, plain: pa.DataType) -> None:
@@ -182,7 +204,7 @@ class _WordColumn:
 
     def encode(self, array: pa.Array) -> WordKeys:
         """Return a word a row."""
-        array = _storage(array)
+        array = storage_of(array)
         if self._fixed is None:
             return WordKeys(np.zeros(len(array), np.uint64), np.zeros(len(array), np.uint8))
         # A copy, even if nothing changed its type: what Arrow shares is read-only.
@@ -190,18 +212,18 @@ class _WordColumn:
         if self._fixed.dtype.kind == "f":
             numbers += 0.0  # turns −0.0 into 0.0
             numbers[np.isnan(numbers)] = np.nan
-        return WordKeys(numbers.view(np.uint64), _validity(array))
+        return WordKeys(numbers.view(np.uint64), validity(array))
 
     def decode(self, keys: WordKeys | ByteKeys) -> pa.Array:
         """Return the column of `keys`."""
         assert isinstance(keys, WordKeys)
         if self._fixed is None:
-            return _restore(pa.nulls(len(keys)), self._type)
+            return restored_as(pa.nulls(len(keys)), self._type)
         null = (keys.valid == 0) if len(keys.valid) else None
-        return _restore(self._fixed.array(keys.words.view(self._fixed.dtype), null), self._type)
+        return restored_as(self._fixed.array(keys.words.view(self._fixed.dtype), null), self._type)
 
 
-class _ByteColumn:
+class ByteColumn:
     """One column of variable width (or a wide fixed one, as decimals) as bytes a row."""
 
     def __init__(self, type_: pa.DataType, plain: pa.DataType) -> None:
@@ -211,8 +233,8 @@ class _ByteColumn:
 
     def encode(self, array: pa.Array) -> ByteKeys:
         """Return the bytes of every row."""
-        array = _storage(array)
-        valid = _validity(array)
+        array = storage_of(array)
+        valid = validity(array)
         if self._width:
             array = array.view(pa.binary(self._width))
         raw = array.cast(pa.large_binary())
@@ -240,4 +262,4 @@ class _ByteColumn:
             plain = raw.cast(pa.binary(self._width)).view(self._plain)
         else:
             plain = raw.cast(self._plain)
-        return _restore(plain, self._type)
+        return restored_as(plain, self._type)

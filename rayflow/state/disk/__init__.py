@@ -1,0 +1,5 @@
+"""State on the node's disk, with what is in use in memory.
+
+Rows become bytes (`row_codec`, `key_bytes`) in a key-value store (`row_store`; `rocks`: RocksDB, in the folders of
+`scratch`). `cached_keys` is the key index of operators whose rows lie there, `stored_rows` what a barrier sees of it.
+"""

@@ -1,0 +1,387 @@
+"""A key index whose rows lie on disk, with those in use in memory: a write-back cache.
+
+Theory of operation. Operators see a `KeyIndex`: keys become slots, and what belongs to a key lies in columns by slot,
+which stay as they are and know nothing of disks. `insert` first brings in the rows of those keys of the batch that are
+on disk (one read for all), the way a restore would. Where the columns outgrow their share of memory, the keys that were
+not used for longest go: in bulk, a quarter at once, since taking slots out costs about the same for one as for many. A
+row is written only if it was changed since it was read.
+
+Room. Columns by slot never shrink, so bytes alone cannot say when to evict: when they first pass the limit, the number
+of keys there are then becomes the *capacity*. It falls when the bytes grow all the same (longer values), and rises when
+they have fallen. Columns grow by half at a time, and the limit leaves room for that.
+
+Changes. Each row carries the *epoch* in which its key was last logged as changed; an epoch begins at each barrier and
+has the number of its checkpoint. With every write goes one log entry that lists the keys changed for the first time in
+the current epoch, deletions too. What changed since a checkpoint is what the log says for its epoch and those after;
+the row then shows whether it was a change or a deletion. At a barrier all changed rows are written, and a view of the
+store is the snapshot: it is read on another thread while the task goes on.
+
+| key in the store | value |
+|---|---|
+| `R` key | the row: its epoch, its columns |
+| `D` epoch, number | keys changed in this epoch: their lengths, and these |
+| `T` kind, time, key | nothing: a key on disk is due then (see `Due`) |
+
+Invariants:
+
+1. A key is in memory, or its row is on disk, or it does not exist; if both, what is in memory counts.
+2. A clean slot's row is on disk as it is in memory.
+3. Between two barriers every key that was inserted or removed is logged by the next barrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rayflow.observe.metrics import MetricGroup
+from rayflow.state.disk.key_bytes import (
+    LOG,
+    ROW,
+    after,
+    decoded_keys,
+    due_name,
+    due_of,
+    due_prefix,
+    joined_keys,
+    key_bytes,
+    log_name,
+    taken,
+)
+from rayflow.state.disk.row_codec import RowCodec, joined, pieces
+from rayflow.state.disk.row_store import RowStore
+from rayflow.state.disk.stored_rows import StoredRows
+from rayflow.state.key_codec import I64, ByteKeys, WordKeys
+from rayflow.state.key_index import KeyIndex
+from rayflow.state.key_table import grown
+
+_EPOCH = "__epoch"
+_NO_EPOCH = -1
+_GROWTH = 1.5
+_EVICTED_SHARE = 0.25
+_ROOM_LEFT = 0.8
+_GREW = 1.05
+_CHUNK_ROWS = 16_384
+
+
+class SlotRows(Protocol):
+    """What an operator keeps for its keys, by slot."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a row."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held, at least about."""
+
+    @property
+    def kinds_of_due(self) -> int:
+        """Into how many kinds of timers a row's timers fall; see `Due`."""
+
+    def reserve(self, slot_limit: int) -> None:
+        """Make room for slots below `slot_limit`."""
+
+    def rows(self, slots: I64) -> pa.RecordBatch:
+        """Return the rows of `slots`."""
+
+    def restore(self, slots: I64, rows: pa.RecordBatch) -> None:
+        """Take rows that `rows` gave. The slots are as if never used, and none is given twice."""
+
+    def clear(self, slots: I64) -> None:
+        """Forget `slots`, timers included (none given twice): they are as if never used."""
+
+    def due(self, kind: int, slots: I64) -> dict[int, int]:
+        """Return when the first timer of this kind is due, of those slots that have any."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskShare:
+    """What an operator gets of the disk backend: a way to its store, and how much memory it may use in all.
+
+    Of the memory, half is for columns by slot and the key index, a quarter for the store itself, and a quarter for
+    rows on their way between the two. `ticks_ns` is a clock for durations.
+    """
+
+    open_rows: Callable[[int], RowStore]
+    memory_bytes: int
+    ticks_ns: Callable[[], int]
+    metrics: MetricGroup
+
+    def keys(self, schema: pa.Schema, rows: SlotRows) -> CachedKeys:
+        """Return an empty index of keys of `schema` whose rows are `rows`. Raises TypeError where they cannot lie on
+        disk."""
+        RowCodec(rows.schema)
+        store = self.open_rows(self.memory_bytes // 4)
+        return CachedKeys(schema, rows, store, self.memory_bytes // 2, self.ticks_ns, self.metrics)
+
+
+class CachedKeys(KeyIndex):
+    """See the module. `live`, `len` and `freeze` are of what is in memory. `budget_bytes` bounds that."""
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        rows: SlotRows,
+        store: RowStore,
+        budget_bytes: int,
+        ticks_ns: Callable[[], int],
+        metrics: MetricGroup,
+    ) -> None:
+        super().__init__(schema)
+        self._rows = rows
+        self._store = store
+        self._limit_bytes = int(budget_bytes / _GROWTH)
+        self._budget_bytes = budget_bytes
+        self._row_codec = _row_codec(rows.schema)
+        self._capacity: int | None = None
+        self._settled_bytes = 0
+        self._turn = 0
+        self._used: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._dirty: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._stored: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._logged: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._epoch = 0
+        self._entries = 0
+        self._absent = 0
+        self._swept_to = ROW
+        self._next_due: list[int | None] = [None] * rows.kinds_of_due
+        self._ticks_ns = ticks_ns
+        self._metrics = metrics
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held, those of the rows included."""
+        own = (self._used, self._dirty, self._stored, self._logged)
+        return self._table.nbytes + self._rows.nbytes + sum(array.nbytes for array in own)
+
+    # ---------------------------------------------------------------------------------- batches
+
+    def insert(self, keys: pa.RecordBatch) -> tuple[I64, I64]:
+        """See `KeyIndex`: the slots of the keys, whose rows are in memory until the next `insert`, and the rows of
+        `keys` that brought one that is nowhere. The keys count as changed."""
+        return self._insert(keys, changes=True)
+
+    def _insert(self, keys: pa.RecordBatch, *, changes: bool) -> tuple[I64, I64]:
+        encoded = self._codec.encode(keys)
+        self._turn += 1
+        self._make_room(encoded)
+        slots, fresh = self._table.insert(encoded)
+        self._reserve()
+        self._used[slots] = self._turn
+        if len(fresh):
+            new = slots[fresh]
+            self._dirty[new] = False
+            self._stored[new] = False
+            self._logged[new] = _NO_EPOCH
+            fresh = self._load(encoded, slots, fresh)
+        if changes:
+            self._dirty[slots] = True
+        self._metrics.counter("state_keys").inc(len(slots))
+        return slots, fresh
+
+    def touch(self, slots: I64) -> None:
+        """The rows of `slots` are about to change."""
+        self._used[slots] = self._turn
+        self._dirty[slots] = True
+
+    def remove(self, slots: I64) -> None:
+        """See `KeyIndex`."""
+        stored = slots[self._stored[slots]]
+        if len(stored):
+            keys = key_bytes(self._table.stored().gather(stored))
+            unlogged = np.flatnonzero(self._logged[stored] != self._epoch)
+            entry = self._log_entry([keys[i] for i in unlogged.tolist()])
+            self._store.write(entry, [ROW + key for key in keys])
+        self._dirty[slots] = False
+        self._stored[slots] = False
+        super().remove(slots)
+
+    def close(self) -> None:
+        """Give the store back."""
+        self._store.close()
+
+    def _reserve(self) -> None:
+        limit = self.slot_limit
+        self._rows.reserve(limit)
+        self._used, self._logged = grown(self._used, limit), grown(self._logged, limit)
+        self._dirty, self._stored = grown(self._dirty, limit), grown(self._stored, limit)
+
+    def _load(self, encoded: WordKeys | ByteKeys, slots: I64, fresh: I64) -> I64:
+        """Bring in the rows of new slots that are on disk; return which of `fresh` are not."""
+        if self._absent == 0:
+            return fresh
+        began_ns = self._ticks_ns()
+        nowhere = []
+        for begin in range(0, len(fresh), _CHUNK_ROWS):
+            chunk = fresh[begin : begin + _CHUNK_ROWS]
+            found = self._store.get([ROW + key for key in key_bytes(taken(encoded, chunk))])
+            there = np.fromiter((row is not None for row in found), np.bool_, len(found))
+            self._take_in(slots[chunk[there]], [row for row in found if row is not None])
+            nowhere.append(chunk[~there])
+        self._metrics.counter("state_fetch_ns").inc(self._ticks_ns() - began_ns)
+        return np.concatenate(nowhere)
+
+    def _take_in(self, slots: I64, packed: list[bytes]) -> None:
+        if not packed:
+            return
+        rows = self._row_codec.decode(joined(packed))
+        self._rows.restore(slots, rows.select(self._rows.schema.names))
+        self._logged[slots] = rows.column(_EPOCH).to_numpy()
+        self._stored[slots] = True
+        self._absent -= len(packed)
+        self._metrics.counter("state_fetched_keys").inc(len(packed))
+
+    # ---------------------------------------------------------------------------------- room
+
+    def _make_room(self, coming: WordKeys | ByteKeys) -> None:
+        nbytes = self.nbytes
+        if nbytes > max(self._limit_bytes, int(_GREW * self._settled_bytes)):
+            self._capacity = len(self) if self._capacity is None else min(self._capacity, len(self))
+        capacity = self._capacity
+        if capacity is None or len(self) + len(coming) <= capacity:
+            return
+        known = self._table.find(coming)
+        new = known < 0
+        missing = int(np.count_nonzero(new))
+        if len(self) + missing <= capacity:
+            return
+        if nbytes < _ROOM_LEFT * self._limit_bytes:
+            self._capacity = len(self) + missing
+            return
+        # What is needed now is not cold.
+        self._used[known[~new]] = self._turn
+        wanted = max(0, int((1 - _EVICTED_SHARE) * capacity) - missing)
+        if len(self) > wanted:
+            self._evict(len(self) - wanted)
+            self._settled_bytes = self.nbytes
+
+    def _evict(self, count: int) -> None:
+        began_ns = self._ticks_ns()
+        live = self.live()
+        used = self._used[live]
+        cold = live[used < self._turn]
+        if len(cold) > count:
+            cold = np.sort(cold[np.argpartition(self._used[cold], count)[:count]])
+        if len(cold) == 0:
+            return
+        self._write(cold[self._dirty[cold]])
+        for kind in range(len(self._next_due)):
+            self._index_due(kind, cold)
+        self._rows.clear(cold)
+        self._stored[cold] = False
+        super().remove(cold)
+        self._absent += len(cold)
+        self._metrics.counter("state_evicted_keys").inc(len(cold))
+        self._metrics.counter("state_evict_ns").inc(self._ticks_ns() - began_ns)
+        self.measure()
+
+    def measure(self) -> None:
+        """Update the gauges of bytes in memory and on disk."""
+        self._metrics.gauge("state_memory_bytes").set(self.nbytes)
+        self._metrics.gauge("state_disk_bytes").set(self._store.nbytes())
+
+    def _write(self, slots: I64) -> None:
+        """Write rows, and log what changes for the first time in this epoch."""
+        for begin in range(0, len(slots), _CHUNK_ROWS):
+            chunk = slots[begin : begin + _CHUNK_ROWS]
+            keys = key_bytes(self._table.stored().gather(chunk))
+            unlogged = np.flatnonzero(self._logged[chunk] != self._epoch)
+            entry = self._log_entry([keys[i] for i in unlogged.tolist()])
+            rows = self._rows.rows(chunk)
+            epochs = pa.array(np.full(len(chunk), self._epoch))
+            packed = self._row_codec.encode(
+                pa.RecordBatch.from_arrays([epochs, *rows.columns], schema=self._row_codec.schema)
+            )
+            puts = list(zip((ROW + key for key in keys), pieces(packed)))
+            self._store.write([*puts, *entry])
+            self._dirty[chunk] = False
+            self._stored[chunk] = True
+            self._logged[chunk] = self._epoch
+
+    def _log_entry(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        if not keys:
+            return []
+        self._entries += 1
+        return [(log_name(self._epoch, self._entries), joined_keys(keys))]
+
+    # ---------------------------------------------------------------------------------- on disk
+
+    def revisit(self, count: int) -> I64:
+        """Bring in the next keys on disk, about `count`, in an order that comes to each in time; return their slots.
+        They do not count as changed."""
+        if self._absent == 0:
+            return np.zeros(0, np.int64)
+        found = self._store.scan(self._swept_to, after(ROW), count)
+        self._swept_to = found[-1][0] + b"\0" if len(found) == count else ROW
+        return self._bring([key[1:] for key, _ in found])
+
+    def next_due(self, kind: int) -> int | None:
+        """Return when the first timer of a key on disk is due, or earlier; None where there is none."""
+        return self._next_due[kind]
+
+    def bring_due(self, kind: int, limit: int, most: int) -> int:
+        """Bring in keys on disk that have timers due up to `limit`, the earliest first, up to `most`. Return up to when
+        all that is due is in memory now."""
+        first = self._next_due[kind]
+        if first is None or first > limit:
+            return limit
+        prefix = due_prefix(kind)
+        found = self._store.scan(prefix, due_name(kind, limit + 1), most)
+        if found:
+            self._bring([due_of(name)[1] for name, _ in found])
+            self._store.write([], [name for name, _ in found])
+        rest = self._store.scan(prefix, after(prefix), 1)
+        self._next_due[kind] = due_of(rest[0][0])[0] if rest else None
+        return limit if len(found) < most else due_of(found[-1][0])[0]
+
+    def forget_due(self, kind: int) -> None:
+        """Keys on disk are not due any more."""
+        prefix = due_prefix(kind)
+        self._store.delete_range(prefix, after(prefix))
+        self._next_due[kind] = None
+
+    def _bring(self, keys: list[bytes]) -> I64:
+        if not keys:
+            return np.zeros(0, np.int64)
+        slots, nowhere = self._insert(decoded_keys(self._codec, keys), changes=False)
+        gone = slots[nowhere]
+        if len(gone):
+            # Due once, and removed since.
+            self.remove(gone)
+        return np.unique(slots[~np.isin(slots, gone)])
+
+    def _index_due(self, kind: int, slots: I64) -> None:
+        due = self._rows.due(kind, slots)
+        if not due:
+            return
+        keys = key_bytes(self._table.stored().gather(np.fromiter(due, np.int64, len(due))))
+        self._store.write([(due_name(kind, time, key), b"") for time, key in zip(due.values(), keys)])
+        first, soonest = self._next_due[kind], min(due.values())
+        self._next_due[kind] = soonest if first is None else min(first, soonest)
+
+    # ---------------------------------------------------------------------------------- checkpoints
+
+    def barrier(self, checkpoint_id: int) -> StoredRows:
+        """Write what changed; return all rows as they are now. What changes from now on belongs to the epoch of this
+        checkpoint."""
+        live = self.live()
+        began_ns = self._ticks_ns()
+        self._write(live[self._dirty[live]])
+        self._metrics.counter("state_evict_ns").inc(self._ticks_ns() - began_ns)
+        self.measure()
+        self._epoch = checkpoint_id
+        return StoredRows(self._store.view(), self._codec, self._row_codec)
+
+    def completed(self, checkpoint_id: int) -> None:
+        """What changed before this checkpoint will not be asked for any more."""
+        self._store.delete_range(LOG, log_name(checkpoint_id))
+
+
+def _row_codec(schema: pa.Schema) -> RowCodec:
+    return RowCodec(pa.schema([pa.field(_EPOCH, pa.int64()), *schema]))

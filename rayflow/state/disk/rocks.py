@@ -1,0 +1,173 @@
+"""`RowStore` in RocksDB (through rocksdict): state on the node's disk.
+
+Memory. Everything that RocksDB allocates by itself is bounded by `memory_bytes`: a quarter are memtables (two of
+them), half is the block cache, which holds index and filter blocks too, and the rest is left for what compactions and
+open files take for a while.
+
+Durability. There is none: no write-ahead log, no fsync. The folder is removed with the store.
+
+Views. rocksdict's snapshots pin point reads only, their iterators read what is there now (0.3.29); an iterator itself
+pins what it saw when it was made. So a view is one of each, made together.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rayflow.model.errors import StorageError
+from rayflow.state.disk.row_store import Pairs
+
+_MIN_MEMTABLE_BYTES = 64 << 10
+_MIN_CACHE_BYTES = 256 << 10
+_BLOCK_BYTES = 4 << 10
+_BLOOM_BITS_PER_KEY = 10
+_COMPACTION_READ_BYTES = 256 << 10
+_FILE_BYTES = 16 << 20
+_BACKGROUND_JOBS = 2
+_OPEN_FILES = 256
+
+
+class RocksView:
+    """The rows at one moment. For one thread, any."""
+
+    def __init__(self, db: Any, origin: str) -> None:
+        self._snapshot, self._iterator, self._origin = db.snapshot(), db.iter(), origin
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `RowView`."""
+        found: list[bytes | None] = []
+        for key in keys:
+            try:
+                found.append(self._snapshot[key])
+            except KeyError:
+                found.append(None)
+            except Exception as error:
+                raise failed("read", self._origin, error) from None
+        return found
+
+    def scan(self, start: bytes, stop: bytes, limit: int) -> Pairs:
+        """See `RowView`."""
+        return _scan(self._iterator, start, stop, limit, self._origin)
+
+
+class RocksRows:
+    """Rows in the folder `path`, which must not exist."""
+
+    def __init__(self, path: Path, memory_bytes: int) -> None:
+        from rocksdict import Rdict, WriteBatch, WriteOptions
+
+        self._path = path
+        self._batch = WriteBatch
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db: Any = Rdict(str(path), _options(memory_bytes))
+        except Exception as error:
+            raise failed("open", str(path), error) from None
+        options: Any = WriteOptions()
+        options.disable_wal = True
+        self._db.set_write_options(options)
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `RowView`."""
+        try:
+            found: list[bytes | None] = self._db.get(list(keys))
+        except Exception as error:
+            raise failed("read", str(self._path), error) from None
+        return found
+
+    def scan(self, start: bytes, stop: bytes, limit: int) -> Pairs:
+        """See `RowView`."""
+        return _scan(self._db.iter(), start, stop, limit, str(self._path))
+
+    def write(self, puts: Pairs, deletes: Sequence[bytes] = ()) -> None:
+        """See `RowStore`."""
+        batch = self._batch(raw_mode=True)
+        put, delete = batch.put, batch.delete
+        for key, value in puts:
+            put(key, value)
+        for key in deletes:
+            delete(key)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise failed("write", str(self._path), error) from None
+
+    def delete_range(self, start: bytes, stop: bytes) -> None:
+        """See `RowStore`."""
+        try:
+            self._db.delete_range(start, stop)
+        except Exception as error:
+            raise failed("write", str(self._path), error) from None
+
+    def view(self) -> RocksView:
+        """See `RowStore`."""
+        return RocksView(self._db, str(self._path))
+
+    def nbytes(self) -> int:
+        """See `RowStore`."""
+        on_disk = self._db.property_int_value("rocksdb.live-sst-files-size") or 0
+        unflushed = self._db.property_int_value("rocksdb.cur-size-all-mem-tables") or 0
+        return int(on_disk + unflushed)
+
+    def close(self) -> None:
+        """See `RowStore`."""
+        # Views hold the database itself, and files that are open outlive their names.
+        self._db.cancel_all_background(True)
+        self._db.close()
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _scan(iterator: Any, start: bytes, stop: bytes, limit: int, origin: str) -> Pairs:
+    found: Pairs = []
+    valid, key, value, move = iterator.valid, iterator.key, iterator.value, iterator.next
+    try:
+        iterator.seek(start)
+        while len(found) < limit and valid():
+            at = key()
+            if at >= stop:
+                return found
+            found.append((at, value()))
+            move()
+        iterator.status()
+    except Exception as error:
+        raise failed("read", origin, error) from None
+    return found
+
+
+def failed(verb: str, origin: str, error: Exception) -> StorageError:
+    """Return the error of a store at `origin`."""
+    text = str(error)
+    full = "No space left" in text or "Disk quota" in text
+    hint = "; free space there, or keep state elsewhere (state.dir)" if full else ""
+    return StorageError(f"cannot {verb} state at {origin}: {text or type(error).__name__}{hint}")
+
+
+def _options(memory_bytes: int) -> Any:
+    from rocksdict import BlockBasedIndexType, BlockBasedOptions, Cache, DBCompressionType, Options
+
+    blocks = BlockBasedOptions()
+    blocks.set_block_cache(Cache(max(_MIN_CACHE_BYTES, memory_bytes // 2)))
+    blocks.set_block_size(_BLOCK_BYTES)
+    blocks.set_bloom_filter(_BLOOM_BITS_PER_KEY, False)
+    blocks.set_cache_index_and_filter_blocks(True)
+    # In pieces: the filter of a large file would not fit a small cache.
+    blocks.set_index_type(BlockBasedIndexType.two_level_index_search())
+    blocks.set_partition_filters(True)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_error_if_exists(True)
+    options.set_block_based_table_factory(blocks)
+    options.set_write_buffer_size(max(_MIN_MEMTABLE_BYTES, memory_bytes // 8))
+    options.set_max_write_buffer_number(2)
+    options.set_target_file_size_base(_FILE_BYTES)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_compaction_readahead_size(_COMPACTION_READ_BYTES)
+    options.set_max_background_jobs(_BACKGROUND_JOBS)
+    options.set_max_open_files(_OPEN_FILES)
+    options.set_keep_log_file_num(1)
+    options.set_stats_dump_period_sec(0)
+    options.set_use_fsync(False)
+    return options

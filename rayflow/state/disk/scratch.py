@@ -1,0 +1,113 @@
+"""The folder for state on disk: one per process and configured place, gone when the process is.
+
+`<state.dir>/rayflow-state-<user id>/<pid>-<token>/` holds the stores of one process. The process keeps its file `lock`
+locked as long as it lives; whoever begins there removes the folders whose lock nobody holds, which processes left that
+were killed. Process ids alone would not tell: they are used again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rayflow.model.errors import ConfigError
+from rayflow.state.disk.rocks import RocksRows
+from rayflow.state.disk.row_store import RowStore
+
+_LOCK = "lock"
+
+
+class Scratch:
+    """A process's folder below `parent`. Made with its first store, removed by `remove` or by who comes later."""
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+        self._guard = threading.Lock()
+        self._count = 0
+        self._lock: int | None = None
+        self._owner = 0
+        self.path = parent
+
+    def open_rows(self, name: str, memory_bytes: int) -> RowStore:
+        """Open an empty store. Raises ConfigError where the folder cannot be used."""
+        with self._guard:
+            if self._lock is None or self._owner != os.getpid():
+                self._begin()
+            self._count += 1
+            number = self._count
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)[:80]
+        return RocksRows(self.path / f"{safe}-{number}", memory_bytes)
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        with self._guard:
+            if self._lock is not None and self._owner == os.getpid():
+                shutil.rmtree(self.path, ignore_errors=True)
+                os.close(self._lock)
+            self._lock = None
+
+    def _begin(self) -> None:
+        try:
+            self._parent.mkdir(parents=True, exist_ok=True)
+            with _exclusive(self._parent):
+                self._sweep()
+                self.path = self._parent / f"{os.getpid()}-{secrets.token_hex(4)}"
+                self.path.mkdir()
+                self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._owner = os.getpid()
+        except OSError as error:
+            raise ConfigError(
+                f"state.dir: {self._parent} cannot hold state: {error.strerror or error}; name a folder on a local "
+                "disk that can be written"
+            ) from None
+
+    def _sweep(self) -> None:
+        for folder in sorted(self._parent.iterdir()):
+            if folder.is_dir() and _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR)
+    except OSError:
+        # Folders get their lock while nobody else may look: this one's maker died in between, or it is being removed.
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    lock = os.open(folder / f".{_LOCK}", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+_scratches: dict[Path, Scratch] = {}
+_making = threading.Lock()
+
+
+def scratch_of(state_dir: str | None) -> Scratch:
+    """Return this process's scratch in `state_dir`; None: the system's folder for temporary files."""
+    parent = Path(state_dir or tempfile.gettempdir()) / f"rayflow-state-{os.getuid()}"
+    with _making:
+        if parent not in _scratches:
+            _scratches[parent] = Scratch(parent)
+        return _scratches[parent]
