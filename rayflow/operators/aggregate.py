@@ -34,10 +34,13 @@ from rayflow.batch.changelog import (
 from rayflow.batch.tables import slice_rows
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import user_error
-from rayflow.operators.keyed_parts import keyed_table, restored_batches
+from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
+from rayflow.protocol.commits import CommitPermit
 from rayflow.state.accumulators.base import I64
 from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregates
 from rayflow.state.accumulators.parts import SlotGroups
+from rayflow.state.accumulators.slot_rows import AggregateRows
+from rayflow.state.disk.cached_keys import CachedKeys
 from rayflow.state.key_index import FrozenKeys, KeyIndex
 from rayflow.state.parts import RestoredPart, StatePart
 
@@ -76,6 +79,7 @@ class RunningAggregateOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
+        self._index = keys_of_operator(ctx, self._index, lambda: AggregateRows(self._columns))
         for keys, states in restored_batches(restored, _PART, self._index.schema):
             slots = self._index.slots(keys)
             self._columns.merge(states, slots, self._index.slot_limit)
@@ -154,10 +158,22 @@ class RunningAggregateOperator(Operator):
 
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return keys and accumulators as one keyed part."""
+        if isinstance(self._index, CachedKeys):
+            return (stored_part(self._index, _PART, checkpoint_id, self.ctx.max_parallelism),)
         build = partial(
             _build, self._index.freeze(), self._columns.freeze(), self._index.live(), self.ctx.max_parallelism
         )
         return (StatePart(name=_PART, kind="keyed", build=build),)
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """See `Operator`."""
+        if isinstance(self._index, CachedKeys):
+            self._index.completed(permit.checkpoint_id)
+
+    def close(self) -> None:
+        """See `Operator`."""
+        if isinstance(self._index, CachedKeys):
+            self._index.close()
 
 
 def _interleaved(

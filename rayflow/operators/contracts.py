@@ -34,6 +34,7 @@ from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.key_groups import KeyGroupRange
+from rayflow.state.disk.cached_keys import DiskShare
 from rayflow.state.parts import RestoredPart, StatePart
 
 
@@ -108,6 +109,8 @@ class OperatorContext:
     task thread is woken, which calls `on_timer` where `next_timer_ms` says so."""
     open_async_calls: OpenAsyncCalls = no_async_calls
     """Gives an operator a way to run coroutines off the task thread, which is woken when they complete."""
+    disk: DiskShare | None = None
+    """Where keyed state lies that does not fit memory, with `state.backend=disk`; None: state is in memory."""
 
 
 class Operator(ABC):

@@ -6,7 +6,7 @@ which a restoring subtask finds its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -17,9 +17,13 @@ import pyarrow as pa
 from rayflow.batch.hashing import key_groups
 from rayflow.model.times import WATERMARK_MIN
 from rayflow.operators.contracts import OperatorContext
-from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
+from rayflow.state.disk.cached_keys import CachedKeys, SlotRows
+from rayflow.state.disk.stored_rows import StoredRows
+from rayflow.state.key_index import KeyIndex
+from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS, KEY_GROUP_COLUMN, RestoredPart, StatePart
 
 _WATERMARK = "watermark"
+_RESTORED_ROWS = 65_536
 
 
 def keyed_table(
@@ -40,7 +44,7 @@ def restored_batches(
     for part in restored:
         if part.name != name:
             continue
-        for batch in part.table.to_batches():
+        for batch in part.table.to_batches(max_chunksize=_RESTORED_ROWS):
             if batch.num_rows == 0:
                 continue
             keys = pa.RecordBatch.from_arrays(batch.columns[:width], schema=key_schema)
@@ -76,6 +80,49 @@ def _rows(batches: list[pa.RecordBatch], keys: list[str], max_parallelism: int) 
             for batch in batches
         ]
     return pa.Table.from_batches(batches)
+
+
+def keys_of_operator(ctx: OperatorContext, in_memory: KeyIndex, rows: Callable[[], SlotRows]) -> KeyIndex:
+    """Return the index that an operator uses: `in_memory`, or one whose rows lie on disk, where the job says so and the
+    columns can; else the job's events say that they do not."""
+    if ctx.disk is None:
+        return in_memory
+    try:
+        return ctx.disk.keys(in_memory.schema, rows())
+    except TypeError as error:
+        ctx.warn("state_in_memory", f"operator {ctx.name!r} keeps its state in memory: {error}")
+        return in_memory
+
+
+def stored_part(keys: CachedKeys, name: str, checkpoint_id: int, max_parallelism: int) -> StatePart:
+    """Return all rows on disk as of now as a keyed part."""
+    stored = keys.barrier(checkpoint_id)
+    return StatePart(
+        name=name,
+        kind="keyed",
+        build=partial(_stored_table, stored, max_parallelism),
+        stream=partial(_stored_tables, stored, max_parallelism),
+    )
+
+
+def _stored_table(stored: StoredRows, max_parallelism: int) -> pa.Table:
+    tables = list(_stored_tables(stored, max_parallelism, None))
+    return pa.concat_tables(tables) if tables else _as_table(*stored.nothing(), max_parallelism, False)
+
+
+def _stored_tables(stored: StoredRows, max_parallelism: int, since: int | None) -> Iterator[pa.Table]:
+    for keys, rows, gone in stored.all() if since is None else stored.since(since):
+        yield _as_table(keys, rows, gone, max_parallelism, since is not None)
+
+
+def _as_table(
+    keys: pa.RecordBatch, rows: pa.RecordBatch, gone: Any, max_parallelism: int, changes: bool
+) -> pa.Table:
+    columns = list(zip(rows.schema.names, rows.columns))
+    if changes:
+        columns.append((GONE_COLUMN, pa.array(gone)))
+    table = keyed_table(keys, columns, max_parallelism)
+    return table.replace_schema_metadata({KEY_COLUMNS: str(keys.num_columns)})
 
 
 def restored_watermark(restored: Sequence[RestoredPart]) -> int:

@@ -4,10 +4,14 @@
 left is forgotten. With every batch a few other keys are looked at too, and what has outlived its time is
 dropped there, so that keys that never come again do not stay for ever.
 
+With `state.backend=disk` the keys that are not in use lie on disk, with their states and timers
+(`state.disk.cached_keys`). Timers are found there by the time at which a key's first one is due: `bring_due`.
+
 Snapshot: one keyed part with a row per key (`state.cells` names its columns), and one of each kind of timer.
 Evolution: a state that the snapshot lacks is unset, one that is no longer declared is dropped, a type may
 become a wider one; anything else is a PlanError that names the state and both types. Broadcast states are
-one row, in a part that every subtask restores.
+one row, in a part that every subtask restores. Of keys that lie on disk there is one part, in which timers are lists
+beside the states; either kind of snapshot restores into either.
 """
 
 from __future__ import annotations
@@ -25,13 +29,15 @@ from rayflow.batch.python_values import pylist
 from rayflow.model.errors import PlanError
 from rayflow.operators.bound_states import BoundValue, Cursor, bind
 from rayflow.operators.contracts import OperatorContext
-from rayflow.operators.keyed_parts import keyed_table, restored_batches
+from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
 from rayflow.operators.states import State
 from rayflow.state.accumulators.parts import SlotGroups
 from rayflow.state.cells import Cells, ReadColumns
+from rayflow.state.disk.cached_keys import CachedKeys
+from rayflow.state.disk.state_rows import StateRows
 from rayflow.state.key_index import FrozenKeys, KeyIndex
 from rayflow.state.map_cells import MapCells
-from rayflow.state.parts import RestoredPart, StatePart
+from rayflow.state.parts import KEY_COLUMNS, RestoredPart, StatePart
 from rayflow.state.timers import Timer, TimerQueue
 from rayflow.state.value_types import widens
 
@@ -40,9 +46,9 @@ I64 = npt.NDArray[np.int64]
 _STATE = "state"
 _BROADCAST = "broadcast-state"
 _TIME = "time"
-_KEY_COLUMNS = b"rayflow.key_columns"
 _SWEPT_AT_LEAST = 64
 _SWEPT_AT_SNAPSHOT = 100_000
+_REVISITED = 64
 _ONE_SLOT = np.zeros(1, np.int64)
 
 
@@ -56,13 +62,16 @@ class KeyedStates:
         queues: Mapping[str, TimerQueue],
         time_type: pa.DataType,
         cursor: Cursor,
+        ctx: OperatorContext,
     ) -> None:
-        self._index = KeyIndex(key_schema)
         self._groups = SlotGroups()
         self._cursor = cursor
         self._queues = queues
         self._time_type = time_type
         self._cells = [state.cells() for state in states.values()]
+        self._rows = StateRows(self._cells, queues, time_type)
+        self._index = keys_of_operator(ctx, KeyIndex(key_schema), lambda: self._rows)
+        self._on_disk = self._index if isinstance(self._index, CachedKeys) else None
         self._has_ttl = any(cells.ttl_ms is not None for cells in self._cells)
         self._swept_to = 0
         self.bound: dict[str, Any] = {
@@ -72,7 +81,7 @@ class KeyedStates:
         self._values = [state for state in self.bound.values() if isinstance(state, BoundValue)]
 
     def __len__(self) -> int:
-        """Return the number of keys that have state or timers."""
+        """Return the number of keys in memory that have state or timers."""
         return len(self._index)
 
     # ---------------------------------------------------------------------------------- batches
@@ -86,6 +95,8 @@ class KeyedStates:
 
     def begin_slots(self, slots: I64) -> list[int]:
         """As `begin`, of keys already known."""
+        if self._on_disk is not None:
+            self._on_disk.touch(slots)
         cursor = self._cursor
         cursor.keys, places = self._groups.group(slots)
         cursor.slots = cursor.keys.tolist()
@@ -111,7 +122,48 @@ class KeyedStates:
         self._forget_empty(keys)
         if self._has_ttl:
             self._sweep(max(_SWEPT_AT_LEAST, 2 * len(keys)), self._cursor.now_ms)
+            if self._on_disk is not None:
+                self._drop_old(self._on_disk.revisit(_REVISITED), self._cursor.now_ms)
         self._cursor.at = None
+
+    # ---------------------------------------------------------------------------------- timers
+
+    def timers(self, name: str) -> int:
+        """Return how many timers of a kind there are."""
+        return len(self._queues[name]) + self._rows.away[name] * (self._on_disk is not None)
+
+    def next_time(self, name: str) -> int | None:
+        """Return the time of the earliest timer of a kind, or an earlier one; None where there is none."""
+        times = [self._queues[name].next_time()]
+        if self._on_disk is not None:
+            times.append(self._on_disk.next_due(self._kind(name)))
+        return min((time for time in times if time is not None), default=None)
+
+    def bring_due(self, name: str, limit: int, most: int) -> tuple[int, bool]:
+        """Have timers due up to `limit` in memory, the earliest first, of up to `most` keys more. Return up to when
+        they all are, and whether there may be more."""
+        if self._on_disk is None:
+            return limit, False
+        reached, more = self._on_disk.bring_due(self._kind(name), limit, most)
+        self._reserve()
+        return reached, more
+
+    def is_due_on_disk(self, name: str, limit: int) -> bool:
+        """Return whether keys that are not in memory may have timers due up to `limit`."""
+        first = None if self._on_disk is None else self._on_disk.next_due(self._kind(name))
+        return first is not None and first <= limit
+
+    def drop_timers(self, name: str) -> int:
+        """Delete all timers of a kind; return how many there were."""
+        count = self.timers(name)
+        self._queues[name].clear()
+        if self._on_disk is not None:
+            self._on_disk.forget_due(self._kind(name))
+            self._rows.away[name] = 0
+        return count
+
+    def _kind(self, name: str) -> int:
+        return list(self._queues).index(name)
 
     def _reserve(self) -> None:
         limit = self._index.slot_limit
@@ -139,18 +191,22 @@ class KeyedStates:
         for cells in self._cells:
             if cells.ttl_ms is not None:
                 occupied |= cells.occupied(slots)
-        slots = slots[occupied]
+        self._drop_old(slots[occupied], now_ms)
+
+    def _drop_old(self, slots: I64, now_ms: int) -> None:
         for cells in self._cells:
             cells.expire(slots, now_ms)
         self._forget_empty(slots)
 
     # ---------------------------------------------------------------------------------- snapshots
 
-    def snapshot(self, ctx: OperatorContext) -> list[StatePart]:
+    def snapshot(self, ctx: OperatorContext, checkpoint_id: int) -> list[StatePart]:
         """Return states and timers as they are now."""
         now_ms = ctx.now_ms()
         if self._has_ttl:
             self._sweep(_SWEPT_AT_SNAPSHOT, now_ms)
+        if self._on_disk is not None:
+            return [stored_part(self._on_disk, _STATE, checkpoint_id, ctx.max_parallelism)]
         keys, slots = self._index.freeze(), self._index.live()
         parts = []
         if self._cells:
@@ -162,24 +218,37 @@ class KeyedStates:
             parts.append(StatePart(name=name, kind="keyed", build=build))
         return parts
 
+    def completed(self, checkpoint_id: int) -> None:
+        """The checkpoint is complete."""
+        if self._on_disk is not None:
+            self._on_disk.completed(checkpoint_id)
+
+    def close(self) -> None:
+        """Release what is held outside of memory."""
+        if self._on_disk is not None:
+            self._on_disk.close()
+
     def restore(self, ctx: OperatorContext, restored: Sequence[RestoredPart]) -> None:
         """Take back what `snapshot` gave. Raises PlanError where declarations do not fit it."""
         schema, now_ms = self._index.schema, ctx.now_ms()
         for part in restored:
             if part.name == _STATE or part.name in self._queues:
-                _check_keys(part.table.schema, schema, ctx)
+                _check_keys(part.schema, schema, ctx)
         for keys, columns in restored_batches(restored, _STATE, schema):
             slots = self._index.slots(keys)
             self._reserve()
             for cells in self._cells:
                 _restore_cells(cells, slots, columns, now_ms, ctx)
+            for name in [name for name in self._queues if name in columns.schema.names]:
+                self._rows.restore_timers(name, slots, columns.column(name))
+            # Of states that were dropped from the function nothing is left.
+            self._forget_empty(slots)
         for name, queue in self._queues.items():
             for keys, columns in restored_batches(restored, name, schema):
                 slots = self._index.slots(keys)
                 self._reserve()
                 times = columns.column(0).cast(self._time_type, safe=False).cast(pa.int64())
                 queue.restore(zip(times.to_pylist(), slots.tolist()))
-        self._forget_empty(self._index.live())
 
 
 class BroadcastStates:
@@ -238,11 +307,11 @@ def _broadcast_table(readers: Sequence[ReadColumns]) -> pa.Table:
 
 
 def _with_key_count(table: pa.Table, keys: FrozenKeys) -> pa.Table:
-    return table.replace_schema_metadata({_KEY_COLUMNS: str(len(keys.codec.schema))})
+    return table.replace_schema_metadata({KEY_COLUMNS: str(len(keys.codec.schema))})
 
 
 def _check_keys(written: pa.Schema, expected: pa.Schema, ctx: OperatorContext) -> None:
-    count = int((written.metadata or {}).get(_KEY_COLUMNS, len(expected)))
+    count = int((written.metadata or {}).get(KEY_COLUMNS, len(expected)))
     fields = list(written)[:count]
     if [field.type for field in fields] != expected.types:
         raise PlanError(

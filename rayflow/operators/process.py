@@ -35,6 +35,7 @@ from rayflow.operators.keyed_parts import restored_watermark, watermark_part
 from rayflow.operators.keyed_states import BroadcastStates, KeyedStates
 from rayflow.operators.process_functions import ProcessContext, ProcessFunction, TimeDomain, TimeFace
 from rayflow.operators.states import declared_states
+from rayflow.protocol.commits import CommitPermit
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.timers import Timer, TimerQueue
 
@@ -75,6 +76,7 @@ class ProcessOperator(Operator):
         self._aside: dict[str, list[Any]] = {}
         self._cursor = Cursor()
         self._may_fire: float = math.inf
+        self._keyed: KeyedStates | None = None
 
     # ---------------------------------------------------------------------------------- life
 
@@ -109,12 +111,11 @@ class ProcessOperator(Operator):
         keyed = {name: state for name, state in states.items() if not state.is_broadcast}
         self._broadcast = BroadcastStates({n: s for n, s in states.items() if n not in keyed}, self._cursor)
         self._broadcast.restore(ctx, restored)
-        self._keyed: KeyedStates | None = None
         vars(fn).update(self._broadcast.bound)
         if self._key_schema is None:
             return
         queues = {_EVENT_PART: self._event_timers, _PROCESSING_PART: self._processing_timers}
-        self._keyed = KeyedStates(self._key_schema, keyed, queues, self._face.type, self._cursor)
+        self._keyed = KeyedStates(self._key_schema, keyed, queues, self._face.type, self._cursor, ctx)
         self._keyed.restore(ctx, restored)
         vars(fn).update(self._keyed.bound)
         self._context._keys_of = self._keyed.current_keys
@@ -123,13 +124,22 @@ class ProcessOperator(Operator):
 
     def close(self) -> None:
         """See `Operator`."""
-        self._function.close()
+        try:
+            self._function.close()
+        finally:
+            if self._keyed is not None:
+                self._keyed.close()
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """See `Operator`."""
+        if self._keyed is not None:
+            self._keyed.completed(permit.checkpoint_id)
 
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """See `Operator`."""
         parts = self._broadcast.snapshot(self.ctx)
         if self._keyed is not None:
-            parts += self._keyed.snapshot(self.ctx)
+            parts += self._keyed.snapshot(self.ctx, checkpoint_id)
             # The end of all input is not: whoever restores this with more input goes on from there.
             if WATERMARK_MIN < self._context._watermark < WATERMARK_MAX:
                 parts.append(watermark_part(self.ctx, self._context._watermark))
@@ -195,53 +205,66 @@ class ProcessOperator(Operator):
         # After a restart it begins again, from further back.
         reached = max(watermark, self._context._watermark)
         self._context._watermark = reached
-        if reached == WATERMARK_MAX:
-            self._limit_firing()
-        self._fire(self._event_timers, "event", reached // self._face.unit_ns)
+        if reached == WATERMARK_MAX and self._keyed is not None:
+            self._limit_firing(self._keyed)
+        self._fire(_EVENT_PART, reached // self._face.unit_ns)
         return None if watermark == WATERMARK_MAX else watermark
 
     def next_timer_ms(self) -> int | None:
         """See `Operator`."""
-        ticks = self._processing_timers.next_time()
+        ticks = None if self._keyed is None else self._keyed.next_time(_PROCESSING_PART)
         return None if ticks is None else self._face.ms_from(ticks)
 
     def on_timer(self, now_ms: int) -> None:
         """See `Operator`."""
-        self._fire(self._processing_timers, "processing", self._face.limit_of_ms(now_ms))
+        self._fire(_PROCESSING_PART, self._face.limit_of_ms(now_ms))
 
     def end(self) -> None:
         """See `Operator`."""
-        forever = WATERMARK_MAX // self._face.unit_ns
-        self._limit_firing()
-        self._fire_all(self._event_timers, forever)
-        self._processing_timers.hold(forever)
-        self._fire(self._processing_timers, "processing", forever)
-        self._fire_all(self._event_timers, forever)
-        if dropped := self._processing_timers.clear():
-            self.ctx.metrics.counter("timers_after_end").inc(dropped)
+        keyed = self._keyed
+        if keyed is not None:
+            forever = WATERMARK_MAX // self._face.unit_ns
+            self._limit_firing(keyed)
+            self._fire_all(keyed, forever)
+            self._processing_timers.hold(forever)
+            self._fire(_PROCESSING_PART, forever)
+            self._fire_all(keyed, forever)
+            if dropped := keyed.drop_timers(_PROCESSING_PART):
+                self.ctx.metrics.counter("timers_after_end").inc(dropped)
         self.out.emit_watermark(WATERMARK_MAX)
 
-    def _fire_all(self, queue: TimerQueue, forever: int) -> None:
-        while len(queue):
-            self._fire(queue, "event", forever)
+    def _fire_all(self, keyed: KeyedStates, forever: int) -> None:
+        while keyed.timers(_EVENT_PART):
+            self._fire(_EVENT_PART, forever)
 
-    def _limit_firing(self) -> None:
-        timers = len(self._event_timers) + len(self._processing_timers)
+    def _limit_firing(self, keyed: KeyedStates) -> None:
+        timers = keyed.timers(_EVENT_PART) + keyed.timers(_PROCESSING_PART)
         self._may_fire = _TIMERS_AFTER_END + _TIMERS_AFTER_END_PER_TIMER * timers
 
-    def _fire(self, queue: TimerQueue, domain: TimeDomain, limit: int) -> None:
+    def _fire(self, kind: str, limit: int) -> None:
         keyed = self._keyed
         if keyed is None:
             return
+        queue, domain = self._queue(kind)
         self._cursor.now_ms = self.ctx.now_ms()
-        while due := queue.due(limit, self.ctx.batch_rows):
-            self._context._key_values = None
-            places = keyed.begin_slots(np.fromiter((slot for _, slot in due), np.int64, len(due)))
-            self._fire_due(queue, domain, due, places)
-            keyed.end()
-            self._emit_all(keyed.rows_of_keys([]))
+        more = True
+        while more:
+            reached, more = keyed.bring_due(kind, limit, self.ctx.batch_rows)
+            while due := queue.due(reached, self.ctx.batch_rows):
+                self._context._key_values = None
+                places = keyed.begin_slots(np.fromiter((slot for _, slot in due), np.int64, len(due)))
+                self._fire_due(queue, domain, due, places)
+                keyed.end()
+                self._emit_all(keyed.rows_of_keys([]))
+            # What has fired may have driven out keys that are due too.
+            more = more or keyed.is_due_on_disk(kind, limit)
         self._context._timer = None
         queue.done()
+
+    def _queue(self, kind: str) -> tuple[TimerQueue, TimeDomain]:
+        if kind == _EVENT_PART:
+            return self._event_timers, "event"
+        return self._processing_timers, "processing"
 
     def _fire_due(
         self, queue: TimerQueue, domain: TimeDomain, due: Sequence[Timer], places: Sequence[int]

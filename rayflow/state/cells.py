@@ -16,6 +16,7 @@ A frozen state gives the columns `<name>.<kind>`, and with a time to live `<name
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -36,6 +37,8 @@ ReadColumns = Callable[[I64], list[Column]]
 
 UPDATED_TYPE = pa.timestamp("ms")
 _SLOTS_PER_CHUNK = 65_536
+_SAMPLED = 64
+_BYTES_OF_REFERENCE = 8
 
 
 class Cells(ABC):
@@ -66,6 +69,26 @@ class Cells(ABC):
     @abstractmethod
     def occupied(self, slots: I64) -> Mask:
         """Return which of `slots` hold something."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of memory held; of Python objects by a sample."""
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        """The columns of a snapshot."""
+        written = UPDATED_TYPE if self.kind == "value" else pa.list_(UPDATED_TYPE)
+        updated = [] if self.ttl_ms is None else [pa.field(self.updated_column, written)]
+        return [pa.field(self.column, self.type), *updated]
+
+    @abstractmethod
+    def columns(self, slots: I64) -> list[Column]:
+        """Return the columns of `slots` as they are now, what is too old included."""
+
+    @abstractmethod
+    def forget(self, slots: I64) -> None:
+        """Drop all that `slots` hold (none given twice)."""
 
     @abstractmethod
     def expire(self, slots: I64, now_ms: int) -> None:
@@ -102,6 +125,25 @@ class ValueCells(Cells):
         """See `Cells`."""
         mask: Mask = self._set.values[slots]
         return mask
+
+    @property
+    def nbytes(self) -> int:
+        """See `Cells`."""
+        return self._values.nbytes + self._set.nbytes + self._updated.nbytes
+
+    def columns(self, slots: I64) -> list[Column]:
+        """See `Cells`."""
+        found = [(self.column, self._values.get(slots))]
+        if self.ttl_ms is not None:
+            unset = ~self._set.values[slots]
+            found.append(
+                (self.updated_column, pa.array(self._updated.values[slots], UPDATED_TYPE, mask=unset))
+            )
+        return found
+
+    def forget(self, slots: I64) -> None:
+        """See `Cells`."""
+        self._clear(slots)
 
     def load(self, slots: I64, now_ms: int) -> list[Any]:
         """Return the values of `slots` (none given twice), None where there is none."""
@@ -187,6 +229,25 @@ class ListCells(Cells):
         lists = self._lists
         return np.fromiter((bool(lists[slot]) for slot in slots.tolist()), np.bool_, len(slots))
 
+    @property
+    def nbytes(self) -> int:
+        """See `Cells`."""
+        return sampled_nbytes(self._lists) + sampled_nbytes(self._times)
+
+    def columns(self, slots: I64) -> list[Column]:
+        """See `Cells`."""
+        numbers = slots.tolist()
+        found = [(self.column, list_column([self._lists[slot] for slot in numbers], self.type))]
+        if self.ttl_ms is not None:
+            times = [self._times[slot] for slot in numbers]
+            found.append((self.updated_column, list_column(times, pa.list_(UPDATED_TYPE))))
+        return found
+
+    def forget(self, slots: I64) -> None:
+        """See `Cells`."""
+        for slot in slots.tolist():
+            self.replace(slot, [], 0)
+
     def elements(self, slot: int, now_ms: int) -> Sequence[Any]:
         """Return the elements, not to be changed."""
         if self.ttl_ms is not None:
@@ -253,6 +314,25 @@ class ListCells(Cells):
                 if self.ttl_ms is not None:
                     own = None if times is None else times[row]
                     self._times[slot] = own or [now_ms] * len(elements)
+
+
+def sampled_nbytes(containers: Sequence[Any]) -> int:
+    """Return about how many bytes lists or dicts take with what is in them: by a few of them, evenly spread."""
+    if not containers:
+        return 0
+    step = -(-len(containers) // _SAMPLED)
+    sample = containers[::step]
+    return int(sum(map(_nbytes, sample)) * len(containers) / len(sample))
+
+
+def _nbytes(value: Any) -> int:
+    # Of what is in the containers too: each has its own copy (see `owned`).
+    size = sys.getsizeof(value) + _BYTES_OF_REFERENCE
+    if isinstance(value, dict):
+        return size + sum(_nbytes(key) + _nbytes(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return size + sum(map(_nbytes, value))
+    return size
 
 
 def in_chunks(read: ReadColumns) -> ReadColumns:

@@ -20,6 +20,7 @@ from rayflow.state.cells import (
     is_empty,
     list_column,
     offsets,
+    sampled_nbytes,
 )
 
 
@@ -46,6 +47,25 @@ class MapCells(Cells):
         """See `Cells`."""
         maps = self._maps
         return np.fromiter((bool(maps[slot]) for slot in slots.tolist()), np.bool_, len(slots))
+
+    @property
+    def nbytes(self) -> int:
+        """See `Cells`."""
+        return sampled_nbytes(self._maps) + sampled_nbytes(self._times)
+
+    def columns(self, slots: I64) -> list[Column]:
+        """See `Cells`."""
+        numbers = slots.tolist()
+        found = [(self.column, map_column([self._maps[slot] for slot in numbers], self.type))]
+        if self.ttl_ms is not None:
+            times = [list(self._times[slot].values()) for slot in numbers]
+            found.append((self.updated_column, list_column(times, pa.list_(UPDATED_TYPE))))
+        return found
+
+    def forget(self, slots: I64) -> None:
+        """See `Cells`."""
+        for slot in slots.tolist():
+            self.clear(slot)
 
     def entries(self, slot: int, now_ms: int) -> Mapping[Any, Any]:
         """Return the entries, not to be changed."""

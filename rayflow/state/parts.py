@@ -13,13 +13,18 @@ operator's state: they hold what was under way to it (see `in_flight`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pyarrow as pa
 
 KEY_GROUP_COLUMN = "__key_group"
+GONE_COLUMN = "__gone"
+"""Of a table of changes: whether the key of the row does not exist any more."""
+
+KEY_COLUMNS = b"rayflow.key_columns"
+"""Metadata of a keyed table: how many columns are the key. They come first."""
 
 PartKind = Literal["keyed", "list", "broadcast", "in-flight"]
 
@@ -28,11 +33,18 @@ PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatePart:
-    """One named table of an operator's state. `name` is unique within the operator (`[a-z0-9_-]+`)."""
+    """One named table of an operator's state. `name` is unique within the operator (`[a-z0-9_-]+`).
+
+    `stream`, where it is given, is the same in pieces, for what is too large to be built at once: `stream(None)` yields
+    tables of all rows. They have one row per key, and say in their metadata which columns that is; so `stream(n)` can
+    give what changed since checkpoint n: the rows of keys that changed, with `GONE_COLUMN`. What n may be: a
+    checkpoint of this attempt that is complete.
+    """
 
     name: str
     kind: PartKind
     build: Callable[[], pa.Table]
+    stream: Callable[[int | None], Iterator[pa.Table]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +59,8 @@ class RestoredPart:
     table: pa.Table
     writer_index: int
     checkpoint_id: int
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the table."""
+        return self.table.schema

@@ -17,6 +17,8 @@ from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.key_groups import key_group_range, subtask_of_key_group
+from rayflow.state.disk.cached_keys import DiskShare
+from rayflow.state.disk.row_store import MemoryRows, RowStore
 from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart
 
 JOB = JobId("job")
@@ -41,6 +43,8 @@ class Harness:
         open_async_calls: OpenAsyncCalls = no_async_calls,
         errors: ErrorPolicy = "fail",
         run_in_background: Callable[[Any, Any], None] = lambda work, done: done(work(), None),
+        disk_bytes: int | None = None,
+        open_rows: Callable[[int], RowStore] = lambda memory_bytes: MemoryRows(),
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.warnings: list[str] = []
@@ -70,6 +74,7 @@ class Harness:
             errors=errors,
             run_in_background=run_in_background,
             warn=lambda type, message: self.warnings.append(message),
+            disk=None if disk_bytes is None else DiskShare(open_rows, disk_bytes, lambda: 0, self.metrics),
         )
         self.operator.open(self.context, self, restored)
 
@@ -170,11 +175,14 @@ class Subtasks:
         for subtask in self.subtasks:
             subtask.watermark(watermark)
 
-    def restart(self, checkpoint_id: int, parallelism: int) -> None:
-        """Snapshot everything, throw it away, restore at another parallelism."""
+    def restart(self, checkpoint_id: int, parallelism: int, **options: Any) -> None:
+        """Snapshot everything, throw it away, restore at another parallelism, with other options."""
         parts = [part for subtask in self.subtasks for part in subtask.snapshot(checkpoint_id)]
         self.done += self.subtasks
+        for subtask in self.subtasks:
+            subtask.operator.close()
         self.parallelism = parallelism
+        self.options |= options
         self.subtasks = self._open(parts, checkpoint_id)
 
     @property

@@ -79,7 +79,7 @@ class AggregateColumns:
         if times is None:
             times = np.arange(self._arrivals, self._arrivals + batch.num_rows)
             self._arrivals += batch.num_rows
-        self._reserve(slot_limit)
+        self.reserve(slot_limit)
         if self._rows is not None:
             self._rows.update(slots, None, times)
         for accumulator, values, rows in self._inputs(batch):
@@ -92,7 +92,7 @@ class AggregateColumns:
         The rows must have been added: of a batch that adds and takes back, add first. What `results` gives then
         equals that of the rows left: exactly, but for sums, means and variances of doubles, and variances, which
         may differ in the last digits (see `compensated`)."""
-        self._reserve(slot_limit)
+        self.reserve(slot_limit)
         assert self._rows is not None, "made without retractable=True"
         self._rows.retract(slots, None, times)
         for accumulator, values, rows in self._inputs(batch):
@@ -103,7 +103,8 @@ class AggregateColumns:
         assert self._rows is not None, "made without retractable=True"
         return self._rows.counts(slots)
 
-    def _reserve(self, slot_limit: int) -> None:
+    def reserve(self, slot_limit: int) -> None:
+        """Make room for slots below `slot_limit`."""
         for _, accumulator in self._all():
             accumulator.reserve(slot_limit)
 
@@ -122,7 +123,7 @@ class AggregateColumns:
     def merge(self, table: pa.RecordBatch, slots: I64, slot_limit: int) -> None:
         """Add states that `state_columns` gave, row i to `slots[i]`. `table` may have other columns before
         them, but none of their names."""
-        self._reserve(slot_limit)
+        self.reserve(slot_limit)
         for name, accumulator in self._all():
             prefix = name + "."
             columns = {
@@ -139,11 +140,15 @@ class AggregateColumns:
         """Add the state of slot `from_[i]` of `source`, bound to the same aggregates, to that of `into[i]`. Without
         `source` both are slots of this one, and none is in both. Slots may occur more than once: sliding
         windows add up slices so, sessions what a bridge joins. `from_` keeps its state."""
-        self._reserve(slot_limit)
+        self.reserve(slot_limit)
         others = self._all() if source is None else source._all()
         for (_, accumulator), (_, other) in zip(self._all(), others, strict=True):
             accumulator.merge_slots(into, from_, other)
             accumulator.latest_time = max(accumulator.latest_time, other.latest_time)
+
+    def state_columns(self, slots: I64) -> list[tuple[str, pa.Array]]:
+        """Return the state of `slots` as it is now, see `FrozenAggregates`."""
+        return FrozenAggregates(self._all()).state_columns(slots)
 
     def lanes(self) -> list[Lane] | None:
         """Return all states as lanes, in the order of the aggregates; None where some are more than that."""

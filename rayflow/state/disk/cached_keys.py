@@ -96,6 +96,9 @@ class SlotRows(Protocol):
     def clear(self, slots: I64) -> None:
         """Forget `slots`, timers included (none given twice): they are as if never used."""
 
+    def pinned(self) -> list[int]:
+        """Return slots that must stay in memory for now."""
+
     def due(self, kind: int, slots: I64) -> dict[int, int]:
         """Return when the first timer of this kind is due, of those slots that have any."""
 
@@ -256,6 +259,7 @@ class CachedKeys(KeyIndex):
             return
         # What is needed now is not cold.
         self._used[known[~new]] = self._turn
+        self._used[self._rows.pinned()] = self._turn
         wanted = max(0, int((1 - _EVICTED_SHARE) * capacity) - missing)
         if len(self) > wanted:
             self._evict(len(self) - wanted)
@@ -325,20 +329,22 @@ class CachedKeys(KeyIndex):
         """Return when the first timer of a key on disk is due, or earlier; None where there is none."""
         return self._next_due[kind]
 
-    def bring_due(self, kind: int, limit: int, most: int) -> int:
+    def bring_due(self, kind: int, limit: int, most: int) -> tuple[int, bool]:
         """Bring in keys on disk that have timers due up to `limit`, the earliest first, up to `most`. Return up to when
-        all that is due is in memory now."""
+        what is due may fire now, and whether more may be due."""
         first = self._next_due[kind]
         if first is None or first > limit:
-            return limit
+            return limit, False
         prefix = due_prefix(kind)
-        found = self._store.scan(prefix, due_name(kind, limit + 1), most)
+        # The end of time is beyond 64 bits.
+        stop = due_name(kind, limit + 1) if limit < np.iinfo(np.int64).max else after(prefix)
+        found = self._store.scan(prefix, stop, most)
         if found:
             self._bring([due_of(name)[1] for name, _ in found])
             self._store.write([], [name for name, _ in found])
         rest = self._store.scan(prefix, after(prefix), 1)
         self._next_due[kind] = due_of(rest[0][0])[0] if rest else None
-        return limit if len(found) < most else due_of(found[-1][0])[0]
+        return (limit, False) if len(found) < most else (due_of(found[-1][0])[0], True)
 
     def forget_due(self, kind: int) -> None:
         """Keys on disk are not due any more."""

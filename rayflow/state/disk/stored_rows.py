@@ -42,6 +42,10 @@ class StoredRows:
         if held:
             yield self._table([key[1:] for key, _ in held], [row for _, row in held])
 
+    def nothing(self) -> Table:
+        """Return no rows."""
+        return self._table([], [])
+
     def since(self, epoch: int) -> Iterator[Table]:
         """Yield the keys that changed in `epoch` or later, with their rows, and which of them are gone."""
         start = log_name(epoch)

@@ -85,15 +85,28 @@ ROWS = st.lists(
 )
 
 
-@given(ROWS, st.sampled_from([1, 7, 100]), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3))
+DISK = st.sampled_from([None, 1, 40_000])
+"""Memory for state, with the rest on disk: everything leaves at once; or some; None: there is no disk."""
+
+
+@given(
+    ROWS, st.sampled_from([1, 7, 100]), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3), DISK, DISK
+)
 @settings(max_examples=60, deadline=None)
 def test_the_last_row_per_key_is_the_aggregate_over_all_rows_whatever_was_restarted(
-    subtasks: Any, rows: list[Any], cut: int, restart_after: int, before: int, after: int
+    subtasks: Any,
+    rows: list[Any],
+    cut: int,
+    restart_after: int,
+    before: int,
+    after: int,
+    disk_before: int | None,
+    disk_after: int | None,
 ) -> None:
-    driven = subtasks(make, ["k"], before)
+    driven = subtasks(make, ["k"], before, disk_bytes=disk_before)
     for number, at in enumerate(range(0, len(rows), cut)):
         if number == restart_after:
-            driven.restart(1, after)
+            driven.restart(1, after, disk_bytes=disk_after)
         driven.feed(batch(*rows[at : at + cut]))
     final = {row["k"]: (row["n"], row["total"], row["longest"]) for row in driven.rows}
     expected = {}
@@ -163,10 +176,21 @@ def test_an_update_that_changes_nothing_is_left_out(harness: Any) -> None:
     st.integers(1, 3),
     st.integers(1, 3),
     st.booleans(),
+    DISK,
+    DISK,
 )
 @settings(max_examples=80, deadline=None)
 def test_what_is_told_is_the_aggregate_of_the_rows_that_are_there(
-    subtasks: Any, data: Any, rows: Any, cut: int, restart_after: int, before: int, after: int, pairs: bool
+    subtasks: Any,
+    data: Any,
+    rows: Any,
+    cut: int,
+    restart_after: int,
+    before: int,
+    after: int,
+    pairs: bool,
+    disk_before: int | None,
+    disk_after: int | None,
 ) -> None:
     there: list[tuple[str | None, int | None]] = []
     given: list[tuple[int, str | None, int | None]] = []
@@ -175,10 +199,10 @@ def test_what_is_told_is_the_aggregate_of_the_rows_that_are_there(
             given.append((data.draw(st.sampled_from([DELETE, UPDATE_BEFORE])), *there.pop()))
         there.append(row)
         given.append((data.draw(st.sampled_from([INSERT, UPDATE_AFTER])), *row))
-    driven = subtasks(lambda: retracting(pairs), ["k"], before)
+    driven = subtasks(lambda: retracting(pairs), ["k"], before, disk_bytes=disk_before)
     for number, at in enumerate(range(0, len(given), cut)):
         if number == restart_after:
-            driven.restart(1, after)
+            driven.restart(1, after, disk_bytes=disk_after)
         driven.feed(changelog(*given[at : at + cut]))
     assert told(driven.rows, pairs) == aggregated(there)
 

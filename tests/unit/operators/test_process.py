@@ -590,16 +590,24 @@ ROWS = st.lists(
     st.sets(st.integers(0, 5)),
     st.lists(st.integers(1, 3), min_size=7, max_size=7),
     st.sampled_from([2, 1000]),
+    st.lists(st.sampled_from([None, 1, 60_000]), min_size=7, max_size=7),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_states_and_timers_are_those_of_a_naive_model_whatever_the_restarts(
-    subtasks: Any, steps: Any, cut: int, restarts: set[int], parallelism: list[int], batch_rows: int
+    subtasks: Any,
+    steps: Any,
+    cut: int,
+    restarts: set[int],
+    parallelism: list[int],
+    batch_rows: int,
+    disk: list[int | None],
 ) -> None:
-    driven = subtasks(maker(Everything, RETURNS), ["k"], parallelism[6], batch_rows=batch_rows)
+    make = maker(Everything, RETURNS)
+    driven = subtasks(make, ["k"], parallelism[6], batch_rows=batch_rows, disk_bytes=disk[6])
     model, reached = Model(), 0
     for number, (rows, watermark) in enumerate(steps):
         if number in restarts:
-            driven.restart(number, parallelism[number])
+            driven.restart(number, parallelism[number], disk_bytes=disk[number])
         for begin in range(0, len(rows), cut):
             driven.feed(batch(*rows[begin : begin + cut]))
         for row in rows:

@@ -61,7 +61,9 @@ def test_rows_come_back_as_they_were(data: st.DataObject) -> None:
 
 
 def test_floats_keep_their_bits() -> None:
-    column = np.array([0x8000000000000000, 0x7FF8000000000001, 0x7FF0000000000000], np.uint64).view(np.float64)
+    column = np.array([0x8000000000000000, 0x7FF8000000000001, 0x7FF0000000000000], np.uint64).view(
+        np.float64
+    )
     batch = pa.record_batch({"x": column})
     codec = RowCodec(batch.schema)
     back = codec.decode(codec.encode(batch)).column(0).to_numpy()
@@ -72,7 +74,8 @@ def test_dictionaries_come_back_as_dictionaries() -> None:
     batch = pa.record_batch({"x": pa.array(["a", None, "b", "a"]).dictionary_encode()})
     codec = RowCodec(batch.schema)
     back = codec.decode(codec.encode(batch))
-    assert back.schema == batch.schema and back.to_pylist() == batch.to_pylist()
+    assert back.schema == batch.schema
+    assert back.to_pylist() == batch.to_pylist()
 
 
 def test_a_type_that_has_no_bytes_is_refused() -> None:
