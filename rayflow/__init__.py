@@ -22,7 +22,7 @@ Each line imports only what is below it (checked by import-linter); `|` = mutual
 | `runtime` | the engines behind ports, Ray-free, as `step(now)`: a subtask's loop, the job master, the local back end |
 | `connectors` \\| `windows` | files, memory, console as sources and sinks \\| windowed operators |
 | `graph` \\| `operators` | stream graph → chains → subtasks and channels \\| contracts and built-in operators |
-| `state` | key index, accumulators, object stores, manifests and state files |
+| `state` | key index, accumulators, rows on disk, object stores, manifests and state files |
 | `batch` | Arrow begins: expressions, hashing, splitting, hot keys, the changelog column |
 | `protocol` \\| `observe` | pure decision machines: alignment, credit, checkpoints, commits, failover … \\| metrics |
 | `model` | ids, errors, durations, configuration, the memory model, source locations |

@@ -15,6 +15,7 @@ from rayflow.api.error_policies import ErrorPolicies
 from rayflow.api.planning import StreamInfo, plan_error, user_line
 from rayflow.api.pruning import without_unread_columns
 from rayflow.api.side_outputs import SideOutputs
+from rayflow.api.state_places import state_warnings
 from rayflow.graph.chaining import MAX_PARALLELISM_LIMIT, plan_job
 from rayflow.graph.plan import JobGraph, NodeKind, OperatorSpec, StreamEdge, StreamNode
 from rayflow.graph.warnings import config_warnings
@@ -72,7 +73,11 @@ class PlanBuilder:
             name=self.name,
             parallelism=self.parallelism,
             max_parallelism=self.max_parallelism,
-            warnings=[*config_warnings(self.config), *self._unread_warnings(needed)],
+            warnings=[
+                *config_warnings(self.config),
+                *state_warnings((node.spec for node in nodes), self.config),
+                *self._unread_warnings(needed),
+            ],
         )
 
     def _final(self, node: StreamNode, needs_old_rows: bool, tags: Sequence[str]) -> StreamNode:

@@ -37,7 +37,8 @@ class JobConfig:
     is so from the start, whatever the timeout. Savepoints and final checkpoints are always aligned.
 
     Memory sizes are per subtask. `metrics_keys`: whether the hottest keys of an exchange are shown by their values, by
-    their hashes only, or not looked for.
+    their hashes only, or not looked for. `state_backend` "disk": what keyed state there is beyond `managed_bytes` lies
+    in files below `state_dir` (None: the system's folder for temporary files).
     `storage_options` keeps its full keys (`"s3.endpoint"`), as `state.storage.open_store` takes them.
     """
 
@@ -315,7 +316,7 @@ SETTINGS: dict[str, Setting] = {
     "memory.cutoff": Setting("memory_cutoff", _fraction),
     "memory.network": Setting("memory_network", _fraction),
     "memory.managed": Setting("memory_managed", _fraction),
-    "state.backend": Setting("state_backend", _choice("memory")),
+    "state.backend": Setting("state_backend", _choice("memory", "disk")),
     "state.dir": Setting("state_dir", _optional_text),
     "heartbeat.interval": Setting("heartbeat_interval_ms", _positive_duration),
     "heartbeat.timeout": Setting("heartbeat_timeout_ms", _positive_duration),

@@ -58,6 +58,8 @@ class RunningAggregateOperator(Operator):
     PlanError for aggregates that do not fit `input_schema`, or cannot take rows back.
     """
 
+    state_place = "disk"
+
     def __init__(
         self,
         keys: tuple[str, ...],

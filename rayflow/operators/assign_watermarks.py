@@ -46,6 +46,8 @@ class AssignWatermarksOperator(Operator):
     are counted in `null_time_rows`.
     """
 
+    state_place = "little"
+
     def __init__(self, column: str, delay: int, idle_after: int | None, max_ahead: int | None) -> None:
         self._column, self._delay = column, delay
         self._idle_after, self._max_ahead = idle_after, max_ahead

@@ -25,7 +25,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 
@@ -115,6 +115,10 @@ class OperatorContext:
 
 class Operator(ABC):
     """One step of a chain. Subclasses override what they need; `process` always."""
+
+    state_place: ClassVar[Literal["memory", "disk", "little"]] = "memory"
+    """Where state lies that grows with the data, if there is a `snapshot`, with `state.backend=disk`. "disk": it takes
+    `OperatorContext.disk`. "memory": it does not, and the plan warns of it. "little": there is none that grows."""
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """Take the context and the restored state (empty on a fresh start). Called once, first."""

@@ -74,6 +74,8 @@ class MapAsyncOperator(Operator):
     by which the stream lies. Metrics: `in_flight` (calls running now), `retries`, `timeouts`, `dropped_rows`.
     """
 
+    state_place = "little"
+
     def __init__(
         self,
         fn: Callable[[Any], Any] | type,

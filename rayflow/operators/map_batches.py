@@ -35,6 +35,8 @@ class MapBatchesOperator(Operator):
     and may return any of these, or a `pyarrow.Table`. `returns` None: see `ResultShape`.
     """
 
+    state_place = "little"
+
     def __init__(
         self,
         fn_or_class: Callable[[Any], Any] | type,

@@ -61,6 +61,8 @@ class ProcessOperator(Operator):
     `make` is the function, or its class, which is made here. `returns` None: see `ResultShape`.
     """
 
+    state_place = "disk"
+
     def __init__(
         self,
         make: ProcessFunction | type[ProcessFunction],

@@ -43,6 +43,8 @@ class SinkOperator(Operator):
     Its state is the list part `transactions`: `checkpoint_id` int64, `pending` string (JSON).
     """
 
+    state_place = "little"
+
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._ledger = CommitLedger()

@@ -54,6 +54,8 @@ __all__ = [
 class _Tolerant(Operator):
     """What these operators share: poison rows."""
 
+    state_place = "little"
+
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)

@@ -36,9 +36,11 @@ from rayflow.runtime.chain import Chain, ChainedOperator
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, Deploy, Frame
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
+from rayflow.runtime.ports import Disk
 from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver
 from rayflow.runtime.task import TaskParts
+from rayflow.state.disk.cached_keys import DiskShare
 
 _THROTTLED_PIECES_PER_SECOND = 20
 
@@ -84,6 +86,7 @@ class Assembly:
         open_async_calls: OpenAsyncCalls,
         warn: Callable[[str, str], None],
         run_in_background: Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None],
+        disk: Disk,
     ) -> None:
         self._deploy = deploy
         self._config = config
@@ -97,12 +100,13 @@ class Assembly:
         self._open_async_calls = open_async_calls
         self._warn = warn
         self._run_in_background = run_in_background
+        self._disk = disk
         self._metrics = MetricGroup()
 
     def build(self) -> TaskParts:
         """Return the parts, not yet opened."""
         specs = self._vertex.operators
-        chained = [self._chained(spec) for spec in specs if spec.kind != "source"]
+        chained = self._chained_operators()
         throttle, piece_rows = self._throttle(specs[-1])
         channels = {
             c: OutputChannel(c, self._send) for c in output_channels(self._deploy.graph, self._deploy.subtask)
@@ -132,9 +136,23 @@ class Assembly:
     def _is_pinned(self, edge: EdgeId) -> bool:
         return self._deploy.graph.edges[edge].exchange.kind == "broadcast"
 
-    def _chained(self, spec: OperatorSpec) -> ChainedOperator:
+    def _chained_operators(self) -> list[ChainedOperator]:
+        makers: list[tuple[OperatorSpec, Callable[[], Operator]]] = [
+            (spec, self._sink(spec) if spec.kind == "sink" else spec.payload)
+            for spec in self._vertex.operators
+            if spec.kind != "source"
+        ]
+        operators = [make() for _, make in makers]
+        sharing = sum(operator.state_place == "disk" for operator in operators)
+        return [
+            ChainedOperator(operator, self._context(spec, operator, sharing), make)
+            for (spec, make), operator in zip(makers, operators, strict=True)
+        ]
+
+    def _context(self, spec: OperatorSpec, operator: Operator, sharing: int) -> OperatorContext:
         deploy, restore = self._deploy, self._deploy.restore
-        context = OperatorContext(
+        metrics = MetricGroup()
+        return OperatorContext(
             job_id=deploy.job_id,
             job_name=deploy.graph.name,
             attempt=deploy.attempt,
@@ -144,7 +162,7 @@ class Assembly:
             parallelism=self._vertex.parallelism,
             max_parallelism=deploy.graph.max_parallelism,
             key_groups=own_key_groups(deploy),
-            metrics=MetricGroup(),
+            metrics=metrics,
             now_ms=self._now_ms,
             location=spec.location,
             restored_from=None if restore is None else restore.checkpoint_id,
@@ -159,10 +177,21 @@ class Assembly:
             warn=self._warn,
             run_in_background=self._run_in_background,
             open_async_calls=self._open_async_calls,
+            disk=self._disk_share(spec, metrics, sharing) if operator.state_place == "disk" else None,
         )
-        make = self._sink(spec) if spec.kind == "sink" else spec.payload
-        operator: Operator = make()
-        return ChainedOperator(operator, context, make)
+
+    def _disk_share(self, spec: OperatorSpec, metrics: MetricGroup, sharing: int) -> DiskShare | None:
+        """Return an operator's part of the disk backend: the budget for state is split evenly."""
+        if self._config.state_backend != "disk":
+            return None
+        subtask, folder = self._deploy.subtask, self._config.state_dir
+        name = f"{self._deploy.job_id}-{spec.uid}-{subtask.index}-a{self._deploy.attempt}"
+        return DiskShare(
+            partial(self._disk.open_rows, folder, name),
+            self._config.managed_bytes // sharing,
+            self._disk.ticks_ns,
+            metrics,
+        )
 
     def _catch_up(self, chain: Chain, restored: RestoredState) -> CatchUp:
         specs = [spec for spec in self._vertex.operators if spec.kind != "source"]

@@ -13,6 +13,7 @@ from rayflow.graph.plan import Resources
 from rayflow.model.ids import Attempt, ChannelId, SubtaskId
 from rayflow.operators.async_calls import AsyncCalls
 from rayflow.runtime.messages import CreditFrame, Frame, FromSubtask, ToSubtask
+from rayflow.state.disk.row_store import RowStore
 
 
 class Clock(Protocol):
@@ -32,6 +33,16 @@ class IoPool(Protocol):
 AsyncRunner = Callable[[Callable[[], None]], AsyncCalls]
 """Runs coroutines elsewhere: opens the calls of one operator in one attempt. What it is given is called, on any
 thread, when some have completed."""
+
+
+class Disk(Protocol):
+    """The node's own disk, for state that does not fit memory."""
+
+    def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
+        """Return an empty store below `folder` (None: wherever it likes) that uses no more memory than that."""
+
+    def ticks_ns(self) -> int:
+        """A clock for durations, which are counted and nothing else."""
 
 
 class FrameReceiver(Protocol):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.runtime.in_flight import read_in_flight
 from rayflow.runtime.messages import RestoreInfo
 from rayflow.runtime.replay import RestoredInFlight, RestoredState
-from rayflow.state.files import encode_table, read_part, sha256_hex
+from rayflow.state.files import encode_table, encode_tables, read_part, sha256_hex
 from rayflow.state.manifest import StateFile
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.publishing import write_surely
@@ -39,26 +39,32 @@ def upload(
     """
     files = []
     for uid, part in parts:
-        table = part.build()
-        if table.num_rows == 0:
-            continue
-        data = encode_table(table)
-        path = f"{_safe(uid)}-{subtask.index}-{part.name}-a{attempt}.arrow"
-        write_surely(store, f"{directory}/{path}", data)
-        files.append(
-            StateFile(
-                path=path,
-                uid=uid,
-                part=part.name,
-                kind=part.kind,
-                subtask_index=subtask.index,
-                nbytes=len(data),
-                sha256=sha256_hex(data),
-                rows=table.num_rows,
-                key_groups=(key_groups.start, key_groups.stop) if part.kind == "keyed" else None,
+        for number, (data, rows) in enumerate(_encoded(part)):
+            piece = part.name if part.stream is None else f"{part.name}-{number}"
+            path = f"{_safe(uid)}-{subtask.index}-{piece}-a{attempt}.arrow"
+            write_surely(store, f"{directory}/{path}", data)
+            files.append(
+                StateFile(
+                    path=path,
+                    uid=uid,
+                    part=part.name,
+                    kind=part.kind,
+                    subtask_index=subtask.index,
+                    nbytes=len(data),
+                    sha256=sha256_hex(data),
+                    rows=rows,
+                    key_groups=(key_groups.start, key_groups.stop) if part.kind == "keyed" else None,
+                )
             )
-        )
     return tuple(files)
+
+
+def _encoded(part: StatePart) -> Iterator[tuple[bytes, int]]:
+    """Yield the files of a part, and how many rows each holds."""
+    if part.stream is not None:
+        yield from encode_tables(part.stream(None))
+    elif (table := part.build()).num_rows:
+        yield encode_table(table), table.num_rows
 
 
 def restore(

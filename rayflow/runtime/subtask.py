@@ -71,11 +71,12 @@ from rayflow.runtime.messages import (
     TriggerCheckpoint,
     Warned,
 )
-from rayflow.runtime.ports import AsyncRunner, IoPool, MasterLink, Transport
+from rayflow.runtime.ports import AsyncRunner, Disk, IoPool, MasterLink, Transport
 from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.snapshots import OpenStore, restore, upload
 from rayflow.runtime.stepping import StepResult
 from rayflow.runtime.task import Task
+from rayflow.state.disk.scratch import LocalDisk
 from rayflow.state.manifest import StateFile, checkpoint_directory
 
 _log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class SubtaskEngine:
         wake: Callable[[], None],
         host_statistics: Callable[[], dict[str, Any]] = dict,
         async_runner: AsyncRunner = EventLoopCalls,
+        disk: Disk | None = None,
     ) -> None:
         self._subtask = subtask
         self._host_statistics = host_statistics
@@ -143,6 +145,7 @@ class SubtaskEngine:
         self._open_store = open_store
         self._wake = wake
         self._async_runner = async_runner
+        self._disk: Disk = LocalDisk() if disk is None else disk
         self._mail: deque[_Mail] = deque()
         self._inbox: deque[_Arrived] = deque()
         self._fence = AttemptFence(Attempt(0))
@@ -343,6 +346,7 @@ class SubtaskEngine:
             open_async_calls=lambda: self._async_runner(self._wake),
             warn=lambda type, message: self._master.report(Warned(self._subtask, attempt, type, message)),
             run_in_background=self._run_in_background,
+            disk=self._disk,
         ).build()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from rayflow.state.parts import KEY_GROUP_COLUMN
 from rayflow.state.publishing import read_checked
 from rayflow.state.storage import MissingObject, ObjectStore
 
+_FILE_BYTES = 8 << 20
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -29,6 +31,24 @@ def encode_table(table: pa.Table) -> bytes:
     with pa.ipc.new_file(sink, table.schema, options=_OPTIONS) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
+
+
+def encode_tables(tables: Iterable[pa.Table]) -> Iterator[tuple[bytes, int]]:
+    """Yield Arrow IPC files (LZ4) that hold the rows of `tables`, which have one schema, and how many rows each holds.
+    A file is closed when it has some MiB, so that only so much is held at a time."""
+    sink, writer, rows = pa.BufferOutputStream(), None, 0
+    for table in tables:
+        if writer is None:
+            writer = pa.ipc.new_file(sink, table.schema, options=_OPTIONS)
+        writer.write_table(table)
+        rows += table.num_rows
+        if sink.tell() >= _FILE_BYTES:
+            writer.close()
+            yield bytes(sink.getvalue()), rows
+            sink, writer, rows = pa.BufferOutputStream(), None, 0
+    if writer is not None:
+        writer.close()
+        yield bytes(sink.getvalue()), rows
 
 
 def sha256_hex(data: bytes) -> str:

@@ -21,6 +21,7 @@ from rayflow.operators.async_calls import Completion, Coroutine
 from rayflow.runtime.messages import Cancel, CheckpointCompleted, Deploy, FromSubtask, ToSubtask
 from rayflow.runtime.ports import WorkerEvents
 from rayflow.runtime.subtask import SubtaskEngine
+from rayflow.state.disk.row_store import MemoryRows, RowStore
 from rayflow.testing.network import SimTransport
 from rayflow.testing.world import Process
 
@@ -59,6 +60,7 @@ class SimWorker:
             open_store=sim.storage.opener(process),
             wake=partial(sim.world.wake, process),
             async_runner=lambda wake: SimCalls(self, wake),
+            disk=SimDisk(),
         )
 
     def start(self) -> None:
@@ -113,6 +115,18 @@ class SimWorker:
         self.sim.world.post(
             ("lease", self.name), f"lease of {self.name}", self._tick, tick_ms, target=self.process
         )
+
+
+class SimDisk:
+    """`Disk` of one simulated worker: gone with its process."""
+
+    def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
+        """See `Disk`."""
+        return MemoryRows()
+
+    def ticks_ns(self) -> int:
+        """See `Disk`. Nothing takes time."""
+        return 0
 
 
 class SimCalls:

@@ -89,6 +89,7 @@ def _scenario(seed: int, mode: Mode | None) -> Scenario:
             "batch.rows": choice.choice([1, 7, 100]),
             "batch.linger": f"{choice.choice([0, 5, 20])}ms",
             **_barrier_mode(random.Random(seed * 5 + 3)),
+            **_state_backend(random.Random(seed * 11 + 5)),
         },
         budget=choice.choice([1 << 10, 1 << 12, 1 << 26]),
         parallelism=choice.choice([1, 2, 2, 2, 3]),
@@ -105,6 +106,12 @@ def _barrier_mode(choice: random.Random) -> dict[str, object]:
     if mode == "unaligned":
         return {"checkpoint.mode": mode, **one}
     return {"checkpoint.alignment_timeout": f"{choice.choice([1, 10, 50])}ms", **one}
+
+
+def _state_backend(choice: random.Random) -> dict[str, object]:
+    """On disk, every key leaves memory at once, or some do."""
+    managed = choice.choice([None, None, 0, 0.0001])
+    return {} if managed is None else {"state.backend": "disk", "memory.managed": managed}
 
 
 class _Run:

@@ -6,8 +6,8 @@ open files take for a while.
 
 Durability. There is none: no write-ahead log, no fsync. The folder is removed with the store.
 
-Views. rocksdict's snapshots pin point reads only, their iterators read what is there now (0.3.29); an iterator itself
-pins what it saw when it was made. So a view is one of each, made together.
+Views. rocksdict's snapshots pin point reads only, their iterators read what is there now (0.3.29); but an iterator
+pins what it saw when it was made. So a view is one.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ class RocksView:
     """The rows at one moment. For one thread, any."""
 
     def __init__(self, db: Any, origin: str) -> None:
-        self._snapshot, self._iterator, self._origin = db.snapshot(), db.iter(), origin
+        self._iterator, self._origin = db.iter(), origin
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `RowView`."""
         found: list[bytes | None] = []
-        for key in keys:
-            try:
-                found.append(self._snapshot[key])
-            except KeyError:
-                found.append(None)
-            except Exception as error:
-                raise failed("read", self._origin, error) from None
+        iterator = self._iterator
+        try:
+            for key in keys:
+                iterator.seek(key)
+                there = iterator.valid() and iterator.key() == key
+                found.append(iterator.value() if there else None)
+            iterator.status()
+        except Exception as error:
+            raise failed("read", self._origin, error) from None
         return found
 
     def scan(self, start: bytes, stop: bytes, limit: int) -> Pairs:
@@ -114,9 +116,9 @@ class RocksRows:
 
     def close(self) -> None:
         """See `RowStore`."""
-        # Views hold the database itself, and files that are open outlive their names.
-        self._db.cancel_all_background(True)
-        self._db.close()
+        # Dropped rather than closed, which would first write what is in memory. Views hold the database itself, and
+        # files that are open outlive their names.
+        self._db = None
         shutil.rmtree(self._path, ignore_errors=True)
 
 

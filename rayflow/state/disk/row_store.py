@@ -10,7 +10,7 @@ when it was made. Views are released when nobody refers to them any more.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 Pairs = list[tuple[bytes, bytes]]
@@ -43,11 +43,6 @@ class RowStore(RowView, Protocol):
 
     def close(self) -> None:
         """Give everything back, the files included. Views that are in use stay readable."""
-
-
-OpenRows = Callable[[str, int], RowStore]
-"""`open_rows(name, memory_bytes)` makes an empty store, to use no more memory than that. `name` is for people who look
-into the folder; it may be given out again."""
 
 
 class MemoryRows:

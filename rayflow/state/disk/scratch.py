@@ -7,12 +7,14 @@ were killed. Process ids alone would not tell: they are used again.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +38,7 @@ class Scratch:
         self.path = parent
 
     def open_rows(self, name: str, memory_bytes: int) -> RowStore:
-        """Open an empty store. Raises ConfigError where the folder cannot be used."""
+        """Open an empty store; `name` is for people who look there. ConfigError where the folder cannot be used."""
         with self._guard:
             if self._lock is None or self._owner != os.getpid():
                 self._begin()
@@ -63,6 +65,7 @@ class Scratch:
                 self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
                 self._owner = os.getpid()
+                atexit.register(self.remove)
         except OSError as error:
             raise ConfigError(
                 f"state.dir: {self._parent} cannot hold state: {error.strerror or error}; name a folder on a local "
@@ -111,3 +114,15 @@ def scratch_of(state_dir: str | None) -> Scratch:
         if parent not in _scratches:
             _scratches[parent] = Scratch(parent)
         return _scratches[parent]
+
+
+class LocalDisk:
+    """The disk of this node (`runtime.ports.Disk`)."""
+
+    def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
+        """Open an empty store in this process's scratch below `folder`."""
+        return scratch_of(folder).open_rows(name, memory_bytes)
+
+    def ticks_ns(self) -> int:
+        """Nanoseconds of a clock that only goes forward."""
+        return time.perf_counter_ns()

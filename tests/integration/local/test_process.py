@@ -108,10 +108,12 @@ def test_the_results_have_event_time_where_they_have_its_column() -> None:
         without.key_by("k").window(rf.Tumbling("1m"))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_subtasks_that_die_change_nothing(lab: Any, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "state"), [(0, {}), (1, {"state.backend": "disk", "memory.managed": 0}), (2, {})]
+)
+def test_subtasks_that_die_change_nothing(lab: Any, tmp_path: Path, seed: int, state: Any) -> None:
     table = rows(12_000, seed)
-    stream = source(table, seed % 2 + 1, **{"source.rate_limit": 8_000})
+    stream = source(table, seed % 2 + 1, **{"source.rate_limit": 8_000}, **state)
     stream.key_by("k").process(Sessions, returns=SESSIONS).write_parquet(tmp_path / "out")
     watcher = lab.crashing(stream._env, 3, seed, every=2)
     result = lab.finish(

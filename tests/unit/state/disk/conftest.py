@@ -1,0 +1,26 @@
+"""Both implementations of the store port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rayflow.state.disk.rocks import RocksRows
+from rayflow.state.disk.row_store import MemoryRows, RowStore
+
+
+@pytest.fixture(params=["memory", "rocks"])
+def open_rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], RowStore]]:
+    """Opens stores; they are closed at the end."""
+    stores: list[RowStore] = []
+
+    def open_one() -> RowStore:
+        made = MemoryRows() if request.param == "memory" else RocksRows(tmp_path / str(len(stores)), 1 << 20)
+        stores.append(made)
+        return made
+
+    yield open_one
+    for store in stores:
+        store.close()
