@@ -322,7 +322,8 @@ class WriteBatcher:
         came = lane.pieces[0].came
         while lane.pieces and rows < self._batch_rows:
             piece = lane.pieces[0]
-            room_bytes = self._limits.batch_bytes - nbytes
+            # Shares are rounded up: what is cut may be a little over the limit, and rows without bytes may follow.
+            room_bytes = max(0, self._limits.batch_bytes - nbytes)
             fitting = piece.rows if piece.nbytes <= room_bytes else piece.rows * room_bytes // piece.nbytes
             taken = min(fitting, self._batch_rows - rows)
             if taken <= 0:
