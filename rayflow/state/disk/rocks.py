@@ -13,6 +13,7 @@ pins what it saw when it was made. So a view is one.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,42 @@ _BACKGROUND_JOBS = 2
 _OPEN_FILES = 256
 
 
+class _Database:
+    """An open database in the folder `path`: deleted when all who use it have let go, the store and its views."""
+
+    def __init__(self, path: Path, db: Any) -> None:
+        self.path, self.db = path, db
+        self._users = 1
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Use it, too."""
+        with self._lock:
+            self._users += 1
+
+    def let_go(self) -> None:
+        """Do not use it any more."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        # Dropped rather than closed, which would first write what is in memory. Now nothing writes any more.
+        self.db = None
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
 class RocksView:
     """The rows at one moment. For one thread, any."""
 
-    def __init__(self, db: Any, origin: str) -> None:
-        self._iterator, self._origin = db.iter(), origin
+    def __init__(self, database: _Database) -> None:
+        self._iterator = database.db.iter()
+        self._database = database
+        self._origin = str(database.path)
+        database.take()
+
+    def __del__(self) -> None:
+        self._iterator = None
+        self._database.let_go()
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `RowView`."""
@@ -65,12 +97,14 @@ class RocksRows:
         self._batch = WriteBatch
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db: Any = Rdict(str(path), _options(memory_bytes))
+            db: Any = Rdict(str(path), _options(memory_bytes))
         except Exception as error:
             raise failed("open", str(path), error) from None
         options: Any = WriteOptions()
         options.disable_wal = True
-        self._db.set_write_options(options)
+        db.set_write_options(options)
+        self._database = _Database(path, db)
+        self._is_open = True
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `RowView`."""
@@ -106,7 +140,7 @@ class RocksRows:
 
     def view(self) -> RocksView:
         """See `RowStore`."""
-        return RocksView(self._db, str(self._path))
+        return RocksView(self._database)
 
     def nbytes(self) -> int:
         """See `RowStore`."""
@@ -116,10 +150,13 @@ class RocksRows:
 
     def close(self) -> None:
         """See `RowStore`."""
-        # Dropped rather than closed, which would first write what is in memory. Views hold the database itself, and
-        # files that are open outlive their names.
-        self._db = None
-        shutil.rmtree(self._path, ignore_errors=True)
+        if self._is_open:
+            self._is_open = False
+            self._database.let_go()
+
+    @property
+    def _db(self) -> Any:
+        return self._database.db
 
 
 def _scan(iterator: Any, start: bytes, stop: bytes, limit: int, origin: str) -> Pairs:

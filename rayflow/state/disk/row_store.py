@@ -42,7 +42,8 @@ class RowStore(RowView, Protocol):
         """Return about how many bytes it takes on disk."""
 
     def close(self) -> None:
-        """Give everything back, the files included. Views that are in use stay readable."""
+        """Give everything back, the files included: when views that are in use are not used any more. Harmless when
+        told twice."""
 
 
 class MemoryRows:

@@ -92,7 +92,7 @@ def test_state_beyond_memory_survives_subtasks_that_die(lab: Any, tmp_path: Path
     assert metrics["state_fetched_keys"] > 0
     assert metrics["state_disk_bytes"] > 0
     # Scratch is gone with its attempts.
-    assert [path for path in (tmp_path / "scratch").rglob("*.sst")] == []
+    assert list((tmp_path / "scratch").rglob("*.sst")) == []
 
 
 @pytest.mark.parametrize(("before", "after"), [({}, DISK), (DISK, {}), (DISK, DISK)])

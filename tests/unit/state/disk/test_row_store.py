@@ -77,6 +77,18 @@ def test_a_closed_store_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_is_there_as_long_as_a_view_of_it(tmp_path: Path) -> None:
+    store = RocksRows(tmp_path / "rows", 1 << 20)
+    store.write([(b"a", b"1")])
+    view = store.view()
+    store.close()
+    store.close()
+    assert (tmp_path / "rows").exists()
+    assert view.get([b"a"]) == [b"1"]
+    del view
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
     store = RocksRows(tmp_path / "rows", 1 << 20)
     with pytest.raises(StorageError, match=f"cannot open state at {tmp_path}/rows"):
