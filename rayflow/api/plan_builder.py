@@ -18,7 +18,7 @@ from rayflow.api.side_outputs import SideOutputs
 from rayflow.api.state_places import state_warnings
 from rayflow.graph.chaining import MAX_PARALLELISM_LIMIT, plan_job
 from rayflow.graph.plan import JobGraph, NodeKind, OperatorSpec, StreamEdge, StreamNode
-from rayflow.graph.warnings import config_warnings
+from rayflow.graph.warnings import config_warnings, poison_warnings
 from rayflow.model.config import JobConfig, flatten, with_environment
 
 DEFAULT_MAX_PARALLELISM = 128
@@ -77,6 +77,7 @@ class PlanBuilder:
                 *config_warnings(self.config),
                 *state_warnings((node.spec for node in nodes), self.config),
                 *self._unread_warnings(needed),
+                *poison_warnings(nodes, read),
             ],
         )
 

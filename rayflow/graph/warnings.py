@@ -6,11 +6,13 @@ where precision matters; a timeout of about half the interval. Defaults are neve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+from rayflow.graph.plan import StreamNode
 from rayflow.model.config import JobConfig
 from rayflow.model.durations import format_duration_ns
+from rayflow.model.error_policy import SideOutput
 
 MIN_INTERVAL_MS = 20_000
 MAX_INTERVAL_MS = 300_000
@@ -36,6 +38,20 @@ def config_warnings(settings: Mapping[str, Any]) -> list[str]:
             f"checkpoint.timeout is {_text(config.checkpoint_timeout_ms)} at an interval of "
             f"{_text(interval_ms)}: about half the interval is advised, so that a stuck checkpoint gives way"
         )
+    return found
+
+
+def poison_warnings(nodes: Iterable[StreamNode], read: Container[tuple[int, str | None]]) -> list[str]:
+    """Return the warnings about rows that are put aside for nobody; `read` are (node, tag) of what is read."""
+    found = []
+    for node in nodes:
+        policy = node.spec.errors
+        if isinstance(policy, SideOutput) and (node.id, policy.tag) not in read:
+            found.append(
+                f"nothing reads the rows that {node.spec.name!r} ({node.spec.location or 'unknown line'}) puts aside "
+                f"under {policy.tag!r} where it raises, so they are dropped: read .side_output({policy.tag!r}), "
+                'or say on_error="skip"'
+            )
     return found
 
 

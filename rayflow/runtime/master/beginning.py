@@ -111,7 +111,7 @@ def foreign_restore_point(
     A job's directory stands for its newest checkpoint that can be read; a checkpoint's directory for nothing else.
     """
     passed_over: list[tuple[str, str]] = []
-    for found_url in (candidates := storage.named(url)):
+    for found_url in (candidates := _candidates(storage, url)):
         path = found_url.partition("?")[0]
         reason = request.damaged.get(path)
         if reason is None:
@@ -133,6 +133,21 @@ def foreign_restore_point(
                 f"checkpoint {path} cannot be used ({reason}); {way_out} may write rows again that were committed"
             )
     raise AssertionError("unreachable: there is at least one candidate")
+
+
+def _candidates(storage: JobStorage, url: str) -> list[str]:
+    try:
+        return storage.named(url)
+    except CorruptCheckpointError as error:
+        newest = storage.newest_sibling(url)
+        if newest is None:
+            raise
+        # Its job may still run, and keep what it needs itself only.
+        folder, _, name = url.partition("?")[0].rstrip("/").rpartition("/")
+        raise CorruptCheckpointError(
+            f"{error}; the newest checkpoint of that job is chk-{newest}. A job that runs discards {name} once it has "
+            f"newer ones (checkpoint.retained): restore {folder}, which is its newest, or stop it first"
+        ) from error
 
 
 def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> RestorePoint:

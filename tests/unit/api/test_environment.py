@@ -70,6 +70,19 @@ def test_a_stream_that_nobody_reads_is_warned_about_and_left_out(env: Any, rows:
     assert "test_environment.py" in graph.warnings[0]
 
 
+def test_rows_that_are_put_aside_for_nobody_are_warned_about() -> None:
+    env = rf.StreamEnvironment()
+    rows = env.from_rows([{"a": 1}])
+    kept = rows.map(lambda row: row, returns={"a": "int64"}, on_error=rf.SideOutput("bad"))
+    kept.discard()
+    (warning,) = env.plan().warnings
+    assert "'bad'" in warning
+    assert "test_environment.py" in warning
+    assert "they are dropped" in warning
+    kept.side_output("bad").discard()
+    assert env.plan().warnings == ()
+
+
 def test_warnings_about_the_configuration_are_in_the_plan() -> None:
     env = rf.StreamEnvironment(config={"checkpoint.interval": "200ms"})
     env.from_rows([{"a": 1}]).discard()
