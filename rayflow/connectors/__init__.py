@@ -9,6 +9,6 @@
 | `append_files`, `upsert_files`, `staged_files` | its two ways to write, and what they share |
 | `file_formats`, `json_lines` | rows as files, and back |
 | `committed` | what a file sink has committed, read |
-| `targets`, `s3_uploads`, `filesystems` | storage to write to, uploads in parts, storage to read from |
+| `targets`, `filesystems` | storage to write to, storage to read from |
 | `collected`, `simple_sinks` | collecting rows; printing and discarding |
 """

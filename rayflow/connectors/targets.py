@@ -10,8 +10,9 @@ even if an older attempt's process (a zombie) wakes up in the middle:
   after the delete finds nothing to copy. What was published later under the same name can be overwritten only
   by a copy that the server began before the delete and finished after the next checkpoint's commit.
 
-On S3 a staged file is uploaded in parts (`s3_uploads`) and is complete before its checkpoint is: what could fail about
-its contents has failed before. Completing it only at the commit would save the copy, but upserts read what they staged.
+On S3 a staged file is uploaded in parts (`state.s3_uploads`) and is complete before its checkpoint is: what could
+fail about its contents has failed before. Completing it only at the commit would save the copy, but upserts read what
+they staged.
 
 Staged local files are fsynced when they are finished, and directories when something is published in them.
 """
@@ -28,9 +29,9 @@ from urllib.parse import urlsplit
 import obstore
 import pyarrow as pa
 
-from rayflow.connectors.s3_uploads import S3Uploads, Upload
 from rayflow.model.errors import ConfigError, StorageError
 from rayflow.state.s3 import S3ObjectStore
+from rayflow.state.s3_uploads import S3Uploads, Upload
 from rayflow.state.storage import LocalStore, ObjectStore, checked_path, fsync, local_path
 
 

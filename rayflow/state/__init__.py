@@ -6,6 +6,6 @@ in an order (`sort_codes`, `top_kernels`), `cells` and `map_cells` users' own st
 (`value_types`: which values fit, `plain_data`: these as text). `pair_table` finds values by slot; `fixed_width`
 shows columns as numbers, `pair_kernels` and `row_kernels` are more compiled loops. `disk` keeps the rows of keys that
 do not fit. On the way to storage: `parts` is what operators hand over at a barrier, `files` and `manifest` what a
-checkpoint consists of (`in_flight`: the rows under way), `storage` where it lies (`s3`: on S3), `publishing` how a
-write whose answer got lost is resolved, `claims` who owns the next attempt.
+checkpoint consists of (`in_flight`: the rows under way), `storage` where it lies (`s3`, `s3_uploads`: on S3),
+`publishing` how a write whose answer got lost is resolved, `claims` who owns the next attempt.
 """

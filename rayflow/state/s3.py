@@ -11,11 +11,12 @@ contents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import obstore
@@ -24,6 +25,9 @@ from obstore.store import S3Store
 
 from rayflow.model.errors import ConfigError, StorageError
 from rayflow.state.storage import MissingObject, checked_path
+
+if TYPE_CHECKING:
+    from rayflow.state.s3_uploads import S3Uploads
 
 CONNECT_TIMEOUT = timedelta(seconds=3)
 READ_TIMEOUT = timedelta(seconds=20)
@@ -104,7 +108,8 @@ class S3ObjectStore:
     def write(self, path: str, data: bytes) -> None:
         """PUT."""
         with self._errors("write", path):
-            # In one request where that can be: a writer that dies at parts of an object leaves them behind, unseen.
+            # In one request where that can be: a writer that dies at parts of an object leaves them behind, unseen
+            # by listings, until `abort_uploads`.
             obstore.put(self._store, checked_path(path), data, use_multipart=len(data) > ONE_REQUEST_BYTES)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -141,6 +146,20 @@ class S3ObjectStore:
         """LIST, then bulk DELETE."""
         if paths := self.list(prefix):
             self._delete(paths, prefix)
+
+    def remove_temporaries(self, prefix: str) -> None:
+        """Abort the uploads in parts below `prefix` that are not complete."""
+        self._uploads.abort_all(prefix)
+
+    def abort_uploads(self, prefix: str, which: Callable[[str], bool]) -> None:
+        """See `abort_uploads` of `state.storage`."""
+        self._uploads.abort_all(prefix, which)
+
+    @cached_property
+    def _uploads(self) -> S3Uploads:
+        from rayflow.state.s3_uploads import S3Uploads
+
+        return S3Uploads(self._location)
 
     def _delete(self, paths: Sequence[str], path: str) -> None:
         with self._errors("delete", path):

@@ -30,7 +30,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -110,6 +110,14 @@ def clean_up_after_writers(store: ObjectStore, prefix: str) -> None:
     clean = getattr(store, "remove_temporaries", None)
     if clean is not None:
         clean(prefix)
+
+
+def abort_uploads(store: ObjectStore, prefix: str, which: Callable[[str], bool]) -> None:
+    """End what was begun to be written in parts below the directory `prefix` and is not complete, of the paths that are
+    asked for, where the store has such things. For when nobody will complete them."""
+    abort = getattr(store, "abort_uploads", None)
+    if abort is not None:
+        abort(prefix, which)
 
 
 def local_path(url: str) -> Path:

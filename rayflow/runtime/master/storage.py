@@ -42,6 +42,7 @@ from rayflow.state.publishing import create_surely, write_surely
 from rayflow.state.storage import (
     MissingObject,
     ObjectStore,
+    abort_uploads,
     clean_up_after_writers,
     join_url,
     storage_warning,
@@ -155,6 +156,12 @@ class JobStorage:
             if checkpoint_id < below and checkpoint_id not in busy:
                 self.discard(checkpoint_id, attempt)
 
+        def given_up(path: str) -> bool:
+            number = _number(path.removeprefix(f"{self._job_id}/"))
+            return number is not None and number < below and number not in busy
+
+        abort_uploads(self._store, str(self._job_id), given_up)
+
     def sweep_all(self, attempt: Attempt, kept: Collection[CheckpointId], known: CheckpointId | None) -> None:
         """The job has ended: leave its metadata, the checkpoints `kept`, savepoints, and whatever is newer than these
         (it may be needed to tell what happened), also `known`, which should be complete, if it is not."""
@@ -234,13 +241,19 @@ def _listing(paths: Iterable[str]) -> CheckpointListing:
     found: set[int] = set()
     complete: set[int] = set()
     for path in paths:
-        folder, _, name = path.partition("/")
-        number = folder.removeprefix("chk-")
-        if folder.startswith("chk-") and number.isdigit():
-            found.add(int(number))
-            if name == MANIFEST:
-                complete.add(int(number))
+        number = _number(path)
+        if number is not None:
+            found.add(number)
+            if path.partition("/")[2] == MANIFEST:
+                complete.add(number)
     return CheckpointListing(
         tuple(CheckpointId(n) for n in sorted(complete)),
         tuple(CheckpointId(n) for n in sorted(found - complete)),
     )
+
+
+def _number(path: str) -> int | None:
+    """Return the number of the checkpoint whose directory `path`, which is relative to the job's, lies in."""
+    folder = path.partition("/")[0]
+    number = folder.removeprefix("chk-")
+    return int(number) if folder.startswith("chk-") and number.isdigit() else None

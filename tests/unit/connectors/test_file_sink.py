@@ -529,8 +529,8 @@ def large_rows(rows: int = 1 << 20) -> pa.RecordBatch:
 def test_on_s3_no_upload_in_parts_is_left_behind_by_failures_nor_by_killed_processes(
     s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rayflow.connectors import s3_uploads
     from rayflow.connectors.targets import open_target
+    from rayflow.state import s3_uploads
 
     monkeypatch.setattr(s3_uploads, "PART_BYTES", 5 << 20)  # the least that S3 allows
     url = f"s3://{s3_server.new_bucket()}/out"

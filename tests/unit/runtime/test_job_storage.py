@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +115,25 @@ def test_at_the_end_nothing_is_deleted_that_might_help_where_the_newest_manifest
     upload(store, 3)
     storage.sweep_all(A1, kept=[CheckpointId(3)], known=CheckpointId(3))
     assert folders(store) == ["chk-1", "chk-2", "chk-3"]
+
+
+@pytest.mark.s3
+def test_uploads_in_parts_that_nobody_will_complete_are_aborted_and_others_are_not(s3_server: Any) -> None:
+    from rayflow.state.s3 import parse_s3_url
+    from rayflow.state.s3_uploads import S3Uploads
+
+    url = f"s3://{s3_server.new_bucket()}/checkpoints"
+    uploads = S3Uploads(parse_s3_url(url, s3_server.options))
+    storage = JobStorage(open_store, url, s3_server.options, JobId("job"))
+    complete(storage, open_store(url, s3_server.options), 4)
+    begun = [f"job/chk-{number}/op-0-keys-a1.arrow" for number in (1, 2, 3, 4, 5)]
+    others = "job-2/chk-1/op-0-keys-a1.arrow"
+    for path in [*begun, others]:
+        uploads.send(path, uploads.begin(path), 1, b"part")
+
+    storage.sweep(A1, CheckpointId(4), busy={CheckpointId(3)})
+    assert sorted(path for path, _ in uploads.unfinished("")) == sorted([*begun[2:], others])
+    # The job has ended.
+    storage.sweep_all(A1, kept={CheckpointId(4)}, known=CheckpointId(4))
+    assert [path for path, _ in uploads.unfinished("")] == [others]
+    assert storage.list_checkpoints().complete == (4,)

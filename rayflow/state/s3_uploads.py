@@ -4,9 +4,10 @@ What is uploaded in parts is no object until the upload is completed, but takes 
 or aborted; no listing of objects shows it. obstore, by which everything else goes, can neither abort an upload nor
 find those that a killed process left, so this is done with boto3.
 
-`Upload` is what a sink writes a staged file to: small ones are put at once when they are closed, larger ones go out
-in parts of `PART_BYTES`, so that no more than that is held in memory. Closing it completes the upload.
-`S3Uploads.abort_all` ends the uploads below a prefix that nobody can complete any more.
+Checkpoints' state files are uploaded by obstore, the large ones in parts; what a process that died left of them is
+ended here too. `Upload` is what a sink writes a staged file to: small ones are put at once when they are closed,
+larger ones go out in parts of `PART_BYTES`, so that no more than that is held in memory. Closing it completes the
+upload. `S3Uploads.abort_all` ends the uploads below a prefix that nobody will complete any more.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ class S3Uploads:
             except self._client.exceptions.NoSuchUpload:
                 return
 
-    def abort_all(self, prefix: str) -> None:
-        """Give up all unfinished uploads below `prefix`, whoever began them."""
+    def abort_all(self, prefix: str, which: Callable[[str], bool] = lambda path: True) -> None:
+        """Give up all unfinished uploads below `prefix`, whoever began them, of paths that are asked for."""
         for path, upload in self.unfinished(prefix):
-            self.abort(path, upload)
+            if which(path):
+                self.abort(path, upload)
 
     def unfinished(self, prefix: str) -> list[tuple[str, str]]:
         """Return (path, upload id) of every upload below `prefix` that is neither completed nor aborted."""
