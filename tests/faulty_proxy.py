@@ -6,6 +6,7 @@ Each `Fault` fits requests by method and a part of the path; the first that fits
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,12 +35,13 @@ class Fault:
 
 @dataclass
 class FaultyProxy:
-    """`endpoint` is where clients go; `faults` may change at any time."""
+    """`endpoint` is where clients go; `faults` and `delay_s`, which every request waits, may change at any time."""
 
     endpoint: str
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
+    delay_s: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, kind: Kind, method: str, part: str, times: int = 1_000_000) -> Fault:
@@ -51,6 +53,7 @@ class FaultyProxy:
     def heal(self) -> None:
         """No more faults; what is held goes on."""
         self.faults.clear()
+        self.delay_s = 0.0
         self.released.set()
 
     def fault_of(self, method: str, path: str) -> Kind | None:
@@ -93,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         proxy: FaultyProxy = self.server.proxy  # type: ignore[attr-defined]
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = proxy.fault_of(self.command, self.path)
+        if proxy.delay_s:
+            time.sleep(proxy.delay_s)
         if fault == "refuse":
             self._answer(503, [], b"")
             return

@@ -27,9 +27,9 @@ from rayflow.model.errors import ConfigError
 from tests.chaos import rounds
 from tests.chaos.namespace_effects import load_namespaces
 from tests.chaos.reporting import machine
-from tests.chaos.rounds import Round, run_on_cluster, run_on_namespaces
+from tests.chaos.rounds import Round, run_on_cluster, run_on_namespaces, run_on_s3
 
-PARTS = ("processes", "nodes", "stalls", "partitions", "head")
+PARTS = ("processes", "nodes", "stalls", "storage", "partitions", "head")
 MARKERS = ("<!-- long run -->", "<!-- end of long run -->")
 KILLS_A_ROUND, PARTITIONS_A_ROUND = 20, 7
 
@@ -47,7 +47,11 @@ def planned(options: argparse.Namespace) -> Iterator[tuple[str, Round]]:
         for i, times in enumerate(_cut(node_kills, 5)):
             yield "cluster", Round(f"nodes {i + 1}", rounds.nodes, 40_000, times, seed + 100 + i)
     if "stalls" in only:
-        yield "cluster", Round("stalls", rounds.stalls, 40_000, 10 if options.long else 2, seed + 200)
+        for i in range(3 if options.long else 1):
+            times = 10 if options.long else 2
+            yield "cluster", Round(f"stalls {i + 1}", rounds.stalls, 40_000, times, seed + 200 + i)
+    if "storage" in only:
+        yield "s3", Round("storage", rounds.storage, 40_000, 10 if options.long else 2, seed + 250)
     if "partitions" in only:
         for i, times in enumerate(_cut(parts, PARTITIONS_A_ROUND)):
             yield "namespaces", Round(f"partitions {i + 1}", rounds.partitions, 60_000, times, seed + 300 + i)
@@ -55,14 +59,17 @@ def planned(options: argparse.Namespace) -> Iterator[tuple[str, Round]]:
         yield "namespaces", Round("head", rounds.head, 120_000, 3 if options.long else 1, seed + 400)
 
 
+_ON_CLUSTER = {"cluster": run_on_cluster, "s3": run_on_s3}
+
+
 def run_all(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Run the rounds; a kind of cluster at a time."""
     done: list[dict[str, Any]] = []
     todo = list(planned(options))
-    if any(kind == "cluster" for kind, _ in todo):
+    if any(kind in _ON_CLUSTER for kind, _ in todo):
         local_cluster.up(3)
         try:
-            done += [_run(run_on_cluster, r, folder) for kind, r in todo if kind == "cluster"]
+            done += [_run(_ON_CLUSTER[kind], r, folder) for kind, r in todo if kind in _ON_CLUSTER]
         finally:
             close_session()
             local_cluster.down()

@@ -103,6 +103,10 @@ class NamespaceEffects:
                         self._numbers[found["NodeID"]] = int(address.rpartition(".")[2]) - 10
                     return
 
+    def hidden(self, description: dict[str, Any]) -> list[Process]:
+        """Nobody: from the host, Ray's actors are not asked."""
+        return []
+
     def kill(self, process: Process) -> bool:
         """Kill a process."""
         return self._signal(process, signal.SIGKILL) is not None

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from tests.chaos import soak_job
 from tests.chaos.exactness import check_counts, check_rows
 from tests.chaos.namespace_effects import ROOT, NamespaceEffects, StoredView
 from tests.chaos.soak import recoveries
+from tests.chaos.storage_effects import StorageEffects
+from tests.faulty_proxy import faulty_proxy
+from tests.s3 import running_s3
 
 RATE = 800
 END_WITHIN_S = 400
@@ -71,6 +74,19 @@ def stalls(subtasks: tuple[str, ...]) -> list[FaultKind]:
     ]
 
 
+def storage(subtasks: tuple[str, ...]) -> list[FaultKind]:
+    """Checkpoint storage that is away, for a moment and for longer than ten restarts would last, or slow; and kills, in
+    between and meanwhile."""
+    errors = FaultKind(action="storage_errors", targets=("storage",))
+    return [
+        replace(errors, for_ms=3_000),
+        replace(errors, for_ms=30_000),
+        FaultKind(action="slow_storage", targets=("storage",), for_ms=15_000, delay_ms=400),
+        FaultKind(action="kill", targets=subtasks),
+        FaultKind(action="kill", targets=("jobmanager",)),
+    ]
+
+
 def partitions(subtasks: tuple[str, ...]) -> list[FaultKind]:
     """Networks that part: manager and subtask, subtask and subtask, a node and all; one-way, flapping; short, and
     longer than the lease."""
@@ -104,6 +120,22 @@ def run_on_cluster(round_: Round, folder: Path) -> dict[str, Any]:
     env = rf.StreamEnvironment(name=round_.name.replace(" ", "-"), parallelism=2, config=config)
     soak_job.build(env, output=str(folder / "out"), until=str(folder / "until"))
     return _run(round_, folder, env.submit(), RayEffects())
+
+
+def run_on_s3(round_: Round, folder: Path) -> dict[str, Any]:
+    """Run it on that cluster, with checkpoints on an S3 server of its own behind a proxy that fails."""
+    with running_s3() as server, faulty_proxy(server.endpoint) as proxy:
+        config = {
+            **CONFIG,
+            # What the default budget bears is the point.
+            "restart.max_attempts": 10,
+            **server.options,
+            "s3.endpoint": proxy.endpoint,
+            "checkpoint.storage": f"s3://{server.new_bucket()}/checkpoints",
+        }
+        env = rf.StreamEnvironment(name=round_.name.replace(" ", "-"), parallelism=2, config=config)
+        soak_job.build(env, output=str(folder / "out"), until=str(folder / "until"))
+        return _run(round_, folder, env.submit(), StorageEffects(proxy))
 
 
 def run_on_namespaces(round_: Round, folder: Path, namespaces: Any) -> dict[str, Any]:

@@ -6,16 +6,18 @@ asks Ray for no resources. Nodes can be killed where this machine runs them: on 
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any, Protocol
 
 from rayflow.client import local_cluster
 from rayflow.client.chaos.schedule import Fault
-from rayflow.client.chaos.victims import Process
+from rayflow.client.chaos.victims import Process, Role, processes
 from rayflow.model.errors import ConfigError, TransientError
 
 _START_TIMEOUT_S = 60.0
 _CALL_TIMEOUT_S = 15.0
+_ASK_S = 5.0
 
 
 class Effects(Protocol):
@@ -23,6 +25,9 @@ class Effects(Protocol):
 
     def prepare(self, node_ids: set[str]) -> None:
         """Get ready to act on these nodes, where that takes time."""
+
+    def hidden(self, description: dict[str, Any]) -> list[Process]:
+        """Return the processes of the job that its description does not show: spares, a manager that stands by."""
 
     def kill(self, process: Process) -> bool:
         """Kill a process."""
@@ -69,6 +74,34 @@ class RayEffects:
                 self._sessions[node_id] = ray.get(answer, timeout=_START_TIMEOUT_S)
             except ray.exceptions.RayError:
                 self._forget(node_id)
+
+    def hidden(self, description: dict[str, Any]) -> list[Process]:
+        """Ask every actor of the job where it is; who does not answer is passed over."""
+        import ray
+
+        from rayflow.actors.specs import NAMESPACE, manager_name, worker_prefix
+
+        job_id = description["job_id"]
+        roles: dict[str, Role] = {manager_name(job_id, seat): "jobmanager" for seat in (0, 1)}
+        known = {(process.node_id, process.pid) for process in processes(description)}
+        asked: dict[Any, tuple[str, Role]] = {}
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            name = actor["name"]
+            role: Role | None = "subtask" if name.startswith(worker_prefix(job_id)) else roles.get(name)
+            if actor["namespace"] == NAMESPACE and role is not None:
+                with suppress(ValueError, ray.exceptions.RayError):
+                    found = ray.get_actor(name, namespace=NAMESPACE)
+                    asked[found.__ray_call__.remote(_where)] = name, role
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ASK_S) if asked else ([], [])
+        hidden = []
+        for ref in ready:
+            with suppress(ray.exceptions.RayError):
+                node_id, pid = ray.get(ref)
+                if (node_id, pid) not in known:
+                    name, role = asked[ref]
+                    what = "standby" if role == "jobmanager" else "spare"
+                    hidden.append(Process(role=role, name=what, pid=pid, node_id=node_id))
+        return sorted(hidden, key=lambda process: (process.name, process.node_id, process.pid))
 
     def kill(self, process: Process) -> bool:
         """Kill a process on its node."""
@@ -167,6 +200,13 @@ class RayEffects:
     def _forget(self, node_id: str) -> None:
         self._agents.pop(node_id, None)
         self._sessions.pop(node_id, None)
+
+
+def _where(_actor: Any) -> tuple[str, int]:
+    """Run by an actor: where it is."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 def _our_cluster() -> local_cluster.LocalCluster:

@@ -208,6 +208,9 @@ class Injector:
         found = victims(fault.target, description)
         match fault.action:
             case "kill" if fault.target != "head":
+                if fault.target == "all":
+                    # First who would take the places of the others.
+                    found = [*effects.hidden(description), *found]
                 hit = [p for p in found if effects.kill(p)]
             case "stop":
                 hit = [p for p in found if effects.stop(p, fault.for_ms)]

@@ -12,7 +12,7 @@ replayed on another run of the job, whose processes have other numbers.
 |---|---|
 | `subtask:OPERATOR[INDEX]` | the process of that subtask |
 | `jobmanager` | the process of the job manager |
-| `all` | all of these at once |
+| `all` | all of these at once, with spares and a manager that stands by |
 | `head` | the head node; only where it can be lost |
 | `node:N` | the N-th, counted round, of the nodes besides the head that run any of these |
 """

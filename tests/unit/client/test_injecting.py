@@ -61,12 +61,19 @@ class World:
             "subtasks": subtasks,
             "job_manager": manager,
             "restarts": restarts,
+            "restarts_total": len(restarts),
         }
 
     def events(self, since: int = 0) -> list[dict[str, Any]]:
         return self.told
 
     def prepare(self, node_ids: set[str]) -> None: ...
+
+    def hidden(self, description: dict[str, Any]) -> list[Process]:
+        return [
+            Process(role="subtask", name="spare", pid=7, node_id="bb"),
+            Process(role="jobmanager", name="standby", pid=8, node_id="bb"),
+        ]
 
     def kill(self, process: Process) -> bool:
         self.log.append((self.clock_ms, f"kill {process.name} {process.pid}"))
@@ -145,10 +152,13 @@ def test_a_victim_that_never_comes_is_skipped(world: World) -> None:
     assert (report["skipped"], report["injected"]) == (1, 1)
 
 
-def test_all_are_hit_at_once_the_manager_last(world: World) -> None:
-    injector(world).run([kill(0, "all")])
-    assert [what.split()[1] for _, what in world.log] == ["map[0]", "map[1]", "jobmanager"]
+def test_all_are_hit_at_once_with_whoever_would_take_their_places_the_manager_last(world: World) -> None:
+    chaos = injector(world)
+    chaos.run([kill(0, "all")])
+    everyone = ["spare", "standby", "map[0]", "map[1]", "jobmanager"]
+    assert [what.split()[1] for _, what in world.log] == everyone
     assert len({at for at, _ in world.log}) == 1
+    assert chaos.report(1)["faults"][0]["victims"][1] == "standby (process 8 on bb)"
 
 
 def test_the_end_of_the_job_ends_the_chaos(world: World) -> None:
