@@ -20,6 +20,7 @@ from rayflow.api.async_functions import async_options, check_async
 from rayflow.api.planning import StreamInfo, plan_error, refuse_upsert
 from rayflow.api.returns import returned_schema
 from rayflow.api.steps import Steps
+from rayflow.api.traits import of_function
 from rayflow.model.error_policy import SideOutput
 from rayflow.operators.map_async import MapAsyncOperator
 from rayflow.operators.stateless import FilterOperator, FlatMapOperator, MapBatchesOperator, MapOperator
@@ -44,7 +45,7 @@ class FunctionSteps(Steps):
         _check_callable(fn, "map")
         schema = returned_schema(returns, fn, "map")
         payload = partial(MapOperator, fn, schema, self._is_scalar())
-        return _with_policy(self._then("map", payload, self._made(schema), detail=_name_of(fn)), on_error)
+        return _with_policy(self._called("map", payload, schema, fn), on_error)
 
     def flat_map(
         self, fn: Callable[[Any], Any], returns: Any = None, *, on_error: OnError | None = None
@@ -55,9 +56,7 @@ class FunctionSteps(Steps):
         _check_callable(fn, "flat_map")
         schema = returned_schema(returns, fn, "flat_map", flat=True)
         payload = partial(FlatMapOperator, fn, schema, self._is_scalar())
-        return _with_policy(
-            self._then("flat_map", payload, self._made(schema), detail=_name_of(fn)), on_error
-        )
+        return _with_policy(self._called("flat_map", payload, schema, fn), on_error)
 
     def map_batches(
         self,
@@ -85,7 +84,7 @@ class FunctionSteps(Steps):
             raise plan_error(f"map_batches: batch_size: expected a number of rows from 1; got {batch_size!r}")
         schema = None if returns is None else returned_schema(returns, fn, "map_batches")
         payload = partial(MapBatchesOperator, fn, batch_format, batch_size, schema)
-        stream = self._then("map_batches", payload, self._made(schema), detail=_name_of(fn))
+        stream = self._called("map_batches", payload, schema, fn)
         if num_cpus is not None or num_gpus is not None:
             stream.with_resources(num_cpus=num_cpus, num_gpus=num_gpus)
         _with_policy(stream, on_error)
@@ -129,9 +128,11 @@ class FunctionSteps(Steps):
         schema = returned_schema(returns, fn, "map_async")
         keys = self._info.partitioned_by or ()
         payload = partial(MapAsyncOperator, fn, schema, self._is_scalar(), options, keys)
-        return _with_policy(
-            self._then("map_async", payload, self._made(schema), detail=_name_of(fn)), on_error
-        )
+        return _with_policy(self._called("map_async", payload, schema, fn), on_error)
+
+    def _called(self, name: str, payload: Any, schema: pa.Schema | None, fn: Any) -> DataStream:
+        """Return the stream of what `fn` makes, rows of `schema` where that is known."""
+        return self._then(name, payload, self._made(schema), detail=_name_of(fn), traits=of_function(fn))
 
     def _filter_by_function(self, fn: Any) -> DataStream:
         _check_callable(fn, "filter")

@@ -29,7 +29,7 @@ from rayflow.api.planning import (
 from rayflow.api.steps import Steps
 from rayflow.api.window_specs import Duration, Sliding, Tumbling
 from rayflow.batch.hashing import check_key_type
-from rayflow.graph.plan import Exchange, StreamEdge
+from rayflow.graph.plan import Exchange, StreamEdge, Traits
 from rayflow.operators.joins.broadcast import BroadcastJoinOperator
 from rayflow.operators.joins.columns import How, JoinColumns, JoinSide
 from rayflow.operators.joins.interval import IntervalJoinOperator
@@ -92,14 +92,19 @@ class Joins(Steps):
             changes,
             None if ttl_ns is None else max(1, ttl_ns // _NANOS_PER_MS),
         )
-        joined = self._then("join", payload, info, detail=sides.detail(), edges=sides.hash_edges())
+        kept = Traits(
+            keeps="all rows of both inputs", instead="give it ttl=, or use a window or interval join"
+        )
+        joined = self._then(
+            "join",
+            payload,
+            info,
+            detail=sides.detail(),
+            edges=sides.hash_edges(),
+            traits=kept if ttl_ns is None else None,
+        )
         if any(_moves(*side) for side in ((self, sides.left_keys), (other, sides.right_keys))):
             self._env._wants_old_rows.add(joined._node.id)
-        if ttl_ns is None and sides.unbounded():
-            joined._node.warnings = (
-                f"join ({joined._node.spec.location or 'unknown line'}) keeps all rows of both inputs for ever, and "
-                "an input never ends: give it ttl=, or use a window or interval join",
-            )
         return joined
 
     def temporal_join(
@@ -261,10 +266,6 @@ class JoinPlan:
             event_time_unit(stream._info, column, self.what)
             found.append(column)
         return found[0], found[1]
-
-    def unbounded(self) -> bool:
-        """Whether an input of either stream never ends."""
-        return is_unbounded(self.left) or is_unbounded(self.right)
 
 
 def window_join(plan: JoinPlan, window: Any) -> DataStream:

@@ -16,6 +16,7 @@ from rayflow.api.planning import StreamInfo, at_user_line, output_schema, refuse
 from rayflow.api.processing import ConnectedStreams, connected, keyed_process
 from rayflow.api.reducing import reduced
 from rayflow.api.top_n import top_n
+from rayflow.api.traits import keeps_aggregates
 from rayflow.api.window_plan import opened
 from rayflow.api.window_specs import WindowSpec
 from rayflow.api.windowed import WindowedStream
@@ -110,6 +111,7 @@ class KeyedStream(KeyedJoins):
             detail=f"{shown_aggregates(exprs)} by {', '.join(self._keys)}",
             edges=[stream._edge(Exchange("hash", self._keys))],
             changelog=lambda emit_before: partial(make, emit_before),
+            traits=keeps_aggregates(schema, self._keys),
         )
         if stream._info.is_upsert:
             with at_user_line():

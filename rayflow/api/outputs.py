@@ -12,6 +12,7 @@ from rayflow.api.planning import at_user_line, plan_error, require_columns
 from rayflow.api.side_outputs import read_side_output
 from rayflow.api.stage import Stage
 from rayflow.api.steps import Steps
+from rayflow.api.traits import of_sink
 from rayflow.batch.hashing import check_key_type
 from rayflow.connectors.file_formats import FormatName
 from rayflow.connectors.file_sink import FileSink
@@ -195,6 +196,7 @@ class Outputs(Steps):
         node = self._add_node(
             name, "sink", sink, self._info, rate_limit=rate_limit, detail=detail, edges=edges
         )
+        node.traits = of_sink(sink, json=name == "write_json")
         self._env._error_policies.added(node, self._info)
         self._env._sinks.append(node.id)
         if sink.wants_old_rows:

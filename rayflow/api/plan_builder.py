@@ -18,7 +18,7 @@ from rayflow.api.side_outputs import SideOutputs
 from rayflow.api.state_places import state_warnings
 from rayflow.graph.chaining import MAX_PARALLELISM_LIMIT, plan_job
 from rayflow.graph.plan import JobGraph, NodeKind, OperatorSpec, StreamEdge, StreamNode
-from rayflow.graph.warnings import config_warnings, poison_warnings
+from rayflow.graph.warnings import ENOUGH_SPLITS, config_warnings, poison_warnings
 from rayflow.model.config import JobConfig, flatten, with_environment
 
 DEFAULT_MAX_PARALLELISM = 128
@@ -89,9 +89,29 @@ class PlanBuilder:
         if tags:
             schemas = self._side_outputs[node.id].schemas()
             spec = replace(spec, side_outputs={tag: schemas[tag] for tag in tags})
-        if spec.kind == "source" and spec.rate_limit is None:
-            spec = replace(spec, rate_limit=JobConfig.from_flat(self.config).source_rate_limit)
+        if spec.kind == "source":
+            node = self._counted(node)
+            if spec.rate_limit is None:
+                spec = replace(spec, rate_limit=JobConfig.from_flat(self.config).source_rate_limit)
         return replace(node, spec=self._error_policies.final(spec, node.id, self.config))
+
+    def _counted(self, node: StreamNode) -> StreamNode:
+        """Return a source with the number of its splits, where several subtasks will read it."""
+        config = JobConfig.from_flat(self.config)
+        node = replace(node, rebalance=node.rebalance or config.source_rebalance == "auto")
+        subtasks = node.parallelism or min(self.parallelism, node.max_parallelism or self.parallelism)
+        if subtasks == 1:
+            return node
+        try:
+            splits = node.spec.payload.split_count(ENOUGH_SPLITS * subtasks)
+        except Exception as error:
+            # What cannot be listed here may well be where the job runs.
+            told = (
+                f"{node.spec.name} ({node.spec.location or 'unknown line'}): its splits cannot be listed here "
+                f"({type(error).__name__}: {error}), so they are not set beside the parallelism"
+            )
+            return replace(node, warnings=(*node.warnings, told))
+        return replace(node, traits=replace(node.traits, splits=splits))
 
     def _upstream(self, ids: Iterable[int]) -> set[int]:
         """Return the nodes that these nodes need, and themselves."""

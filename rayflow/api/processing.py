@@ -16,6 +16,7 @@ import pyarrow as pa
 from rayflow.api.planning import StreamInfo, plan_error, refuse_upsert, require_columns
 from rayflow.api.returns import returned_schema
 from rayflow.api.side_outputs import SideOutputs
+from rayflow.api.traits import of_process
 from rayflow.graph.plan import Exchange, StreamEdge
 from rayflow.operators.process import Port, ProcessOperator
 from rayflow.operators.process_functions import CoProcessFunction, KeyedProcessFunction, ProcessFunction
@@ -110,6 +111,7 @@ def _processed(
         detail=f"{kind.__qualname__.replace('<locals>.', '')}{by}",
         edges=edges,
         side_outputs=SideOutputs(made=made),
+        traits=of_process(kind, keys, first._info.schema),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayflow.api.functions import _check_callable, _name_of
 from rayflow.api.planning import StreamInfo, refuse_upsert, require_columns
+from rayflow.api.traits import keeps_rows
 from rayflow.graph.plan import Exchange
 from rayflow.operators.reduce import ReduceOperator
 
@@ -29,4 +30,5 @@ def reduced(stream: DataStream, keys: tuple[str, ...], fn: Callable[[Any, Any], 
         detail=f"{_name_of(fn)} by {', '.join(keys)}",
         edges=[stream._edge(Exchange("hash", keys))],
         changelog=lambda emit_before: partial(make, emit_before),
+        traits=keeps_rows(schema, keys),
     )

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
 from rayflow.api.planning import StreamInfo, at_user_line, output_schema, plan_error, require_columns
+from rayflow.api.traits import keeps_aggregates
 from rayflow.api.window_plan import WindowPlan
 from rayflow.api.window_specs import CountWindow, OnCount, OnProcessingTime, OnWatermark, Session
 from rayflow.batch.aggregates import AggregateExpr
@@ -77,7 +78,8 @@ def aggregate_count_windows(plan: WindowPlan, aggs: Mapping[str, AggregateExpr])
     schema = plan.input_schema("aggregate")
     payload = partial(CountWindowOperator, plan.keys, spec.n, tuple(aggs.items()), schema, time)
     detail = f"{plan.detail}: {shown_aggregates(aggs)}"
-    return stream._then("window", payload, info, detail=detail, edges=[plan.edge()])
+    traits = keeps_aggregates(schema, plan.keys)
+    return stream._then("window", payload, info, detail=detail, edges=[plan.edge()], traits=traits)
 
 
 def aggregate_global_window(plan: WindowPlan, aggs: Mapping[str, AggregateExpr]) -> DataStream:
@@ -106,6 +108,7 @@ def aggregate_global_window(plan: WindowPlan, aggs: Mapping[str, AggregateExpr])
         detail=f"{plan.detail}: {shown_aggregates(aggs)}",
         edges=[plan.edge()],
         changelog=(lambda emit_before: partial(make, emit_before)) if plan.updates else None,
+        traits=keeps_aggregates(plan.input_schema("aggregate"), plan.keys),
     )
 
 

@@ -23,6 +23,7 @@ from rayflow.api.returns import returned_schema
 from rayflow.api.specs import Watermark
 from rayflow.connectors.file_source import CsvSource, JsonSource, ParquetSource, TextSource
 from rayflow.connectors.memory_sources import BatchesSource, GeneratorSource, RowsSource
+from rayflow.graph.plan import Traits
 from rayflow.operators.contracts import Source
 
 if TYPE_CHECKING:
@@ -48,13 +49,18 @@ class Sources(PlanBuilder):
         schema: Any = None,
         rate_limit: float | None = None,
         watch: Duration | None = None,
+        rebalance: Literal["auto"] | None = None,
     ) -> DataStream:
         """Read Parquet: a file, a folder, or a glob; local, `file://` or `s3://`.
 
         `schema`: read these columns only. `rate_limit`: rows per second in total. `watch`: an unbounded stream; look
         for new files that often. Files are read in the order of their event times, from their statistics.
+        `rebalance="auto"` (here and at the other sources): where the number of splits (row groups) is no multiple of
+        the parallelism, so that some subtasks would have more to do than others, deal the rows out evenly to the
+        steps behind the source; rows lose their order then.
         """
-        return self._read_files("read_parquet", ParquetSource, path, watermark, schema, rate_limit, watch)
+        args = ("read_parquet", ParquetSource, path, watermark, schema, rate_limit, watch, rebalance)
+        return self._read_files(*args)
 
     def read_csv(
         self,
@@ -63,11 +69,12 @@ class Sources(PlanBuilder):
         schema: Any = None,
         rate_limit: float | None = None,
         watch: Duration | None = None,
+        rebalance: Literal["auto"] | None = None,
         on_error: Literal["fail", "skip"] | None = None,
     ) -> DataStream:
         """Read CSV files with a header; without `schema` types are told by the first block. `on_error="skip"`: leave
         out records with too many or too few values, or one of a wrong type, and count them."""
-        args = ("read_csv", CsvSource, path, watermark, schema, rate_limit, watch)
+        args = ("read_csv", CsvSource, path, watermark, schema, rate_limit, watch, rebalance)
         return self._read_files(*args, on_error)
 
     def read_json(
@@ -77,11 +84,12 @@ class Sources(PlanBuilder):
         schema: Any = None,
         rate_limit: float | None = None,
         watch: Duration | None = None,
+        rebalance: Literal["auto"] | None = None,
         on_error: Literal["fail", "skip"] | None = None,
     ) -> DataStream:
         """Read files of JSON lines; without `schema` types are told by the first block. `on_error="skip"`: leave out
         lines that are no object of these types, and count them."""
-        args = ("read_json", JsonSource, path, watermark, schema, rate_limit, watch)
+        args = ("read_json", JsonSource, path, watermark, schema, rate_limit, watch, rebalance)
         return self._read_files(*args, on_error)
 
     def read_text(
@@ -89,11 +97,13 @@ class Sources(PlanBuilder):
         path: Path,
         rate_limit: float | None = None,
         watch: Duration | None = None,
+        rebalance: Literal["auto"] | None = None,
         on_error: Literal["fail", "skip"] | None = None,
     ) -> DataStream:
         """Read the lines of text files, as one column `line`. `on_error="skip"`: leave out lines that are not UTF-8,
         and count them."""
-        return self._read_files("read_text", TextSource, path, None, None, rate_limit, watch, on_error)
+        args = ("read_text", TextSource, path, None, None, rate_limit, watch, rebalance)
+        return self._read_files(*args, on_error)
 
     def from_rows(
         self,
@@ -158,6 +168,7 @@ class Sources(PlanBuilder):
         rows: int | None = None,
         rate_limit: float | None = None,
         watermark: Watermark | None = None,
+        rebalance: Literal["auto"] | None = None,
     ) -> DataStream:
         """Stream the rows that `fn(start, count)` makes: rows number `start` up to `start + count`, always
         the same. `rows=None`: unbounded. `fn(0, 1)` is called when the plan is built, for its columns."""
@@ -171,15 +182,19 @@ class Sources(PlanBuilder):
             raise plan_error(f"generate: fn(0, 1) returned {type(sample).__name__}, expected a RecordBatch")
         source = GeneratorSource(fn, rows, sample.schema)
         shown = "no end" if rows is None else f"{rows} rows"
-        return self._add_source("generate", source, watermark, rate_limit, shown)
+        return self._add_source("generate", source, watermark, rate_limit, shown, rebalance=rebalance)
 
     def from_source(
-        self, source: Source, watermark: Watermark | None = None, rate_limit: float | None = None
+        self,
+        source: Source,
+        watermark: Watermark | None = None,
+        rate_limit: float | None = None,
+        rebalance: Literal["auto"] | None = None,
     ) -> DataStream:
         """Stream from a source of your own."""
         if not isinstance(source, Source):
             raise plan_error(f"from_source: expected an rf.Source object; got {source!r}")
-        return self._add_source(type(source).__name__, source, watermark, rate_limit)
+        return self._add_source(type(source).__name__, source, watermark, rate_limit, rebalance=rebalance)
 
     # -------------------------------------------------------------------------------------- internal
 
@@ -192,6 +207,7 @@ class Sources(PlanBuilder):
         schema: Any,
         rate_limit: float | None,
         watch: Duration | None,
+        rebalance: Literal["auto"] | None,
         on_error: Any = None,
     ) -> DataStream:
         options: dict[str, Any] = {
@@ -207,7 +223,8 @@ class Sources(PlanBuilder):
             source = make(fspath(path), **options)
         shown = f"{fspath(path)}" + (f", watched every {watch}" if watch is not None else "")
         warnings = (_WAITS.format(what=name),) if watermark is not None and make is not ParquetSource else ()
-        stream = self._add_source(name, source, watermark, rate_limit, shown, warnings)
+        json = "reads" if make is JsonSource else ""
+        stream = self._add_source(name, source, watermark, rate_limit, shown, warnings, rebalance, json)
         return stream if on_error is None else stream.on_error(on_error)
 
     def _add_source(
@@ -218,12 +235,18 @@ class Sources(PlanBuilder):
         rate_limit: float | None,
         detail: str = "",
         warnings: tuple[str, ...] = (),
+        rebalance: Literal["auto"] | None = None,
+        json: str = "",
     ) -> DataStream:
         from rayflow.api.streams import DataStream
 
         watermark = _watermark(watermark, name)
         if rate_limit is not None and not rate_limit > 0:
             raise plan_error(f"{name}: rate_limit: expected rows per second, more than 0; got {rate_limit!r}")
+        if rebalance not in (None, "auto"):
+            raise plan_error(
+                f"{name}: rebalance={rebalance!r}: expected 'auto', or None to leave rows as they lie"
+            )
         with at_user_line():
             info = StreamInfo(schema=source.schema)
             if watermark is not None:
@@ -235,6 +258,8 @@ class Sources(PlanBuilder):
         node = self._add_node(name, "source", source, info, inputs=[], detail=detail, rate_limit=rate_limit)
         node.max_parallelism = source.max_parallelism
         node.warnings = warnings
+        node.rebalance = rebalance == "auto"
+        node.traits = Traits(endless=not source.bounded, json=json)
         if watermark is not None:
             node.spec = replace(node.spec, time=watermark.time_spec())
         return DataStream(self, node, info)

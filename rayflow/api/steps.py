@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rayflow.api.planning import StreamInfo, plan_error
 from rayflow.api.side_outputs import SideOutputs
 from rayflow.api.stage import Stage
-from rayflow.graph.plan import Exchange, NodeKind, StreamEdge, StreamNode
+from rayflow.graph.plan import Exchange, NodeKind, StreamEdge, StreamNode, Traits
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream
@@ -36,15 +36,17 @@ class Steps(Stage):
         partitioned_by: tuple[str, ...] | None = _SAME,
         changelog: Callable[[bool], Any] | None = None,
         side_outputs: SideOutputs | None = None,
+        traits: Traits | None = None,
     ) -> DataStream:
         """Return the stream behind a new operator. `changelog(emit_before)` makes the payload of one
         whose output depends on whether someone behind it needs old rows (-U). `side_outputs` are what
-        `side_output` can read of it."""
+        `side_output` can read of it, `traits` what the plan's rules judge it by."""
         from rayflow.api.streams import DataStream
 
         lies_by = info.partitioned_by if partitioned_by is _SAME else partitioned_by
         info = replace(info, partitioned_by=lies_by)
         node = self._add_node(name, "operator", payload, info, detail=detail, edges=edges)
+        node.traits = traits or node.traits
         if changelog is not None:
             self._env._changelog_makers[node.id] = changelog
         if side_outputs is not None:

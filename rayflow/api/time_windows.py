@@ -11,6 +11,7 @@ from rayflow.api.planning import StreamInfo, at_user_line
 from rayflow.api.window_plan import WindowPlan
 from rayflow.api.window_specs import OnCount, OnProcessingTime, Sliding, Tumbling
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.graph.plan import Traits
 from rayflow.windows.bounds import WINDOW_END, WINDOW_START
 from rayflow.windows.making import time_window_operator
 from rayflow.windows.time_windows import TimeWindows
@@ -47,6 +48,7 @@ def aggregate_time_windows(plan: WindowPlan, aggs: Mapping[str, AggregateExpr]) 
         edges=[plan.edge()],
         changelog=(lambda emit_before: partial(make, emit_before)) if plan.updates else None,
         side_outputs=plan.side_outputs(),
+        traits=Traits(sliding_ns=(spec.size_ns, spec.slide_ns)),
     )
 
 

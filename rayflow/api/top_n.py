@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rayflow.api.planning import StreamInfo, output_schema, plan_error, require_columns
 from rayflow.api.projection import as_column, result_type
+from rayflow.api.traits import keeps_rows
 from rayflow.batch.hashing import is_key_type
 from rayflow.batch.ordering import SortKey
 from rayflow.graph.plan import Exchange
@@ -58,6 +59,7 @@ def top_n(
         detail=f"{n} by {', '.join(keys)}, ordered by {', '.join(map(str, order))}",
         edges=[stream._edge(Exchange("hash", keys))],
         changelog=lambda emit_before: partial(make, emit_before),
+        traits=keeps_rows(schema, keys),
     )
     if info.is_upsert:
         stream._env._wants_old_rows.add(made._node.id)

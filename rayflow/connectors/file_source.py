@@ -85,6 +85,15 @@ class FileSource(Source):
         )
         return [split for file in files for split in self._splits_of(filesystem, file)]
 
+    def split_count(self, enough: int) -> int | None:
+        """Count the splits of the files there are now, as far as `enough`; not where new ones may come."""
+        if not self.bounded:
+            return None
+        filesystem, files = find_files(self._path, self.suffixes, self._options)
+        if len(files) >= enough:
+            return len(files)  # A split each at the least, as a rule; to open all of many would take long.
+        return sum(len(self._splits_of(filesystem, file)) for file in files)
+
     def open_split(self, split: Split, position: Any | None) -> SplitReader:
         """Open the split's file at `position`."""
         filesystem, _ = open_filesystem(self._path, self._options)

@@ -44,6 +44,11 @@ class RowsSource(Source):
         starts = range(0, self._table.num_rows, _ROWS_PER_SPLIT)
         return [Split(id=f"rows-{s}", payload={"start": s}, order=f"{s:020}") for s in starts]
 
+    def split_count(self, enough: int) -> int | None:
+        """So few rows that one range holds them are soon read, whoever does."""
+        count = len(self.splits())
+        return count if count > 1 else None
+
     def open_split(self, split: Split, position: Any | None) -> SplitReader:
         """Read one range."""
         part = self._table.slice(split.payload["start"], _ROWS_PER_SPLIT)
@@ -174,6 +179,11 @@ class GeneratorSource(Source):
             )
             for start in range(0, self._rows, size)
         ]
+
+    def split_count(self, enough: int) -> int | None:
+        """Too few rows for `_RANGES` ranges are soon made, whoever does."""
+        count = len(self.splits())
+        return count if self._rows is None or count >= _RANGES else None
 
     def open_split(self, split: Split, position: Any | None) -> SplitReader:
         """Make rows from the position on."""

@@ -6,7 +6,8 @@ Theory of operation. Unions are planned away (`unions`); then four passes over t
 2. Each edge's exchange, the cheapest that is correct: a `hash` becomes `forward` where the rows already lie
    by those very keys at the same parallelism; `forward` becomes `rebalance` where the parallelism differs.
    What the user asked for by name (`rebalance`, `rescale`, `broadcast`) stays. A keyed exchange is kept at
-   parallelism 1 too: it decouples producer and consumer.
+   parallelism 1 too: it decouples producer and consumer. Behind a source with `rebalance` whose splits are uneven,
+   `forward` becomes `rebalance` too.
 3. Chains: two nodes share a task, and records pass by function call, when the edge between them is `forward`
    and not a side output, it is the only one the upstream node has and the only one the downstream node has,
    both may be chained, and both ask for the same resources. So an operator whose side output is read beside its
@@ -38,6 +39,7 @@ from rayflow.graph.plan import (
 )
 from rayflow.graph.uids import assign_uids
 from rayflow.graph.unions import without_virtual_nodes
+from rayflow.graph.warnings import are_uneven, plan_warnings
 from rayflow.model.errors import PlanError
 from rayflow.model.ids import EdgeId, VertexId
 
@@ -78,7 +80,11 @@ def plan_job(
         max_parallelism=max_parallelism,
         vertices=_vertices(ordered, specs, subtasks, head_of),
         edges=_edges(by_id, specs, links, head_of),
-        warnings=(*warnings, *(text for node in ordered for text in node.warnings)),
+        warnings=(
+            *warnings,
+            *(text for node in ordered for text in node.warnings),
+            *plan_warnings(ordered, subtasks, {link.edge.source for link in links if link.exchange.why}),
+        ),
     )
 
 
@@ -122,9 +128,7 @@ def _decide_exchanges(
     lie_by: dict[int, tuple[str, ...] | None] = {}
     for node in nodes:
         inputs = [
-            _Link(
-                edge, node.id, _exchange(edge, lie_by[edge.source], subtasks[edge.source], subtasks[node.id])
-            )
+            _Link(edge, node.id, _exchange(edge, by_id[edge.source], lie_by[edge.source], subtasks, node.id))
             for edge in node.inputs
         ]
         for link in inputs:
@@ -135,13 +139,19 @@ def _decide_exchanges(
 
 
 def _exchange(
-    edge: StreamEdge, rows_lie_by: tuple[str, ...] | None, producers: int, consumers: int
+    edge: StreamEdge,
+    source: StreamNode,
+    rows_lie_by: tuple[str, ...] | None,
+    subtasks: dict[int, int],
+    target: int,
 ) -> Exchange:
-    wanted = edge.exchange
+    wanted, producers, consumers = edge.exchange, subtasks[source.id], subtasks[target]
     lies_by = rows_lie_by if edge.tag is None else None
     if wanted.kind == "hash" and wanted.keys == lies_by and producers == consumers:
         return Exchange("forward", wanted.keys)
     if wanted.kind == "forward":
+        if source.rebalance and are_uneven(source.traits.splits, producers):
+            return Exchange("rebalance", why=f"{source.traits.splits} splits for {producers} subtasks")
         return Exchange("forward", lies_by or ()) if producers == consumers else Exchange("rebalance")
     return wanted
 

@@ -23,7 +23,7 @@ def plan_json(graph: JobGraph) -> dict[str, Any]:
         "name": graph.name,
         "max_parallelism": graph.max_parallelism,
         "operators": [operator_json(graph, vertex) for vertex in graph.vertices],
-        "edges": [_edge_json(edge) for edge in graph.edges],
+        "edges": [_edge_json(graph, edge) for edge in graph.edges],
         "channels": len(channels(graph)),
         "warnings": list(graph.warnings),
     }
@@ -97,10 +97,20 @@ def _step_lines(spec: OperatorSpec) -> list[str]:
 def _edge_text(graph: JobGraph, edge: JobEdge) -> str:
     keys = f"({', '.join(edge.exchange.keys)})" if edge.exchange.kind == "hash" else ""
     tag = f" side output {edge.tag!r}" if edge.tag else ""
+    why = f" ({edge.exchange.why})" if edge.exchange.why else ""
+    given_up = gives_up(graph, edge)
     return (
         f"{edge.exchange.kind}{keys} from {edge.source}{tag}, "
-        f"{graph.vertex(edge.source).parallelism} → {graph.vertex(edge.target).parallelism}"
+        f"{graph.vertex(edge.source).parallelism} → {graph.vertex(edge.target).parallelism}{why}"
+        f"{f'; gives up {given_up}' if given_up else ''}"
     )
+
+
+def gives_up(graph: JobGraph, edge: JobEdge) -> str | None:
+    """Return what rows lose by an exchange that deals them out whatever their key (S2); None where nothing."""
+    if edge.exchange.kind not in ("rebalance", "rescale") or graph.vertex(edge.target).parallelism == 1:
+        return None
+    return "the order of a key's rows"
 
 
 def _step_json(spec: OperatorSpec) -> dict[str, Any]:
@@ -121,7 +131,7 @@ def _schema_json(schema: pa.Schema | None) -> dict[str, str] | None:
     return None if schema is None else {field.name: str(field.type) for field in visible_schema(schema)}
 
 
-def _edge_json(edge: JobEdge) -> dict[str, Any]:
+def _edge_json(graph: JobGraph, edge: JobEdge) -> dict[str, Any]:
     return {
         "from": edge.source,
         "to": edge.target,
@@ -129,6 +139,8 @@ def _edge_json(edge: JobEdge) -> dict[str, Any]:
         "keys": list(edge.exchange.keys) if edge.exchange.kind == "hash" else [],
         "port": edge.port,
         "tag": edge.tag,
+        "why": edge.exchange.why or None,
+        "gives_up": gives_up(graph, edge),
     }
 
 

@@ -27,10 +27,12 @@ NodeKind = Literal["source", "operator", "sink"]
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """How records cross an edge. `keys` are the column names of a hash exchange; of a forward one between two chains,
-    those by which its rows lie already, so that rows in flight can be dealt out at another parallelism."""
+    those by which its rows lie already, so that rows in flight can be dealt out at another parallelism. `why` tells
+    people what has led the planner to it, where that is not plain."""
 
     kind: ExchangeKind
     keys: tuple[str, ...] = ()
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,27 @@ class StreamEdge:
     tag: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What the rules of a plan judge an operator by (`graph.warnings`); subtasks do not need it.
+
+    `endless`: a source that never ends. `splits`: how many a source has, None where that is not known, or of no
+    account. `keeps`: what an operator holds on to for as long as the job runs ("rows of every key"), and `instead`: how
+    to have that end; empty for state that has bounds. `sliding_ns`: size and slide of windows. `json`: what it does
+    with JSON ("reads", "writes", "parses"). `per_row`: what it does for each row alone and what to do instead;
+    `per_row_if_endless`: only a stream that never ends, at no limited rate, makes that a mistake.
+    """
+
+    endless: bool = False
+    splits: int | None = None
+    keeps: str = ""
+    instead: str = ""
+    sliding_ns: tuple[int, int] | None = None
+    json: str = ""
+    per_row: str = ""
+    per_row_if_endless: bool = False
+
+
 @dataclass(slots=True, kw_only=True)
 class StreamNode:
     """A node of the stream graph. Ids grow from inputs to consumers.
@@ -98,7 +121,8 @@ class StreamNode:
     An empty `spec.uid` asks the planner for a generated one. `parallelism` None means the job's, but no
     more than `max_parallelism`. `partitioned_by` names the output columns that hold, unchanged, the keys
     of the hash exchange upstream (None: unknown). `warnings` are printed with the plan. A `virtual` node only
-    brings its inputs together, and is planned away (see `unions`).
+    brings its inputs together, and is planned away (see `unions`). A source with `rebalance` has its rows dealt out
+    anew where its splits are uneven.
     """
 
     id: int
@@ -111,6 +135,8 @@ class StreamNode:
     resources: Resources = field(default_factory=Resources)
     chainable: bool = True
     virtual: bool = False
+    rebalance: bool = False
+    traits: Traits = field(default_factory=Traits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

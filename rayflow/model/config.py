@@ -62,6 +62,7 @@ class JobConfig:
     batch_rows: int = 65_536
     batch_linger_ms: int = 20
     source_rate_limit: float | None = None
+    source_rebalance: str = "off"
     errors_policy: str = "fail"
     memory_process_bytes: int = 1 << 30
     memory_cutoff: float = DEFAULT_CUTOFF
@@ -311,6 +312,7 @@ SETTINGS: dict[str, Setting] = {
     "batch.rows": Setting("batch_rows", _integer(1)),
     "batch.linger": Setting("batch_linger_ms", _duration),
     "source.rate_limit": Setting("source_rate_limit", _optional_rate),
+    "source.rebalance": Setting("source_rebalance", _choice("off", "auto")),
     "errors.policy": Setting("errors_policy", _choice("fail", "skip")),
     "memory.process": Setting("memory_process_bytes", parse_size),
     "memory.cutoff": Setting("memory_cutoff", _fraction),

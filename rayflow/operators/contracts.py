@@ -263,6 +263,12 @@ class Source(ABC):
         seconds; called once per job, and again every `discovery_interval_ms`. Splits seen before
         (same id) are ignored."""
 
+    def split_count(self, enough: int) -> int | None:
+        """Return how many splits there are, which the plan sets beside the parallelism; counting may stop at `enough`.
+        None: not known before the job runs, or of no account. Runs where the plan is built, and may block for
+        seconds; by default the splits are listed, unless they are listed again while the job runs."""
+        return None if self.discovery_interval_ms() is not None else len(self.splits())
+
     @abstractmethod
     def open_split(self, split: Split, position: Any | None) -> SplitReader:
         """Return a reader of `split` that starts at `position` (None: at its beginning)."""

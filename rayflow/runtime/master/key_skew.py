@@ -163,7 +163,8 @@ def _message(
         if hottest["share_least"] * vertex.parallelism >= HOT_SHARE_OF_FAIR:
             return (
                 f"{evidence}. Aggregates that merge can share a key: key_by(…, skew=rf.Skew(local_aggregation=True)) "
-                'or rf.Skew(salt="auto"); anything else needs a finer key'
+                'or rf.Skew(salt="auto"); steps that need no rows of a key together take .rebalance() for .key_by(); '
+                "others need a finer key"
             )
         evidence += (
             f", so no key alone is to blame: few keys, or few of {max_parallelism} key groups, have most rows"

@@ -5,12 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
 from rayflow.batch.changelog import changelog_schema
 from rayflow.graph.describe import plan_json, plan_tree
-from rayflow.graph.plan import Resources, TimeSpec
-from rayflow.graph.warnings import config_warnings
+from rayflow.graph.plan import Resources, TimeSpec, Traits
 
 
 def job(g: Any, via: Any) -> Any:
@@ -66,17 +64,23 @@ def test_schemas_are_shown_without_the_hidden_column(g: Any) -> None:
     assert "upserts: rows replace earlier ones of their key" in plan_tree(g.plan())
 
 
-@pytest.mark.parametrize(
-    ("settings", "about"),
-    [
-        ({}, []),
-        ({"checkpoint.interval": "60s", "checkpoint.timeout": "30s"}, []),
-        ({"checkpoint.interval": "off"}, []),
-        ({"checkpoint.interval": "200ms"}, ["checkpoint.interval", "checkpoint.timeout"]),
-        ({"checkpoint.interval": "10m"}, ["checkpoint.interval"]),
-        ({"checkpoint.timeout": "5m"}, ["checkpoint.timeout"]),
-        ({"batch.rows": 10}, []),
-    ],
-)
-def test_unusual_checkpoint_settings_are_warned_about(settings: dict[str, Any], about: list[str]) -> None:
-    assert [warning.split()[0] for warning in config_warnings(settings)] == about
+def test_what_dealing_rows_out_gives_up_is_told(g: Any, via: Any) -> None:
+    g.sink(g.add("model", via(g.source(), "rebalance")))
+    (edge,) = plan_json(g.plan(2))["edges"]
+    assert (edge["exchange"], edge["gives_up"], edge["why"]) == (
+        "rebalance",
+        "the order of a key's rows",
+        None,
+    )
+    assert "rebalance from read-1, 2 → 2; gives up the order of a key's rows" in plan_tree(g.plan(2))
+
+
+def test_to_a_single_subtask_nothing_is_given_up(g: Any) -> None:
+    g.sink(g.add("model", g.source(), parallelism=1), parallelism=1)
+    (edge,) = plan_json(g.plan(2))["edges"]
+    assert (edge["exchange"], edge["gives_up"]) == ("rebalance", None)
+
+
+def test_the_planner_says_why_it_deals_out_rows_of_uneven_splits(g: Any) -> None:
+    g.sink(g.add("model", g.source(traits=Traits(splits=3), rebalance=True)))
+    assert "rebalance from read-1, 2 → 2 (3 splits for 2 subtasks); gives up" in plan_tree(g.plan(2))
