@@ -12,10 +12,9 @@ what to do instead.
 | `row_by_row` | a sink does something for each row alone: prints it, calls a system outside |
 
 (Others are where only the API knows enough: streams and rows put aside that nobody reads, watermarks that wait for
-files.) The rules on
-checkpoints are those of the talk that rayflow follows: intervals of 1 to 5 minutes, 20 to 30 s where precision matters;
-a timeout of about half the interval. Defaults are never warned about, nor what ends soon anyway: state, JSON and
-printing count only where the input is endless.
+files.) The rules on checkpoints are those of the talk that rayflow follows: intervals of 1 to 5 minutes, 20 to 30 s
+where precision matters; a timeout of about half the interval. Defaults are never warned about, nor what ends soon
+anyway: state, JSON and printing count only where the input is endless.
 """
 
 from __future__ import annotations
