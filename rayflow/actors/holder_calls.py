@@ -15,7 +15,9 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 
 from rayflow.actors.specs import NAMESPACE
-from rayflow.protocol.replication import HolderId
+from rayflow.protocol.replication_messages import (
+    HolderId,
+)
 
 PATIENCE_S = 1.0
 """A call that is not answered for so long is a reason to ask for a sign of life."""

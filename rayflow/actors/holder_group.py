@@ -31,15 +31,14 @@ from rayflow.actors.holder_calls import (
 from rayflow.actors.object_holder import ObjectHolder, Reply
 from rayflow.actors.specs import NAMESPACE
 from rayflow.model.errors import StorageError
-from rayflow.protocol.replication import (
+from rayflow.protocol.replication import Health, succession
+from rayflow.protocol.replication_messages import (
     Answer,
     Configuration,
-    Health,
     HolderId,
     Operation,
     Put,
     Seal,
-    succession,
 )
 from rayflow.state.storage import LostObjects
 

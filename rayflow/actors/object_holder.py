@@ -23,7 +23,8 @@ import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from rayflow.actors.holder_calls import Handles, HolderStatus, NoAnswer, holder_id, node_of, wait_for
-from rayflow.protocol.replication import (
+from rayflow.protocol.replication import Holder
+from rayflow.protocol.replication_messages import (
     Answer,
     Command,
     Commands,
@@ -38,7 +39,6 @@ from rayflow.protocol.replication import (
     EntryCopied,
     Event,
     Get,
-    Holder,
     HolderId,
     MemberConfirmed,
     MemberFailed,

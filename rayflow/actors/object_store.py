@@ -23,7 +23,14 @@ import ray
 
 from rayflow.actors.holder_group import HolderGroup
 from rayflow.model.errors import ConfigError, StorageError
-from rayflow.protocol.replication import Answer, Get, ListBelow, Operation, Put, Remove
+from rayflow.protocol.replication_messages import (
+    Answer,
+    Get,
+    ListBelow,
+    Operation,
+    Put,
+    Remove,
+)
 from rayflow.state.storage import (
     RAY_SCHEME,
     LocalStore,

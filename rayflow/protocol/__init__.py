@@ -23,7 +23,7 @@ dropped and counted, and the event's docstring says so.
 | `sequencing` | what is stale, repeated or missing |
 | `coordinator` (values in `checkpointing`) | when checkpoints begin, are complete, and go |
 | `commits` | when a staged transaction may be published |
-| `replication` | which holder of replicated objects may answer, and who succeeds whom |
+| `replication`, `replication_messages` | which holder of replicated objects may answer, and who succeeds whom |
 | `lifecycle` | the states of jobs and subtasks |
 | `failover` | whether and when a failed attempt is followed by another |
 | `batching` | when rows are written to a system outside, and what follows a failure |

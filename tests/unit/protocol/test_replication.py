@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rayflow.model.errors import ProtocolViolation
-from rayflow.protocol.replication import (
+from rayflow.protocol.replication import Holder, succession
+from rayflow.protocol.replication_messages import (
     Answer,
     Command,
     Configuration,
@@ -23,7 +24,6 @@ from rayflow.protocol.replication import (
     Entry,
     EntryCopied,
     Get,
-    Holder,
     HolderId,
     ListBelow,
     MemberConfirmed,
@@ -34,7 +34,6 @@ from rayflow.protocol.replication import (
     Remove,
     Seal,
     SendEffect,
-    succession,
 )
 
 A, B, C = HolderId("a"), HolderId("b"), HolderId("c")
