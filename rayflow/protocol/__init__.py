@@ -20,7 +20,8 @@ dropped and counted, and the event's docstring says so.
 | `split_watermarks`, `watermark_merging` | how far event time has come: at a source, and where channels meet |
 | `watermarks` | what both say |
 | `splits` | which source subtask reads what, and how far event time may go meanwhile |
-| `sequencing` | what is stale, repeated or missing |
+| `sequencing` | what is stale, repeated or missing on a channel |
+| `delivery` | which control message is accepted, and which is sent again |
 | `coordinator` (values in `checkpointing`) | when checkpoints begin, are complete, and go |
 | `commits` | when a staged transaction may be published |
 | `replication`, `replication_messages` | which holder of replicated objects may answer, and who succeeds whom |

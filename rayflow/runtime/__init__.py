@@ -11,6 +11,7 @@
 | `snapshots`, `in_flight` | state, and rows in flight, to storage and back |
 | `replay`, `catching_up` | rows in flight, processed first of all after a restore |
 | `messages`, `ports` | what the engines tell each other, and what they need from the world |
+| `correspondence` | a subtask's control messages, each once and in order |
 | `stepping`, `task_thread`, `accounting` | what a step tells its driver; the thread that drives; where its time goes |
 | `faults`, `at_work` | which failures a restart would meet again; which operator a thread is at |
 | `clock`, `io_pool`, `event_loop` | ports as production has them |

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pytest
 
 import rayflow as rf
+from rayflow.client.chaos.effects import RayEffects
 from rayflow.client.processes import is_alive, started_at
 from tests.chaos.victim import WAIT_S, Victim, verdict
 
@@ -106,6 +107,8 @@ def test_a_standby_takes_the_managers_place_and_the_one_that_was_killed_stands_b
     victim = Victim(tmp_path, "stood-by", **{"jobmanager.standby": "true", "restart.spares": "0"})
     try:
         victim.until(lambda: victim.settled(0) and seats(victim.job.id) == [True, False])
+        # A kill of all takes it with it, though no description shows it.
+        assert [p.name for p in RayEffects().hidden(victim.job.describe())] == ["standby"]
         victim.survives(victim.kill_manager)
         victim.until(lambda: seats(victim.job.id) == [False, True])
         victim.survives(victim.kill_manager)
