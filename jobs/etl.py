@@ -1,4 +1,5 @@
-"""Extract, transform, load: hourly weather, CSV or JSON lines, to metric Parquet in a folder per airport."""
+"""Extract, transform, load: hourly weather, CSV or JSON lines, to metric Parquet in a folder per airport, or to a table
+of a database."""
 
 from typing import Literal
 
@@ -27,10 +28,16 @@ def build(
     format: Literal["csv", "json"] = "csv",
     min_visibility_km: float = 0.0,
     output: str = "out/weather",
+    url: str = "",
+    table: str = "weather",
 ) -> None:
-    """Weather in metric units; rows without a temperature, or too foggy, are left out."""
+    """Weather in metric units; rows without a temperature, or too foggy, are left out.
+
+    With a `url` (postgresql://user:password@host/db, mysql://…) it goes into `table`, where a row replaces that of the
+    same airport and hour; what the database refuses goes to `output`.
+    """
     read = env.read_csv if format == "csv" else env.read_json
-    (
+    weather = (
         read(input, schema=WEATHER)
         .filter(col("temp").is_valid())
         .select(
@@ -43,8 +50,11 @@ def build(
             visibility_km=col("visib") * 1.609344,
         )
         .filter(col("visibility_km") >= min_visibility_km)
-        .write_parquet(output, partition_by="origin", if_exists="overwrite")
     )
+    if url:
+        loaded = weather.sink_to(rf.SqlSink(url, table, keys=["origin", "time"]))
+        weather = loaded.on_error(rf.SideOutput("refused")).side_output("refused")
+    weather.write_parquet(output, partition_by="origin", if_exists="overwrite")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from rayflow.client.finding import Client as Client
     from rayflow.client.finding import connect as connect
     from rayflow.client.handle import JobHandle as JobHandle
+    from rayflow.connectors.http_sink import HttpSink as HttpSink
+    from rayflow.connectors.sql_sink import SqlSink as SqlSink
     from rayflow.model.error_policy import SideOutput as SideOutput
     from rayflow.model.errors import ConfigError as ConfigError
     from rayflow.model.errors import CorruptCheckpointError as CorruptCheckpointError
@@ -117,6 +119,8 @@ _MODULES = {
     "rayflow.cli.job_runner": ("run",),
     "rayflow.client.finding": ("Client", "connect"),
     "rayflow.client.handle": ("JobHandle",),
+    "rayflow.connectors.http_sink": ("HttpSink",),
+    "rayflow.connectors.sql_sink": ("SqlSink",),
     "rayflow.model.error_policy": ("SideOutput",),
     "rayflow.model.errors": (
         "ConfigError",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.mariadb import MariaDb, running_mariadb
 from tests.postgres import Postgres, running_postgres
 from tests.s3 import S3Server, running_s3
 
@@ -39,4 +40,11 @@ def s3_server() -> Iterator[S3Server]:
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server, started once per run; skips where it is not installed."""
     with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDb]:
+    """A MariaDB server, started once per run; skips where it is not installed."""
+    with running_mariadb() as server:
         yield server

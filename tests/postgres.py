@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,20 @@ class Postgres:
     url: str
     folder: Path
     port: int
+
+    def connect(self) -> Any:
+        """Return a psycopg connection that commits by itself."""
+        import psycopg
+
+        return psycopg.connect(self.url, autocommit=True)
+
+    def start(self) -> None:
+        """Start it again; returns when it takes connections."""
+        self.control("start")
+
+    def kill(self) -> None:
+        """Have all its processes end at once, as in a crash; `start` brings it back, after its recovery."""
+        self.control("stop", "-m", "immediate")
 
     def control(self, *command: str) -> None:
         """Run `pg_ctl`, such as `control("restart", "-m", "immediate")`."""
@@ -41,9 +56,7 @@ def running_postgres() -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix="rayflow-postgres-", dir="/tmp"))
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres", "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     user = "postgres" if os.geteuid() == 0 else getpass.getuser()
     server = Postgres(f"postgresql://{user}@127.0.0.1:{port}/postgres", folder, port)
     try:
@@ -54,6 +67,14 @@ def running_postgres() -> Iterator[Postgres]:
         if (folder / "data" / "postmaster.pid").exists():
             server.control("stop", "-m", "immediate")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _run(program: str, *arguments: str) -> None:

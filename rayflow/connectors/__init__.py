@@ -10,5 +10,9 @@
 | `file_formats`, `json_lines` | rows as files, and back |
 | `committed` | what a file sink has committed, read |
 | `targets`, `filesystems` | storage to write to, storage to read from |
+| `sql_sink` | tables of PostgreSQL and MariaDB as a sink |
+| `sql_servers`, `sql_tables`, `sql_text` | what it needs: connections, tables, values as text |
+| `http_sink` | POST requests as a sink |
+| `extras` | what only some of these need to have installed |
 | `collected`, `simple_sinks` | collecting rows; printing and discarding |
 """

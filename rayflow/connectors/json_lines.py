@@ -80,23 +80,29 @@ def _encode(batch: pa.RecordBatch) -> bytes:
     pieces: list[Any] = []
     for i, field in enumerate(batch.schema):
         opening = ("{" if i == 0 else ",") + json.dumps(field.name, ensure_ascii=False) + ":"
-        pieces += [pa.scalar(opening, pa.large_string()), _tokens(batch.column(i))]
+        pieces += [pa.scalar(opening, pa.large_string()), json_tokens(batch.column(i))]
     if not pieces:
         return b"{}\n" * int(batch.num_rows)
     pieces.append(pa.scalar("}\n", pa.large_string()))
     lines = pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
-    # The lines lie one behind the other in the array's data already: no join is needed.
-    offsets = lines.buffers()[1]
-    ends = memoryview(offsets).cast("q")[lines.offset : lines.offset + len(lines) + 1]
-    data: bytes = lines.buffers()[2].slice(ends[0], ends[-1] - ends[0]).to_pybytes()
-    return data
+    return bytes(characters(lines))
 
 
-def _tokens(array: pa.Array) -> pa.Array:
+def characters(texts: pa.Array) -> memoryview:
+    """Return the bytes of texts (large_string, none of them null), one behind the other, as they lie in the array's
+    data already: no join is needed, and nothing is copied."""
+    _, ends, data = texts.buffers()
+    if not len(texts) or data is None:
+        return memoryview(b"")
+    offsets = memoryview(ends).cast("q")
+    return memoryview(data)[offsets[texts.offset] : offsets[texts.offset + len(texts)]]
+
+
+def json_tokens(array: pa.Array) -> pa.Array:
     """Return one JSON token per value, as large_string, never null."""
     type_ = array.type
     if pa.types.is_dictionary(type_):
-        return _tokens(array.dictionary_decode())
+        return json_tokens(array.dictionary_decode())
     if pa.types.is_boolean(type_) or pa.types.is_integer(type_):
         tokens = array.cast(pa.string())
     elif pa.types.is_floating(type_):

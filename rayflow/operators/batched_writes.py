@@ -28,7 +28,7 @@ from rayflow.batch.changelog import visible
 from rayflow.batch.hashing import hash_columns
 from rayflow.batch.tables import concat, nbytes, render_sample, take
 from rayflow.model.durations import format_duration_ns
-from rayflow.model.errors import ProtocolViolation, RayflowError, UserFunctionError
+from rayflow.model.errors import DataError, ProtocolViolation, RayflowError, UserFunctionError
 from rayflow.model.tracebacks import describe_error
 from rayflow.operators.batched_sink import BatchedSink
 from rayflow.operators.contracts import Operator, OperatorContext, Output, SinkContext, sink_context
@@ -239,7 +239,7 @@ class BatchedSinkOperator(Operator):
                 f"{rows.num_rows} rows could not be written in {gave_up.tries} tries within {tried}; the last: "
                 f"{describe_error(error)}"
             )
-        elif isinstance(error, RayflowError):
+        elif isinstance(error, RayflowError) and not isinstance(error, DataError):
             return error
         else:
             cause = describe_error(error)

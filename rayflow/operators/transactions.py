@@ -100,7 +100,8 @@ class TransactionalSink(Sink):
     @abstractmethod
     def connect(self, ctx: SinkContext) -> None:
         """Connect to the target, and make what it lacks (tables). Called once in each subtask and attempt, first; and
-        on the JobManager when the job ends, with `ctx.subtask_index` -1."""
+        on the JobManager when the job ends, with `ctx.subtask_index` -1. What it raises is taken for something that
+        may pass: the job restarts as often as it may."""
 
     @abstractmethod
     def begin(self, transaction: str) -> None:
@@ -154,7 +155,13 @@ class TransactionalSink(Sink):
         self._current: str | None = None
         self._checkpoint = ctx.restored_checkpoint or 0
         self._connected = True
-        self.connect(ctx)
+        try:
+            self.connect(ctx)
+        except RayflowError:
+            raise
+        except Exception as error:
+            # A target that is away comes back, whatever its driver calls that: no fault that repeats itself.
+            raise ConnectionError(f"cannot connect: {type(error).__name__}: {error}") from error
         if ctx.attempt > 1:
             self._abort_all(
                 ctx,

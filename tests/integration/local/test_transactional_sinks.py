@@ -234,3 +234,27 @@ def test_postgres_has_every_row_once_over_crashes(lab: Any, postgres: Any, seed:
         assert len(crashed) == 3
         assert [n for (n,) in db.execute(f"SELECT n FROM {table} ORDER BY n").fetchall()] == list(range(ROWS))
         assert db.execute("SELECT gid FROM pg_prepared_xacts").fetchall() == []
+
+
+def test_a_restart_of_the_database_in_mid_run_loses_and_doubles_no_row(lab: Any, postgres: Any) -> None:
+    pytest.importorskip("psycopg")
+    with postgres.connect() as db:
+        db.execute("CREATE TABLE IF NOT EXISTS rayflow_committed (tx text PRIMARY KEY)")
+        db.execute("CREATE TABLE over_restarts (n bigint)")
+    restarted: list[int] = []
+
+    def look(running: LocalJob) -> None:
+        done = lab.completed(running)
+        # Some transactions are prepared then, others being written, and perhaps one being committed.
+        if len(restarted) < 2 and done >= 2 + 4 * len(restarted):
+            postgres.kill()
+            postgres.start()
+            restarted.append(done)
+
+    result = lab.finish(job(2, PostgresSink(postgres.url, "over_restarts")), on_start=lab.watch(look))
+    assert len(restarted) == 2
+    assert result.describe["restarts"]
+    with postgres.connect() as db:
+        found = db.execute("SELECT n FROM over_restarts ORDER BY n").fetchall()
+        assert [n for (n,) in found] == list(range(ROWS))
+        assert db.execute("SELECT gid FROM pg_prepared_xacts").fetchall() == []
