@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 PostgreSQL gets rows by COPY, the fastest way in: straight into the table, or, to replace rows by key, into a temporary
-table from which one `INSERT … ON CONFLICT DO UPDATE` takes them. MariaDB and MySQL get multi-row `INSERT`s, whose
-text Arrow's kernels make (`sql_text`); by key, with `ON DUPLICATE KEY UPDATE`. Rows go in by the order of their
-keys, so that writers of other jobs lock them in the same order.
+table from which one `INSERT … ON CONFLICT DO UPDATE` takes them (few rows come with it). MariaDB and MySQL get
+multi-row `INSERT`s, whose text Arrow's kernels make (`sql_text`); by key, with `ON DUPLICATE KEY UPDATE`. Rows go in by
+the order of their keys, so that writers of other jobs lock them in the same order.
 
 A batch is one transaction, committed by a statement of its own: what a client had under way when it died is rolled
 back. A *fence* row says which attempt of the job may write. Each transaction holds it by a shared lock while it writes,
@@ -23,12 +23,15 @@ from typing import Any
 import pyarrow as pa
 
 from rayflow.batch.tables import slice_rows
-from rayflow.connectors.sql_text import copy_lines, mysql_values
+from rayflow.connectors.sql_text import copy_lines, mysql_values, texts
 from rayflow.model.errors import DataError, RayflowError
 from rayflow.protocol.batching import Verdict
 
 FENCES = "rayflow_fences"
 """The table of fences: who (job and sink), and the attempt that may write."""
+
+
+_FEW_VALUES = 1_000
 
 
 class AttemptIsOver(RayflowError):
@@ -135,15 +138,16 @@ class Postgres(Server):
         if not keys:
             self._copy(self.table, rows)
             return
-        staging = self._stage("rayflow_rows", rows, rows.schema.names)
         names, by = self._names(rows.schema.names), self._names(keys)
         others = [name for name in rows.schema.names if name not in keys]
         changes = ", ".join(f"{self.quote(name)} = EXCLUDED.{self.quote(name)}" for name in others)
-        then = f"UPDATE SET {changes}" if others else "NOTHING"
-        self.raw.execute(
-            f"INSERT INTO {self.table} ({names}) SELECT {names} FROM {staging} ORDER BY {by} "
-            f"ON CONFLICT ({by}) DO {then}"
-        )
+        insert = f"INSERT INTO {self.table} ({names})"
+        then = f"ON CONFLICT ({by}) DO {f'UPDATE SET {changes}' if others else 'NOTHING'}"
+        if rows.num_rows * rows.num_columns <= _FEW_VALUES:
+            self._insert_few(insert, rows.sort_by([(key, "ascending") for key in keys]), then)
+        else:
+            staging = self._stage("rayflow_rows", rows, rows.schema.names)
+            self.raw.execute(f"{insert} SELECT {names} FROM {staging} ORDER BY {by} {then}")
 
     def delete(self, keys: pa.RecordBatch) -> None:
         """See `Server`."""
@@ -157,6 +161,17 @@ class Postgres(Server):
         """See `Server`."""
         cursor = self.raw.execute(sql, values)
         return [] if cursor.description is None else list(cursor.fetchall())
+
+    def _insert_few(self, insert: str, rows: pa.RecordBatch, then: str) -> None:
+        """Run `insert VALUES rows then`: for few rows a temporary table costs more than it saves."""
+        columns = [texts(column, zones=True).to_pylist() for column in rows.columns]
+        row = f"({', '.join(['%s'] * rows.num_columns)})"
+        values = ", ".join([row] * rows.num_rows)
+        # Names may have the character that marks a place.
+        before, after = insert.replace("%", "%%"), then.replace("%", "%%")
+        self.raw.execute(
+            f"{before} VALUES {values} {after}", [value for row in zip(*columns) for value in row]
+        )
 
     def _stage(self, staging: str, rows: pa.RecordBatch, columns: Sequence[str]) -> str:
         """Put rows into a temporary table like the table, which is empty in every transaction; return its name."""
@@ -278,9 +293,12 @@ def judged(error: Exception) -> Verdict | None:
 
 
 def _judged_postgres(error: Any) -> Verdict:
+    from psycopg import DataError as DriverRefuses
     from psycopg import OperationalError
 
     if error.sqlstate is None:
+        if isinstance(error, DriverRefuses):
+            return "refused"
         # libpq has no code for what goes wrong with a connection.
         if not isinstance(error, OperationalError) or _REFUSED_LOGIN.search(str(error)):
             return "fatal"

@@ -15,6 +15,7 @@ import pytest
 
 import rayflow as rf
 from rayflow import col
+from rayflow.connectors import sql_servers
 from rayflow.connectors.sql_servers import FENCES
 from rayflow.runtime.local import LocalJob
 
@@ -123,10 +124,13 @@ def as_read(database: Database, name: str, value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("mode", ["append", "upsert"])
-def test_values_of_every_type_come_back_as_they_were(lab: Any, database: Database, mode: str) -> None:
+@pytest.mark.parametrize("mode", ["append", "upsert", "few"])
+def test_values_of_every_type_come_back_as_they_were(
+    lab: Any, database: Database, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = every_kind()
-    keys = ["id"] if mode == "upsert" else []
+    keys = [] if mode == "append" else ["id"]
+    monkeypatch.setattr(sql_servers, "_FEW_VALUES", 1_000 if mode == "few" else 0)
     load(lab, rows, rf.SqlSink(database.url, database.table, keys=keys))
     found = database.rows()
     for index, name in enumerate(rows.column_names):
