@@ -6,6 +6,9 @@ import datetime as dt
 import decimal
 import random
 import runpy
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +203,52 @@ def test_kills_and_restarts_of_the_database_leave_the_table_equal_to_the_input(
     assert len(result.describe["restarts"]) >= 2
     assert database.rows() == expected(rows)
     assert database.fences() == []
+
+
+JOB = """
+import pyarrow as pa
+import rayflow as rf
+from rayflow import col
+
+def numbers(start: int, count: int) -> pa.RecordBatch:
+    n = range(start, start + count)
+    return pa.record_batch({"k": [i % 200 for i in n], "n": list(n)})
+
+def build(env: rf.StreamEnvironment, *, url: str, table: str) -> None:
+    counts = env.generate(numbers, 6_000, rate_limit=3_000).key_by("k").aggregate(n=col("n").max(), rows=rf.count())
+    counts.sink_to(rf.SqlSink(url, table, batching=rf.Batching(rows=50, linger="5ms", in_flight=2)))
+"""
+
+
+def test_a_process_that_gets_sigkill_is_continued_from_its_checkpoint(
+    database: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "job.py").write_text(JOB)
+    storage = tmp_path / "checkpoints"
+    command = [str(Path(sys.executable).parent / "rayflow"), "run", str(tmp_path / "job.py"), "--local"]
+    command += ["--url", database.url, "--table", database.table]
+    settings = {"checkpoint.interval": "50ms", "checkpoint.storage": f"file://{storage}", "batch.rows": "50"}
+    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+    def checkpoints() -> list[Path]:
+        found = [manifest.parent for manifest in storage.glob("*/chk-*/manifest.json")]
+        return sorted(found, key=lambda path: int(path.name[4:]))
+
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while len(checkpoints()) < 3 or not database.fences():
+                assert first.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.01)
+        finally:
+            # In the middle of whatever it is at: no handler runs, no connection is closed.
+            first.kill()
+            first.wait(60)
+    again = subprocess.run(
+        [*command, "--from", str(checkpoints()[-1])], capture_output=True, text=True, timeout=200
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert database.rows() == [(k, 6_000 - KEYS + k, 6_000 // KEYS) for k in range(KEYS)]
 
 
 def test_what_the_stream_deletes_is_deleted(lab: Any, database: Database) -> None:
