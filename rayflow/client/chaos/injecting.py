@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from rayflow.client.chaos.effects import Effects
-from rayflow.client.chaos.recoveries import Look, recovered_ms, recovery_event, summary
+from rayflow.client.chaos.recoveries import Look, own_attempt, recovered_ms, recovery_event, summary
 from rayflow.client.chaos.schedule import Fault
 from rayflow.client.chaos.victims import node_of, processes, victims
 from rayflow.model.errors import ConfigError, RayflowError, TransientError
@@ -84,8 +84,9 @@ class Injector:
     def report(self, seed: int | None) -> dict[str, Any]:
         """Return what happened, as JSON data."""
         events = self._job.events()
-        for fault in self._faults:
-            self._add_recovery(fault, events)
+        times = [fault["at_ms"] for fault in self._faults]
+        for fault, next_ms in zip(self._faults, [*times[1:], None]):
+            self._add_recovery(fault, next_ms, events)
         description = self._job.describe()
         return {
             "job_id": self._job.id,
@@ -160,9 +161,12 @@ class Injector:
             self._sleep(LOOK_EVERY_S)
             self._look()
 
-    def _add_recovery(self, fault: dict[str, Any], events: list[dict[str, Any]]) -> None:
+    def _add_recovery(self, fault: dict[str, Any], next_ms: int | None, events: list[dict[str, Any]]) -> None:
         fault["recovered_ms"], fault["breakdown"] = None, None
         if fault["outcome"] != "injected":
+            return
+        at_ms, attempt = fault["at_ms"], fault["attempt"]
+        if fault["action"] != "kill" and not own_attempt(at_ms, attempt, next_ms, events, self._looks):
             return
         told = recovery_event(fault["at_ms"], fault["attempt"], events)
         if told is not None:

@@ -1,8 +1,9 @@
 """From what was seen of a job to how long it took to recover from each fault. Pure.
 
-A fault is *recovered* from when the job runs again in an attempt after the one it had when it was hit. Where the job's
-own events tell of the recovery in detail (`recovered`), their time and breakdown count: they are exact, while what is
-seen from outside is as fine as the looks are frequent.
+A fault is *recovered* from when the job runs again in an attempt after the one it had when it was hit. Where the
+job's own events tell of the recovery in detail (`recovered`), their time and breakdown count: they are exact, while
+what is seen from outside is as fine as the looks are frequent. What lasts a while need not cost an attempt: an
+attempt that fails only after the next fault is that one's.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ def recovery_event(
                 hidden = ("seq", "at", "type", "message")
                 return event_ms - at_ms, {k: v for k, v in event.items() if k not in hidden}
     return None
+
+
+def own_attempt(
+    at_ms: int, attempt: int, next_ms: int | None, events: Iterable[Mapping[str, Any]], looks: Iterable[Look]
+) -> bool:
+    """Whether the job left the attempt that it had before the next fault was injected."""
+    if next_ms is None:
+        return True
+    for event in events:
+        if event["type"] == "attempt_failed" and event.get("attempt", 0) >= attempt:
+            failed_ms = int(datetime.fromisoformat(event["at"]).timestamp() * 1000)
+            if at_ms <= failed_ms < next_ms:
+                return True
+    left = (look for look in looks if look.attempt > attempt or look.state != "RUNNING")
+    return any(at_ms <= look.at_ms < next_ms for look in left)
 
 
 def summary(faults: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

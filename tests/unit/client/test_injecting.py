@@ -186,6 +186,15 @@ def test_what_lasts_a_while_is_waited_out_and_need_not_cost_an_attempt(world: Wo
     assert (fault["outcome"], fault["recovered_ms"]) == ("injected", None)
 
 
+def test_what_cost_no_attempt_is_not_charged_with_a_later_faults_recovery(world: World) -> None:
+    chaos = injector(world)
+    stop = Fault(at_ms=0, action="stop", target="subtask:map[1]", for_ms=3_000)
+    chaos.run([stop, kill(60_000, "subtask:map[0]")])
+    stopped, killed = chaos.report(1)["faults"]
+    assert (stopped["outcome"], stopped["recovered_ms"]) == ("injected", None)
+    assert RECOVERY_MS <= killed["recovered_ms"] < RECOVERY_MS + 500
+
+
 def test_storage_errors_hit_every_process(world: World) -> None:
     injector(world).run([Fault(at_ms=0, action="storage_errors", target="storage", for_ms=500)])
     assert [what for _, what in world.log] == [
