@@ -22,7 +22,7 @@ def remove(url: str, options: Mapping[str, str], *, force: bool = False) -> int:
     """
     base, mark, query = url.partition("?")
     parent, _, name = base.rstrip("/").rpartition("/")
-    whole = parent == RAY_SCHEME.rstrip("/")
+    whole = parent.rstrip("/") == RAY_SCHEME.rstrip("/")
     store = open_any_store(url, options)
     if whole and _forgotten(store):
         return 0
