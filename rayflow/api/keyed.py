@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rayflow.api.aggregations import as_aggregates, checked_aggregates, shown_aggregates
+from rayflow.api.deduplicating import deduplicated
 from rayflow.api.joins import KeyedJoins
 from rayflow.api.planning import StreamInfo, at_user_line, output_schema, refuse_upsert, require_columns
 from rayflow.api.processing import ConnectedStreams, connected, keyed_process
@@ -18,12 +19,14 @@ from rayflow.api.reducing import reduced
 from rayflow.api.top_n import top_n
 from rayflow.api.traits import keeps_aggregates
 from rayflow.api.window_plan import opened
-from rayflow.api.window_specs import WindowSpec
+from rayflow.api.window_specs import Duration, WindowSpec
 from rayflow.api.windowed import WindowedStream
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.batch.expressions import Expr
 from rayflow.batch.user_aggregates import Aggregate
 from rayflow.graph.plan import Exchange
 from rayflow.operators.aggregate import RunningAggregateOperator
+from rayflow.operators.dedup.memories import Method
 from rayflow.operators.process_functions import KeyedProcessFunction
 from rayflow.state.accumulators.columns import AggregateColumns
 
@@ -73,6 +76,22 @@ class KeyedStream(KeyedJoins):
         best can take the place of one that is deleted.
         """
         return top_n(self._changes, self._keys, n, order_by, rank, ties)
+
+    def deduplicate(
+        self,
+        *cols: str | Expr,
+        method: Method = "exact",
+        ttl: Duration | None = None,
+        false_positive_rate: float | None = None,
+        expected: int | None = None,
+    ) -> DataStream:
+        """Keep the first row of each combination of the key and these columns; without columns, of each key.
+
+        As `DataStream.deduplicate`, but that rows lie by the stream's key: `.key_by("user").deduplicate("item")`
+        keeps a user's first row of each item, and what follows finds all rows of a user in one place. `expected`
+        counts combinations."""
+        names = self._changes._column_names(cols, "deduplicate")
+        return deduplicated(self._changes, self._keys, names, method, ttl, false_positive_rate, expected)
 
     def reduce(self, fn: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> DataStream:
         """Keep one row per key: the first, then `fn(row so far, next row)` for each further one. An upsert stream by

@@ -19,9 +19,10 @@ from rayflow.batch.changelog import OP_COLUMN, changelog_schema
 from rayflow.model.durations import parse_duration_ns
 from rayflow.model.errors import ConfigError, PlanError
 from rayflow.model.location import caller_location
+from rayflow.operators.dedup.memories import CHUNK_COLUMN
 from rayflow.state.parts import KEY_GROUP_COLUMN
 
-RESERVED_COLUMNS = (OP_COLUMN, KEY_GROUP_COLUMN)
+RESERVED_COLUMNS = (OP_COLUMN, KEY_GROUP_COLUMN, CHUNK_COLUMN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,10 @@
 """Columns that nobody reads are not read from files, nor carried along.
 
-Theory of operation
--------------------
-Backwards over the stream graph, from consumers to inputs, each node learns which of its output's columns are
-needed: those that its consumers read and those that hash exchanges go by. A projection reads the columns of the
-expressions that are needed of it; a filter by an expression, and new watermarks, read theirs and pass the rest on;
-anything else, sinks included, reads everything. Then sources that can, projections and the passed-on schemas are
-made narrower. A source keeps its event-time column.
+Theory of operation ------------------- Backwards over the stream graph, from consumers to inputs, each node learns
+which of its output's columns are needed: those that its consumers read and those that hash exchanges go by. A
+projection reads the columns of the expressions that are needed of it; a filter by an expression, new watermarks, and
+deduplication, read theirs and pass the rest on; anything else, sinks included, reads everything. Then sources that
+can, projections and the passed-on schemas are made narrower. A source keeps its event-time column.
 
 Upsert streams are left as they are: their hidden column and their keys have readers that are not in the graph.
 """
@@ -24,12 +22,13 @@ from rayflow.batch.changelog import OP_COLUMN
 from rayflow.batch.expressions import Expr
 from rayflow.connectors.file_source import ParquetSource
 from rayflow.graph.plan import StreamNode
+from rayflow.operators.dedup.operator import DeduplicateOperator
 from rayflow.operators.stateless import AssignWatermarksOperator, FilterOperator, ProjectOperator
 
 Needed = frozenset[str] | None
 """Names of columns; None: all of them, those that only running tells too."""
 
-_PASSING_ON = (FilterOperator, AssignWatermarksOperator)
+_PASSING_ON = (FilterOperator, AssignWatermarksOperator, DeduplicateOperator)
 """Operators whose output has the columns of their input."""
 
 
@@ -82,6 +81,8 @@ def _read_by(payload: Any, needed: Needed) -> Needed:
         )
     if payload.func is FilterOperator and isinstance(payload.args[0], Expr):
         return _both(needed, payload.args[0].columns())
+    if payload.func is DeduplicateOperator:
+        return _both(needed, payload.args[0].columns_read)
     if payload.func is AssignWatermarksOperator:
         return _both(needed, [payload.args[0]])
     return None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from rayflow.api.deduplicating import deduplicated
 from rayflow.api.functions import FunctionSteps, OnError
 from rayflow.api.joins import Joins
 from rayflow.api.keyed import KeyedStream
@@ -42,10 +43,12 @@ from rayflow.api.projection import (
 )
 from rayflow.api.side_outputs import read_side_output
 from rayflow.api.specs import Watermark
+from rayflow.api.window_specs import Duration
 from rayflow.batch.expressions import Expr, col
 from rayflow.batch.hashing import check_key_type
 from rayflow.graph.plan import Exchange, StreamNode
 from rayflow.model.durations import format_duration_ns
+from rayflow.operators.dedup.memories import Method
 from rayflow.operators.stateless import (
     AssignWatermarksOperator,
     ExplodeOperator,
@@ -143,6 +146,39 @@ class DataStream(FunctionSteps, Joins, Outputs):
             partitioned_by=None if name in (self._info.partitioned_by or ()) else self._info.partitioned_by,
         )
         return self._then("explode", partial(ExplodeOperator, name), info, detail=name)
+
+    # ------------------------------------------------------------------------------------ duplicates
+
+    def deduplicate(
+        self,
+        *cols: str | Expr,
+        method: Method = "exact",
+        ttl: Duration | None = None,
+        false_positive_rate: float | None = None,
+        expected: int | None = None,
+    ) -> DataStream:
+        """Keep the first row of each combination of values in these columns (none: in all), and drop the others.
+
+        The rows that are kept come at once, unchanged: an append stream. First is what arrives first. Nulls are equal
+        to each other, as are NaNs, and −0.0 to 0.0. `rows_deduplicated` counts what was dropped.
+
+        `method` says how keys are remembered:
+
+        * `"exact"`: the keys themselves; 25 to 45 bytes each for numbers, strings their length more.
+        * `"bitmap"`: a single column of integers, exactly; a bit each where ids are dense, which is what it is for,
+          and about 60 bytes where they are scattered over 64 bits. All rows of 65,536 neighbouring ids go to one
+          subtask.
+        * `"bloom"`: a Bloom filter, which takes a new key for a known one, and loses its row, at a rate of
+          `false_positive_rate` (default 0.01) at most; 1.6 bytes a key at 0.01. `expected` is how many different keys
+          will come (within `ttl`, in all subtasks; default 1,000,000); with more it grows, and the rate holds.
+
+        `ttl`: how long a key is remembered, counted from its row that was kept; by event time if the stream has one,
+        else by the clock (as Flink's state TTL). Without, for ever. By event time, rows of one key whose times are
+        less than `ttl` apart are duplicates, however they are ordered, as long as no row is `ttl` behind the
+        watermark; one that is comes through, and is counted (`rows_past_ttl`). `"bitmap"` and `"bloom"` forget by
+        quarters of `ttl`: up to a quarter later."""
+        names = self._column_names(cols, "deduplicate")
+        return deduplicated(self, (), names, method, ttl, false_positive_rate, expected)
 
     # ------------------------------------------------------------------------------------------ time
 

@@ -41,6 +41,9 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
 
 
+_MOST_BYTES = 32
+
+
 def cell_text(value: Any) -> str:
     """Return a value as a table shows it, on one line."""
     if value is None:
@@ -54,7 +57,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, list | tuple | dict):
         return json_text(value)
     if isinstance(value, bytes):
-        return value.hex()
+        return value.hex() if len(value) <= _MOST_BYTES else f"{value[:8].hex()}… ({len(value):,} bytes)"
     return str(value).replace("\n", "⏎")
 
 

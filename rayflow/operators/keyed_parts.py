@@ -27,10 +27,15 @@ _RESTORED_ROWS = 65_536
 
 
 def keyed_table(
-    keys: pa.RecordBatch, columns: Sequence[tuple[str, pa.Array]], max_parallelism: int
+    keys: pa.RecordBatch,
+    columns: Sequence[tuple[str, pa.Array]],
+    max_parallelism: int,
+    partition: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return the table of a keyed part: `keys`, `columns` (name and values), key groups."""
-    groups = pa.array(key_groups(keys, keys.schema.names, max_parallelism), pa.int32())
+    """Return the table of a keyed part: `keys`, `columns` (name and values), key groups. `partition` names those of
+    the keys by which rows lie; None: all of them."""
+    by = keys.schema.names if partition is None else partition
+    groups = pa.array(key_groups(keys, by, max_parallelism), pa.int32())
     arrays = [*keys.columns, *(column for _, column in columns), groups]
     names = [*keys.schema.names, *(name for name, _ in columns), KEY_GROUP_COLUMN]
     return pa.Table.from_arrays(arrays, names=names)
