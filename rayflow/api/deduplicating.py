@@ -100,6 +100,11 @@ def _by_chunk(stream: DataStream, todo: Deduplication) -> tuple[DataStream, Dedu
     info: StreamInfo = replace(stream._info, schema=schema)
     shown = f"{CHUNK_COLUMN}={name} >> {CHUNK_BITS}"
     chunked = stream._then("chunk ids", partial(ProjectOperator, columns), info, detail=shown)
+    # Where the rows are: an exchange before it would be for nothing, and undo their order.
+    chunked._node.parallelism, chunked._node.max_parallelism = (
+        stream._node.parallelism,
+        stream._node.max_parallelism,
+    )
     return chunked, replace(todo, schema=schema, partition=(CHUNK_COLUMN,))
 
 

@@ -61,6 +61,8 @@ class BitmapMemory(Memory):
         """See `Memory`."""
         expected = self.todo.key_schema.field(0).type
         for table in tables:
+            if table.num_rows == 0:
+                continue
             if table.schema.field("lowest").type != expected:
                 raise ValueError(f"ids are {table.schema.field('lowest').type} there, {expected} here")
             for batch in table.to_batches():

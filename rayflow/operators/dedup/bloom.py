@@ -25,7 +25,7 @@ from rayflow.state.parts import KEY_GROUP_COLUMN, StatePart
 _NO_NULLS = np.zeros(0, np.uint8)
 _SCHEMA = pa.schema(
     [
-        ("from", pa.timestamp("ns")),
+        ("from", pa.timestamp("us")),
         ("keys", pa.int64()),
         ("room", pa.int64()),
         ("fill", pa.float64()),
@@ -88,7 +88,7 @@ class BloomMemory(Memory):
 
     def snapshot(self) -> StatePart:
         """See `Memory`."""
-        frozen = [(period * self._sets.period_ns, f.freeze()) for period, f in self._sets.sets.items()]
+        frozen = [(begin, filters.freeze()) for begin, filters in self._sets.by_begin()]
         build = partial(_build, frozen, self.ctx.key_groups.start)
         return StatePart(name=self.part, kind="keyed", build=build)
 

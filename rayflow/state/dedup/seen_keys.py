@@ -70,15 +70,21 @@ class SeenKeys:
     def _sweep(self, count: int, clock: int) -> None:
         assert self._ttl is not None
         limit = self._index.slot_limit
-        begin = self._swept_to if self._swept_to < limit else 0
-        self._swept_to = min(begin + count, limit)
-        times = self._times.values[begin : self._swept_to]
-        passed = begin + np.flatnonzero((times != self._times.fill) & (times <= clock - self._ttl.ttl_ns))
+        while count > 0 and limit:
+            # Round and round, since new slots may come as fast as old ones are looked at.
+            begin = self._swept_to if self._swept_to < limit else 0
+            self._swept_to = min(begin + count, limit)
+            self._forget(begin, self._swept_to, clock - self._ttl.ttl_ns)
+            count = min(count - (self._swept_to - begin), begin)
+        if limit > _MIN_SLOTS_TO_SHRINK and len(self._index) < limit // 8:
+            self._rebuild()
+
+    def _forget(self, begin: int, end: int, last: int) -> None:
+        times = self._times.values[begin:end]
+        passed = begin + np.flatnonzero((times != self._times.fill) & (times <= last))
         if len(passed):
             self._index.remove(passed)
             self._times.clear(passed)
-        if limit > _MIN_SLOTS_TO_SHRINK and len(self._index) < limit // 8:
-            self._rebuild()
 
     def _rebuild(self) -> None:
         kept = list(self._batches(self._index.live()))
