@@ -78,7 +78,7 @@ def test_for_bitmaps_neighbouring_ids_lie_together(rows: Any, name: str) -> None
 
 def test_what_finds_out_which_ids_are_neighbours_runs_where_the_rows_are(rows: Any) -> None:
     # The source has one subtask, all else two: one exchange, not two.
-    graph = planned(rows.deduplicate("item", method="bitmap"))
+    graph = planned(rows.with_parallelism(1).deduplicate("item", method="bitmap"))
     assert [vertex.parallelism for vertex in graph.vertices] == [1, 2]
     assert [op.name for op in graph.vertices[0].operators][1:] == ["chunk ids"]
 

@@ -66,7 +66,7 @@ KEYS = st.none() | st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1) | st.in
 @given(
     st.lists(st.lists(KEYS, max_size=25), max_size=6), st.integers(0, 6), st.integers(1, 4), st.integers(1, 4)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_first_row_of_each_key_is_kept_whatever_was_restarted(
     subtasks: Any, method: str, batches: list[list[int | None]], restart_before: int, before: int, after: int
 ) -> None:
@@ -166,7 +166,7 @@ TIMED = st.lists(
 
 @pytest.mark.parametrize("method", METHODS)
 @given(TIMED, st.integers(0, 10), st.integers(1, 3), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_by_event_time_rows_less_than_the_ttl_apart_are_duplicates(
     subtasks: Any, method: str, batches: list[list[Row]], restart_before: int, before: int, after: int
 ) -> None:

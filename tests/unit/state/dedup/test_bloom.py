@@ -101,7 +101,7 @@ def test_it_takes_ten_bits_a_key_for_one_in_a_hundred_and_a_little() -> None:
     st.integers(1, 30),
     st.sampled_from([0.5, 0.01, 1e-6]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_was_added_is_there_through_growth_and_restores(
     batches: list[list[int]], expected: int, rate: float
 ) -> None:

@@ -43,7 +43,7 @@ def numbers(type_: pa.DataType) -> st.SearchStrategy[int]:
 
 @pytest.mark.parametrize("type_", TYPES, ids=str)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_it_is_a_set_of_the_ids_and_null(type_: pa.DataType, data: Any) -> None:
     batches = data.draw(st.lists(st.lists(st.none() | numbers(type_), max_size=40), max_size=5))
     members, naive = IdSet(schema(type_)), set()
@@ -131,7 +131,7 @@ def test_bounds_are_the_smallest_and_largest_id_of_a_container(type_: pa.DataTyp
 
 
 @given(st.lists(st.integers(-200_000, 200_000), max_size=100), st.booleans(), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_restored_it_goes_on_as_before_even_into_a_set_that_has_some(
     ids: list[int], long: bool, some: bool
 ) -> None:
