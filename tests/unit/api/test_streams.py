@@ -121,11 +121,6 @@ def test_a_row_in_order_must_not_be_too_far_ahead() -> None:
         rf.Watermark("t", delay="2h", max_ahead="1h")
 
 
-def test_later_features_are_absent_rather_than_stubs(rows: Any) -> None:
-    for name in ("deduplicate",):
-        assert not hasattr(rows, name)
-
-
 # ----------------------------------------------------------------------------------- Python functions
 
 
