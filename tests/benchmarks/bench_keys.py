@@ -55,14 +55,14 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
-def opened() -> RunningAggregateOperator:
-    operator = RunningAggregateOperator(("k",), [("n", count())], SCHEMA, False)
-    context = OperatorContext(
+def context(uid: str) -> OperatorContext:
+    """Return that of the only subtask of an operator."""
+    return OperatorContext(
         job_id="job",
         job_name="job",
         attempt=1,
-        uid="count",
-        name="count",
+        uid=uid,
+        name=uid,
         subtask_index=0,
         parallelism=1,
         max_parallelism=128,
@@ -70,7 +70,11 @@ def opened() -> RunningAggregateOperator:
         metrics=MetricGroup(),
         now_ms=lambda: 0,
     )
-    operator.open(context, Dropped(), ())
+
+
+def opened() -> RunningAggregateOperator:
+    operator = RunningAggregateOperator(("k",), [("n", count())], SCHEMA, False)
+    operator.open(context("count"), Dropped(), ())
     return operator
 
 

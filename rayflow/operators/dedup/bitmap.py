@@ -32,6 +32,8 @@ class BitmapMemory(Memory):
         (self._ids,), (chunk,) = todo.columns, todo.partition
         self._chunk = pa.schema([todo.schema.field(chunk)])
         self._sets: Generations[IdSet] = Generations(partial(IdSet, self._chunk), todo.ttl)
+        nothing = pa.nulls(0, todo.key_schema.field(0).type), pa.nulls(0, self._chunk.types[0])
+        self._sets.warm_up(ChunkedIds.of(*nothing, self._chunk))
 
     def __len__(self) -> int:
         """See `Memory`."""

@@ -51,10 +51,7 @@ class BloomMemory(Memory):
         _ = sizes.first
         make = partial(BloomFilters, len(ctx.key_groups), sizes)
         self._sets: Generations[BloomFilters] = Generations(make, todo.ttl)
-        # Compiled, or loaded, before the first rows come.
-        make().add_new(
-            HashedKeys(np.zeros(1, np.uint64), np.zeros(1, np.int64), _NO_NULLS), np.zeros(1, np.int64)
-        )
+        self._sets.warm_up(HashedKeys(np.zeros(0, np.uint64), np.zeros(0, np.int64), _NO_NULLS))
 
     def __len__(self) -> int:
         """See `Memory`."""

@@ -54,7 +54,6 @@ class DeduplicateOperator(Operator):
         self._null_times = metrics.counter("null_time_rows") if self._ttl and not self._by_clock else None
         self._keys, self._bytes = metrics.gauge("state_keys"), metrics.gauge("state_bytes")
         if self._todo.method == "bloom":
-            self._rate = metrics.gauge("false_positive_rate")
             self._false_positives = metrics.gauge("false_positives_estimated")
         self._measure(0)
 
@@ -111,7 +110,6 @@ class DeduplicateOperator(Operator):
         self._bytes.set(self._memory.nbytes)
         if self._todo.method == "bloom":
             rate = self._memory.false_positive_rate()
-            self._rate.set(rate)
             # Of the new keys that came, the share `rate` is not among those kept.
             self._false_positives.set(self._false_positives.value + kept * rate / (1 - rate))
 

@@ -24,6 +24,8 @@ PERIODS_PER_TTL = 4
 PERIODS_LOOKED_AT = 2 * PERIODS_PER_TTL + 1
 """Most sets that a row is looked up in."""
 
+_NONE = 2**62
+
 
 class Elements(Protocol):
     """A batch of elements. `words` tell them apart, with `valid` (empty, or 0 where an element is null)."""
@@ -74,6 +76,14 @@ class Generations(Generic[M]):
         self.sets: dict[int, M] = {}
         """By period."""
 
+    def warm_up(self, nothing: Elements) -> None:
+        """Compile the loops, or load them from the cache, before the first rows come; `nothing` has no rows."""
+        members, rows = self._make(), np.zeros(0, np.int64)
+        members.contains(nothing, rows)
+        members.add_new(nothing, rows)
+        if self._ttl is not None:
+            self._unknown(nothing, rows)
+
     def __len__(self) -> int:
         return sum(map(len, self.sets.values()))
 
@@ -120,14 +130,14 @@ class Generations(Generic[M]):
 
     def _unknown(self, elements: Elements, periods: I64) -> I64:
         known = np.zeros(len(elements), np.bool_)
-        first, last = int(periods.min()), int(periods.max())
+        first, last = int(periods.min(initial=_NONE)), int(periods.max(initial=-_NONE))
         for period, members in sorted(self.sets.items()):
             if first - PERIODS_PER_TTL <= period <= last + PERIODS_PER_TTL:
                 rows = np.flatnonzero(~known & (np.abs(periods - period) <= PERIODS_PER_TTL))
                 if len(rows):
                     known[rows] = members.contains(elements, rows)
         kept = np.empty(len(elements), np.int64)
-        cells = np.full(1 << (2 * len(elements) - 1).bit_length(), -1, np.int32)
+        cells = np.full(1 << (2 * len(elements)).bit_length(), -1, np.int32)
         count = self._kernels.first_in_batch(
             elements.words, elements.valid, periods, known.view(np.uint8), PERIODS_PER_TTL, cells, kept
         )

@@ -343,5 +343,4 @@ def test_a_bloom_filter_says_how_wrong_it_is(harness: Any) -> None:
     metrics = driven.metrics.snapshot()
     lost = count - len(kept(driven))
     assert metrics["rows_deduplicated"] == lost
-    assert 0 < metrics["false_positive_rate"] <= 0.05
     assert 0.5 * lost - 20 <= metrics["false_positives_estimated"] <= 2 * lost + 20
