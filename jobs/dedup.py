@@ -1,7 +1,7 @@
 """Deduplication: the first row of each key, remembered exactly, in bitmaps, or in Bloom filters.
 
-`rayflow run jobs/dedup.py` writes the first departure of each aircraft. `python jobs/dedup.py`, without options, compares
-the three methods on made-up ids: rows kept, error, bytes of state, rows per second.
+`rayflow run jobs/dedup.py` writes the first departure of each aircraft. `python jobs/dedup.py`, without options,
+compares the three methods on made-up ids: rows kept, error, bytes of state, rows per second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import rayflow as rf
 
 Method = Literal["exact", "bitmap", "bloom"]
 
-ROWS, DISTINCT = 400_000, 160_000
+ROWS, DISTINCT = 2_000_000, 800_000
 
 
 def build(

@@ -17,6 +17,7 @@ from rayflow.api.planning import (
     plan_error,
     require_columns,
 )
+from rayflow.api.traits import keeps_keys
 from rayflow.api.window_specs import Duration
 from rayflow.batch.expressions import col, lit
 from rayflow.batch.hashing import check_key_type
@@ -81,6 +82,7 @@ def deduplicated(
         replace(info, partitioned_by=lies_by),
         detail=_detail(todo),
         edges=[stream._edge(Exchange("hash", todo.partition))],
+        traits=None if todo.ttl_ns is not None else keeps_keys(todo.method, todo.schema, todo.columns),
     )
 
 

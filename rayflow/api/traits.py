@@ -29,6 +29,14 @@ def keeps_rows(schema: pa.Schema, keys: Sequence[str]) -> Traits:
     return _per_key("rows of every key", instead, schema, keys)
 
 
+def keeps_keys(method: str, schema: pa.Schema, keys: Sequence[str]) -> Traits:
+    """Return the traits of what remembers which `keys` it has seen, and never forgets them."""
+    if method == "bloom":
+        return _per_key("a Bloom filter of every key", "give it ttl=, such as '7d'", schema, keys)
+    instead = "give it ttl=, such as '7d', or use method='bloom', which takes the least for each"
+    return _per_key("every key", instead, schema, keys)
+
+
 def of_process(kind: type, keys: Sequence[str], schema: pa.Schema | None) -> Traits:
     """Return the traits of a process function: state that has no ttl, and that no method of it clears."""
     json = "parses" if parses_json(kind) else ""

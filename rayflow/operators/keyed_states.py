@@ -184,9 +184,9 @@ class KeyedStates:
 
     def _sweep(self, count: int, now_ms: int) -> None:
         limit = self._index.slot_limit
-        begin = self._swept_to if self._swept_to < limit else 0
-        self._swept_to = min(begin + count, limit)
-        slots = np.arange(begin, self._swept_to)
+        # Round and round: where it began anew only once it had met the last slot, new ones would keep it from that.
+        slots = (self._swept_to + np.arange(min(count, limit))) % max(1, limit)
+        self._swept_to = (self._swept_to + len(slots)) % max(1, limit)
         occupied = np.zeros(len(slots), np.bool_)
         for cells in self._cells:
             if cells.ttl_ms is not None:

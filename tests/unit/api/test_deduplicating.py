@@ -94,6 +94,19 @@ def test_the_plan_says_how_keys_are_remembered_and_by_which_time(rows: Any) -> N
     assert bloom._info.time_column == "t"
 
 
+def test_without_a_ttl_a_stream_that_never_ends_is_warned_about(env: Any) -> None:
+    def make(start: int, count: int) -> pa.RecordBatch:
+        return pa.record_batch({"id": pa.array(range(start, start + count), pa.int64())})
+
+    endless = env.generate(make, rows=None)
+    endless.deduplicate("id", ttl="1h", method="bitmap").discard()
+    assert not env.plan().warnings
+    endless.deduplicate("id").discard()
+    (warning,) = env.plan().warnings
+    assert "keeps every key for ever" in warning
+    assert "give it ttl=" in warning
+
+
 def test_columns_that_nobody_reads_are_not_read_from_files(env: Any, tmp_path: Any) -> None:
     table = pa.table(
         {"id": [1, 1, 2], "x": [1, 2, 3], "y": [1, 2, 3], "t": pa.array([0, 1, 2], pa.timestamp("ms"))}

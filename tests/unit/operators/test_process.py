@@ -57,6 +57,23 @@ def test_rows_of_a_key_are_processed_in_order_of_arrival_with_its_state(harness:
     assert [(r["k"], r["n"]) for r in driven.rows] == [("a", 1), ("b", 1), ("a", 2), ("a", 3)]
 
 
+class Lately(rf.KeyedProcessFunction):
+    seen = rf.ValueState("int64", ttl="1s")
+
+    def process(self, row: Any, ctx: Any) -> None:
+        self.seen.value = row["v"]
+
+
+def test_state_that_has_outlived_its_time_goes_while_new_keys_keep_coming(harness: Any) -> None:
+    # 50 new keys every 100 ms: 500 live at a time, and each batch looks at 100 slots.
+    now = [0]
+    driven = harness(maker(Lately), now_ms=lambda: now[0])
+    for step in range(200):
+        driven.feed(batch(*((f"{step}-{i}", 0, 1) for i in range(50))))
+        now[0] += 100
+    assert len(driven.operator._keyed) <= 1_500
+
+
 def test_null_nan_and_composite_keys_are_keys(harness: Any) -> None:
     schema = pa.schema([("k", pa.float64()), ("j", pa.string())])
 
