@@ -9,8 +9,7 @@ effect (ack, upload, commit, credit) carries it.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 
 JobId = NewType("JobId", str)
 """Names one submission of a job; unique, safe in file names."""
@@ -28,19 +27,20 @@ CheckpointId = NewType("CheckpointId", int)
 """Number of a checkpoint within a job, from 1; only grows, over attempts too."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SubtaskId:
+# Tuples, since every frame and every message is looked up by these: hashed and compared without a call of Python code.
+
+
+class SubtaskId(NamedTuple):
     """One parallel instance of a vertex; `index` counts from 0."""
 
     vertex: VertexId
-    index: int
+    index: int  # type: ignore[assignment]
 
     def __str__(self) -> str:
         return f"{self.vertex}[{self.index}]"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ChannelId:
+class ChannelId(NamedTuple):
     """The ordered stream of records over one edge from one subtask to another."""
 
     edge: EdgeId

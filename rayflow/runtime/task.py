@@ -262,6 +262,8 @@ class Task:
 
     def wake_at_ms(self, now_ms: int) -> int | None:
         """When there may be something to do without any message."""
+        if not self._running:
+            return None  # nothing is done before Start, however much is due: restored calls, for one
         times = [self._barriers.deadline_ms, *(edge.deadline_ms for edge in self._parts.edges)]
         if not self.backpressured and self._opened:
             wait = self._intake.wait_ms(now_ms)

@@ -8,6 +8,7 @@ Users test their own jobs with `rf.testing.simulate(env)`; `rf.testing.Faults` s
 | `runs` | `simulate`: a user's job under the faults of many seeds, its outputs compared with the run without faults |
 | `simulation` | `Simulation`: runs any job graph under faults, and says what became of it |
 | `faults` | `Faults`: what may go wrong; `draw_faults` makes one from a seed; the injector decides when |
+| `mishaps` | the faults that strike machines, processes and streams, carried out |
 | `invariants` | what holds whatever the job; more is checked where it is seen (`network`, `storage`) |
 | `world` | the clock, the scheduler, what is under way, the trace |
 | `network`, `storage`, `io` | the data plane; object stores; the I/O pool |

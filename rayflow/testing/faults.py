@@ -22,7 +22,9 @@ from typing import Any, Literal
 
 from rayflow.testing.world import World
 
-Action = Literal["crash", "freeze", "cut", "crash master", "crash machine", "crash all", "freeze master"]
+Action = Literal[
+    "crash", "freeze", "cut", "crash master", "crash machine", "crash all", "freeze master", "isolate master"
+]
 StorageFault = Literal["error", "applied", "torn", "flip", "missing", "crash"]
 
 MOMENTS: dict[str, str] = {
@@ -69,6 +71,7 @@ class Faults:
     storage_error: float = 0.0
     storage_applied: float = 0.0
     storage_slow: float = 0.0
+    storage_slow_if_cut: float = 0.0
     corruption: float = 0.0
     external_error: float = 0.0
     external_applied: float = 0.0
@@ -165,11 +168,24 @@ class Injector:
     ended_ms: int | None = None
     corrupted: int = 0
     _left: int = 0
+    _by_turn: tuple[tuple[float, Action | Literal["break stream"]], ...] = ()
     _aims: list[_Aim] = field(default_factory=list)
     _due: list[tuple[Action, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._left = self.faults.strikes
+        faults = self.faults
+        self._left = faults.strikes
+        likely: tuple[tuple[float, Action | Literal["break stream"]], ...] = (
+            (faults.crash, "crash"),
+            (faults.crash_master, "crash master"),
+            (faults.crash_machine, "crash machine"),
+            (faults.crash_all, "crash all"),
+            (faults.freeze, "freeze"),
+            (faults.freeze / 3, "freeze master"),
+            (faults.cut, "cut"),
+            (faults.break_stream, "break stream"),
+        )
+        self._by_turn = tuple(pair for pair in likely if pair[0] > 0)
         self._aims = [_Aim(strike, strike.nth) for strike in self.faults.aimed]
         if self._aims:
             self.world.trace.listeners.append(self._listen)
@@ -231,38 +247,25 @@ class Injector:
                     self._due.append((aim.strike.action, line))
 
     def _before_turn(self) -> None:
-        if not self.active:
+        if self.began_ms is None or self.ended_ms is not None:
             return
-        faults = self.faults
-        if (
-            faults.active_ms is not None
-            and self.began_ms is not None
-            and self.world.now >= self.began_ms + faults.active_ms
-        ):
+        if self.faults.active_ms is not None and self.world.now >= self.began_ms + self.faults.active_ms:
             self.stop()
             return
         while self._due:
             action, line = self._due.pop(0)
             self._strike(action, line)
-        if self._left > 0:
+        if self._left > 0 and self._by_turn:
             self._by_chance()
 
     def _by_chance(self) -> None:
-        world, faults = self.world, self.faults
-        for probability, action in (
-            (faults.crash, "crash"),
-            (faults.crash_master, "crash master"),
-            (faults.crash_machine, "crash machine"),
-            (faults.crash_all, "crash all"),
-            (faults.freeze, "freeze"),
-            (faults.freeze / 3, "freeze master"),
-            (faults.cut, "cut"),
-        ):
-            if probability and world.happens(probability):
-                self._strike(action, None)  # type: ignore[arg-type]
-        if faults.break_stream and world.happens(faults.break_stream) and self.break_stream():
-            self._left -= 1
-            self.struck.append("break stream")
+        for probability, action in self._by_turn:
+            if self.world.happens(probability):
+                if action != "break stream":
+                    self._strike(action, None)
+                elif self.break_stream():
+                    self._left -= 1
+                    self.struck.append(action)
 
     def _strike(self, action: Action, line: str | None) -> None:
         if self.act(action, line):

@@ -31,8 +31,10 @@ class Fiber:
         self.result: Any = None
         self.error: BaseException | None = None
         self._work = work
-        self._go = threading.Semaphore(0)
-        self._back = threading.Semaphore(0)
+        # Bare locks, taken by one side and let go by the other: each is handed over thousands of times a second.
+        self._go, self._back = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
         self._thread: threading.Thread | None = None
         self._abandoned = False
 
@@ -104,7 +106,7 @@ class IoRuns:
         """Have `work` done for `process`."""
         self._serial += 1
         serial = self._serial
-        slow = self.injector.chance(self.injector.faults.storage_slow)
+        slow = self.injector.chance(self.injector.faults.storage_slow) or self._slow_behind_a_cut(process)
         label = f"io {serial} of {process.name}{' (slow)' if slow else ''}"
         fiber = Fiber(work) if self.injector.faults.interleaved_io else None
 
@@ -122,6 +124,10 @@ class IoRuns:
             source=process,
             target=process,
         )
+
+    def _slow_behind_a_cut(self, process: Process) -> bool:
+        cut = self.world.is_cut(process.machine)
+        return cut and self.injector.chance(self.injector.faults.storage_slow_if_cut)
 
     def _run(
         self, serial: int, process: Process, work: Callable[[], Any] | Fiber, done: Done, label: str

@@ -1,6 +1,7 @@
 """Simulated job manager processes. Each has a job master of its own over the same storage; the newest is the one that
 the cluster believes in: it has the highest *tenure* (`actors.tenure`). Older ones may live on behind a cut, until
-they find out."""
+they find out: from a worker; as they look at the tenures on storage now and then (`actors.tenure`; not behind a cut,
+for the worst case); or when another has claimed an attempt after theirs."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING
 
 from rayflow.model.ids import JobId
 from rayflow.runtime.job_master import JobMaster
+from rayflow.runtime.stepping import StepResult
 from rayflow.testing.workers import SimPool
 from rayflow.testing.world import Process
+
+_RESTART_MS = 1_000
 
 if TYPE_CHECKING:
     from rayflow.testing.simulation import SimJob, Simulation
@@ -39,7 +43,19 @@ class SimManager:
             node_id=process.machine,
             recovering=tenure > 1,
         )
-        process.step = self.master.step
+        process.step = self._step
+        self._look_at_ms = sim.world.now + sim.heartbeat_timeout_ms
+
+    def _step(self, now_ms: int) -> StepResult:
+        result = self.master.step(now_ms)
+        if self.master.superseded:
+            # Who outbid it may be the older one: its process is started again, unless there is another (as Ray does).
+            self.sim.end_manager(self, _RESTART_MS)
+        elif now_ms >= self._look_at_ms:
+            self._look_at_ms = now_ms + self.sim.heartbeat_timeout_ms
+            if self.tenure < self.job.tenures and not self.sim.world.is_cut(self.process.machine):
+                self.sim.end_manager(self, None)
+        return result
 
     @property
     def name(self) -> str:

@@ -14,7 +14,8 @@ What it checks, of every frame that arrives (by number):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,14 @@ ChannelKey = tuple[Attempt, ChannelId, int]
 """Attempt, channel, and the number of the connection: two masters may both believe in an attempt."""
 
 
+@dataclass(slots=True)
+class UnderWay:
+    """What has been sent and has not arrived, in data frames and their bytes."""
+
+    frames: int = 0
+    nbytes: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Channel:
     """One open stream, and what was seen on it."""
@@ -44,16 +53,19 @@ class Channel:
     next_seq: int = 0
     watermark: int | None = None
     ended: bool = False
+    data: UnderWay = field(default_factory=UnderWay)
+    """Data frames to the consumer."""
+    credit: UnderWay = field(default_factory=UnderWay)
+    """Credit to the producer."""
+    largest_bytes: int = 0
+    """Of the data frames that were sent."""
+    frames: tuple[str, int] = field(init=False)
+    """Queue of what is under way to the consumer."""
+    credits: tuple[str, int] = field(init=False)
+    """Queue of what is under way to the producer."""
 
-    @property
-    def frames(self) -> tuple[str, int]:
-        """Queue of what is under way to the consumer."""
-        return ("frame", self.number)
-
-    @property
-    def credits(self) -> tuple[str, int]:
-        """Queue of what is under way to the producer."""
-        return ("credit", self.number)
+    def __post_init__(self) -> None:
+        self.frames, self.credits = ("frame", self.number), ("credit", self.number)
 
 
 class SimNetwork:
@@ -64,6 +76,7 @@ class SimNetwork:
         self.listening: dict[str, tuple[Attempt, frozenset[ChannelId], SimWorker]] = {}
         self.outgoing: dict[tuple[str, Attempt, ChannelId], Channel] = {}
         self.incoming: dict[tuple[str, Attempt, ChannelId], Channel] = {}
+        self.check_watermark: Callable[[Channel, WatermarkFrame], None] = lambda channel, frame: None
         self._opened = 0
 
     @property
@@ -121,6 +134,8 @@ class SimNetwork:
     def arrived(self, channel: Channel, frame: Frame) -> None:
         """Check a frame, and hand it to the consumer."""
         if isinstance(frame, DataFrame):
+            channel.data.frames -= 1
+            channel.data.nbytes -= frame.nbytes
             if frame.seq != channel.next_seq:
                 self.world.violated(f"I4: {channel.id}: frame {frame.seq} where {channel.next_seq} was next")
             channel.next_seq = frame.seq + 1
@@ -130,10 +145,17 @@ class SimNetwork:
                     f"I9: {channel.id}: watermark {frame.watermark} after {channel.watermark}"
                 )
             channel.watermark = frame.watermark
+            self.check_watermark(channel, frame)
         if channel.ended and isinstance(frame, DataFrame | WatermarkFrame | EndFrame):
             self.world.violated(f"I4: {channel.id}: {type(frame).__name__} after the end")
         channel.ended |= isinstance(frame, EndFrame)
         channel.consumer.engine.on_frame(channel.attempt, channel.id, frame)
+
+    def credited(self, channel: Channel, credit: CreditFrame) -> None:
+        """Hand credit to the producer."""
+        channel.credit.frames -= credit.batches
+        channel.credit.nbytes -= credit.nbytes
+        channel.producer.engine.on_credit(channel.attempt, channel.id, credit)
 
     def _beat(self, channel: Channel) -> None:
         key = (channel.producer.name, channel.attempt, channel.id)
@@ -179,27 +201,32 @@ class SimTransport:
         """See `Transport`."""
         opened = self._network.outgoing.get((self._worker.name, attempt, channel))
         if opened is not None:
-            name = f"{type(frame).__name__}{frame.seq if isinstance(frame, DataFrame) else ''}"
+            name = type(frame).__name__
+            if isinstance(frame, DataFrame):
+                name = f"{name}{frame.seq}"
+                opened.data.frames += 1
+                opened.data.nbytes += frame.nbytes
+                opened.largest_bytes = max(opened.largest_bytes, frame.nbytes)
             self._network.world.post(
                 opened.frames,
                 f"{name} {channel} a{attempt}",
                 partial(self._network.arrived, opened, frame),
                 source=self._worker.process,
                 target=opened.consumer.process,
-                item=frame,
             )
 
     def send_credit(self, attempt: Attempt, channel: ChannelId, credit: CreditFrame) -> None:
         """See `Transport`."""
         opened = self._network.incoming.get((self._worker.name, attempt, channel))
         if opened is not None:
+            opened.credit.frames += credit.batches
+            opened.credit.nbytes += credit.nbytes
             self._network.world.post(
                 opened.credits,
                 f"credit {credit.batches}/{credit.nbytes} {channel} a{attempt}",
-                partial(opened.producer.engine.on_credit, attempt, channel, credit),
+                partial(self._network.credited, opened, credit),
                 source=self._worker.process,
                 target=opened.producer.process,
-                item=credit,
             )
 
     def close_channels(self, attempt: Attempt) -> None:

@@ -15,10 +15,8 @@ meanwhile, until the cut has healed or its lease lapses. A process is frozen, an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from rayflow.graph.plan import JobGraph
@@ -27,11 +25,13 @@ from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.job_master import FailureArgs, JobMaster
 from rayflow.runtime.messages import FromSubtask
 from rayflow.state.storage import open_store
-from rayflow.testing.faults import NO_FAULTS, Action, Faults, Injector
-from rayflow.testing.invariants import check_credit, check_leftovers
+from rayflow.testing.faults import NO_FAULTS, Faults, Injector
+from rayflow.testing.invariants import check_credit, check_leftovers, check_memory
 from rayflow.testing.io import IoRuns
 from rayflow.testing.managers import SimManager
+from rayflow.testing.mishaps import Mishaps
 from rayflow.testing.network import SimNetwork
+from rayflow.testing.restoring import check_failure, check_watermark
 from rayflow.testing.storage import SimStorage
 from rayflow.testing.workers import SimPool, SimWorker
 from rayflow.testing.world import Process, QueueKey, World
@@ -40,15 +40,12 @@ MAX_TURNS = 60_000
 PROGRESS_BOUND_MS = 400_000
 """Virtual time within which a job must end once nothing goes wrong any more (I8)."""
 
-_GIVEN_UP_MS = 15_000
-_RESTART_MS = 6_000
 _DETECTION_MS = 1_100
 _DUPLICATE_MS = 3_000
 _CHECK_EVERY = 5
+_CHECK_MEMORY_EVERY = 25
 CancelWhen = Callable[[JobMaster, int], bool]
 """Whether to cancel the job now, given its master and the turns it has had; asked before each turn."""
-
-_ABOUT = re.compile(r"[\w.\-]+\[\d+\]/\d+|manager/\d+")
 
 
 @dataclass(slots=True, eq=False)
@@ -92,21 +89,25 @@ class Simulation:
     def __post_init__(self) -> None:
         self.world = World(self.seed, max_delay_ms=self.faults.max_delay_ms, keep_trace=self.keep_trace)
         self.injector = Injector(self.world, self.faults)
-        self.injector.act = self._act
-        self.injector.heal = self._heal
-        self.injector.break_stream = self._break_stream
+        mishaps = Mishaps(self)
+        self.injector.act = mishaps.act
+        self.injector.heal = mishaps.heal
+        self.injector.break_stream = mishaps.break_stream
         self.io = IoRuns(self.world, self.injector)
         self.storage = SimStorage(self.world, self.injector)
         self.storage.pause = self.io.pause
         self.storage.is_current = self._is_current
         self.network = SimNetwork(self.world)
+        self.network.check_watermark = check_watermark
         self.workers: dict[str, SimWorker] = {}
         self.managers: dict[str, SimManager] = {}
-        self._names = [f"machine-{i}" for i in range(self.machines)]
-        self._slow = {self._names[self.world.draw(self.machines)] for _ in range(self.faults.slow_machines)}
+        self.machine_names = [f"machine-{i}" for i in range(self.machines)]
+        self.slow_machines = {
+            self.machine_names[self.world.draw(self.machines)] for _ in range(self.faults.slow_machines)
+        }
         self._processes = 0
         self._turns = 0
-        self._job: SimJob | None = None
+        self.job: SimJob | None = None
         self.world.after_turn.append(self._check)
 
     # ------------------------------------------------------------------ running
@@ -119,12 +120,16 @@ class Simulation:
         job_id: str | None = None,
         restore_from: str | None = None,
         cancel_when: CancelWhen | None = None,
+        fails_only_for_damage: bool = True,
     ) -> Outcome:
-        """Run a job until it ends; AssertionError where an invariant is broken, Stuck (I8) where it does not end."""
+        """Run a job until it ends; AssertionError where an invariant is broken, Stuck (I8) where it does not end.
+
+        `fails_only_for_damage`: nothing but a damaged checkpoint may fail it (True: functions do not raise).
+        """
         job_id = job_id or f"sim-{self.seed}"
         config = {"checkpoint.storage": self.storage_url, **config}
         self.heartbeat_timeout_ms = JobConfig.from_flat(config).heartbeat_timeout_ms
-        job = self._job = SimJob(job_id, graph, config, restore_from)
+        job = self.job = SimJob(job_id, graph, config, restore_from)
         began_ms, began_turns = self.world.now, self._turns
         self._launch(job)
         self.world.run(lambda: self._over(job, began_ms, began_turns, cancel_when), max_turns=MAX_TURNS)
@@ -135,6 +140,8 @@ class Simulation:
             self._settle()
             if master.state is JobState.FINISHED:
                 check_leftovers(self, job)
+            elif master.state is JobState.FAILED and fails_only_for_damage:
+                check_failure(job, self.storage, self.storage_url, master.failure)
         described: dict[str, Any] = (
             master.describe() if ended else {"attempt": 0, "checkpoints": {"completed": 0}}
         )
@@ -149,7 +156,7 @@ class Simulation:
     @property
     def master(self) -> JobMaster:
         """The job master that the cluster believes in."""
-        manager = None if self._job is None else self._job.manager
+        manager = None if self.job is None else self.job.manager
         assert manager is not None, "no job runs"
         return manager.master
 
@@ -210,9 +217,9 @@ class Simulation:
     def new_process(self, name: str) -> Process:
         """Start a process on some machine."""
         self._processes += 1
-        machine = self._names[self.world.draw(self.machines)]
+        machine = self.machine_names[self.world.draw(self.machines)]
         process = self.world.spawn(f"{name}/{self._processes}", machine)
-        process.slowness_ms = 60 if machine in self._slow else 0
+        process.slowness_ms = 60 if machine in self.slow_machines else 0
         return process
 
     def send(
@@ -253,15 +260,20 @@ class Simulation:
             return
         self.world.end(worker.process)
         self.network.crashed(worker)
-        for kind in ("to", "start", "lease"):
+        for kind in ("start", "lease"):
             self.world.drop((kind, worker.name))
         # Reports already sent may arrive or not: what a dead process had in its socket is nobody's promise.
-        if self.world.happens(0.5):
-            self.world.drop(("from", worker.name))
-        # Not only the manager that it obeys: a successor that has just asked it to change sides hears of it too.
+        lost = self.world.happens(0.5)
+        for name in self.managers:
+            self.world.drop(("to", worker.name, name))
+            if lost:
+                self.world.drop(("from", worker.name, name))
+        # Not only the manager that it obeys, and that may have given it up: a successor that just asked it to change
+        # sides hears of it too.
         for manager in list(self.managers.values()):
             held = manager.pool.workers.get(worker.subtask) is worker
-            if held and manager.process.alive and not worker.given_up:
+            given_up = worker.given_up and worker.pool is manager.pool
+            if held and manager.process.alive and not given_up:
                 self.lose(worker, "its process died", self.world.draw(_DETECTION_MS), pool=manager.pool)
 
     def lose(self, worker: SimWorker, reason: str, delay_ms: int, *, pool: SimPool | None = None) -> None:
@@ -293,24 +305,25 @@ class Simulation:
         self.world.post(
             ("superseded", manager.name),
             f"superseded {manager.name}",
-            lambda: self._end_manager(manager, None),
+            lambda: self.end_manager(manager, None),
             source=teller,
             target=manager.process,
         )
 
-    def _end_manager(self, manager: SimManager, restart_in_ms: int | None) -> None:
+    def end_manager(self, manager: SimManager, restart_in_ms: int | None) -> None:
         """The manager's process is gone; its workers are left to the next one, or to their leases."""
         if not manager.process.alive:
             return
         self.world.end(manager.process)
         if restart_in_ms is not None:
-            self._succeed(manager, restart_in_ms)
+            self.succeed(manager, restart_in_ms)
 
-    def _succeed(self, manager: SimManager, in_ms: int) -> None:
+    def succeed(self, manager: SimManager, in_ms: int) -> None:
+        """After a while there is another manager of the same job, unless there is by then."""
         job = manager.job
 
         def restart() -> None:
-            if job.manager is manager and job is self._job:
+            if job.manager is manager and job is self.job:
                 self._launch(job)
 
         self.world.after(in_ms, "manager restarts", restart)
@@ -319,184 +332,7 @@ class Simulation:
         worker = self.workers.get(process.name)
         if worker is not None:
             return not worker.given_up and worker.pool.manager is worker.pool.manager.job.manager
-        return (
-            self._job is not None and self._job.manager is not None and self._job.manager.process is process
-        )
-
-    # ------------------------------------------------------------------ faults
-
-    def _act(self, action: Action, line: str | None) -> bool:
-        about = [] if line is None else _ABOUT.findall(line)
-        worker = self._worker(about)
-        match action:
-            case "crash":
-                return worker is not None and self._crash(worker)
-            case "freeze":
-                return worker is not None and self._freeze(worker.process)
-            case "crash master":
-                return self._crash_master()
-            case "freeze master":
-                manager = self._manager()
-                return manager is not None and self._freeze(manager.process)
-            case "cut":
-                return self._cut(worker)
-            case "crash machine":
-                return worker is not None and self._crash_machine(worker.process.machine)
-            case "crash all":
-                return self._crash_all()
-
-    def _worker(self, about: list[str]) -> SimWorker | None:
-        for name in about:
-            worker = self.workers.get(name)
-            if worker is not None and worker.process.alive:
-                return worker
-        running = [w for w in self.workers.values() if w.process.alive and w.process.step is not None]
-        return running[self.world.draw(len(running))] if running else None
-
-    def _manager(self) -> SimManager | None:
-        manager = None if self._job is None else self._job.manager
-        return manager if manager is not None and manager.process.alive else None
-
-    def _crash(self, worker: SimWorker) -> bool:
-        self.world.note(f"fault: crash {worker.name}")
-        self.end_worker(worker)
-        return True
-
-    def _crash_master(self) -> bool:
-        manager = self._manager()
-        if manager is None:
-            return False
-        self.world.note(f"fault: crash {manager.name}")
-        self._end_manager(manager, self.world.draw(_RESTART_MS))
-        return True
-
-    def _crash_machine(self, machine: str) -> bool:
-        self.world.note(f"fault: crash {machine}")
-        for worker in [w for w in self.workers.values() if w.process.alive and w.process.machine == machine]:
-            self.end_worker(worker)
-        for manager in list(self.managers.values()):
-            if manager.process.machine == machine:
-                self._end_manager(manager, self.world.draw(_RESTART_MS))
-        return True
-
-    def _crash_all(self) -> bool:
-        self.world.note("fault: crash all")
-        for manager in list(self.managers.values()):
-            self._end_manager(manager, self.world.draw(_RESTART_MS))
-        for worker in [w for w in self.workers.values() if w.process.alive]:
-            self.end_worker(worker)
-        return True
-
-    def _freeze(self, process: Process) -> bool:
-        if process.frozen:
-            return False
-        for_ms = self.injector.duration_ms()
-        self.world.note(f"fault: freeze {process.name} for {for_ms} ms")
-        process.frozen = True
-        self.world.after(for_ms, f"thaw {process.name}", partial(self._thaw, process))
-        return True
-
-    def _thaw(self, process: Process) -> None:
-        process.frozen = False
-        process.woken = True
-
-    def _cut(self, worker: SimWorker | None) -> bool:
-        machines = self._names
-        one = worker.process.machine if worker is not None else machines[self.world.draw(len(machines))]
-        others = [m for m in machines if m != one]
-        if not others:
-            return False
-        if self.world.happens(0.5):
-            others = [others[self.world.draw(len(others))]]
-        ways = self.world.draw(3)
-        pairs = {(one, other) for other in others if ways != 1} | {
-            (other, one) for other in others if ways != 2
-        }
-        pairs -= self.world.cuts
-        if not pairs:
-            return False
-        for_ms = self.injector.duration_ms()
-        flaps = 1 + (self.world.draw(4) if self.world.happens(0.2) else 0)
-        self._begin_cut(sorted(pairs), for_ms, flaps)
-        return True
-
-    def _begin_cut(self, pairs: list[tuple[str, str]], for_ms: int, flaps: int) -> None:
-        said = ", ".join(f"{a}→{b}" for a, b in pairs)
-        self.world.note(f"fault: cut {said} for {for_ms} ms")
-        self.world.cuts |= set(pairs)
-        self.network.cut()
-        self.world.after(for_ms, f"heal {said}", partial(self._end_cut, pairs, for_ms, flaps))
-        self._give_up_across(pairs)
-
-    def _end_cut(self, pairs: list[tuple[str, str]], for_ms: int, flaps: int) -> None:
-        self.world.cuts -= set(pairs)
-        if flaps > 1 and self.injector.active:
-            again = partial(self._begin_cut, pairs, for_ms, flaps - 1)
-            self.world.after(
-                1 + self.world.draw(for_ms), "flap", lambda: again() if self.injector.active else None
-            )
-
-    def _give_up_across(self, pairs: list[tuple[str, str]]) -> None:
-        """The cluster gives up whoever has been cut off from most of it for a while: workers are reported lost, and a
-        manager is replaced. What is given up lives on behind the cut."""
-        manager = self._manager()
-        if manager is None:
-            return
-        for worker in list(manager.pool.workers.values()):
-            if {(worker.process.machine, manager.process.machine)} & set(pairs):
-                self.world.after(
-                    self.world.draw(_GIVEN_UP_MS),
-                    f"is {worker.name} cut off",
-                    partial(self._lose_if_cut, worker),
-                )
-        self.world.after(
-            self.world.draw(_GIVEN_UP_MS),
-            f"is {manager.name} cut off",
-            partial(self._replace_if_cut, manager),
-        )
-
-    def _lose_if_cut(self, worker: SimWorker) -> None:
-        if self.world.cut_off(worker.process, worker.pool.manager.process) and not worker.given_up:
-            self.lose(worker, "its node died", 0)
-
-    def _replace_if_cut(self, manager: SimManager) -> None:
-        here = manager.process.machine
-        cut = all((here, other) in self.world.cuts for other in self._names if other != here)
-        if cut and manager.process.alive and manager.job.manager is manager and manager.job is self._job:
-            self.world.note(f"{manager.name} is given up")
-            self._succeed(manager, self.world.draw(_RESTART_MS))
-            self._bury_later(manager)
-
-    def _bury_later(self, manager: SimManager) -> None:
-        """A manager that was given up dies once it can be reached again."""
-
-        def bury() -> None:
-            here = manager.process.machine
-            if any((here, other) in self.world.cuts for other in self._names):
-                self.world.after(1_000 + self.world.draw(_GIVEN_UP_MS), f"reach {manager.name}", bury)
-            else:
-                self._end_manager(manager, None)
-
-        bury_in = 1_000 + self.world.draw(_GIVEN_UP_MS)
-        self.world.after(bury_in, f"reach {manager.name}", bury)
-
-    def _break_stream(self) -> bool:
-        channels = self.network.channels
-        if not channels:
-            return False
-        channel = channels[self.world.draw(len(channels))]
-        self.world.note(f"fault: break {channel.id} a{channel.attempt}")
-        self.network.break_off(channel, "connection reset")
-        return True
-
-    def _heal(self) -> None:
-        self.world.cuts.clear()
-        for process in list(self.world.processes.values()):
-            if process.frozen:
-                self._thaw(process)
-        self._slow.clear()
-        for process in self.world.processes.values():
-            process.slowness_ms = 0
+        return self.job is not None and self.job.manager is not None and self.job.manager.process is process
 
     # ------------------------------------------------------------------ checks
 
@@ -504,3 +340,5 @@ class Simulation:
         self._turns += 1
         if self._turns % _CHECK_EVERY == 0:
             check_credit(self)
+        if self._turns % _CHECK_MEMORY_EVERY == 0:
+            check_memory(self)

@@ -30,6 +30,8 @@ from rayflow.testing.world import Process, World
 
 MANIFEST = "manifest.json"
 _MANIFEST = re.compile(r"/chk-(\d+)/manifest\.json$")
+_JOB_DEPTH = 3
+"""Slashes in the path of a job's directory: `memory://name/job`."""
 
 
 class SimStorage:
@@ -44,11 +46,16 @@ class SimStorage:
         """Attempt of each checkpoint directory that ever had a manifest."""
         self.announced: dict[str, int] = {}
         """Newest announced checkpoint of each job."""
+        self.manifests: dict[str, bytes] = {}
+        """What was last published, by directory."""
         self.damaged: set[str] = set()
+        """Paths that do not hold what was written there, or for which something was published though they are gone."""
+        self.read_damaged: dict[str, set[str]] = {}
+        """Which of these each process has read."""
         self.by_outsiders: set[str] = set()
         """Paths last written by a process that had been given up, or for a checkpoint that was discarded before."""
         self.sweep_failed = False
-        """Some request to look at what there is failed: then not all can be swept."""
+        """Some request to look at checkpoints failed since all of them were last listed: then not all can be swept."""
         self.closing = False
         """The job has ended; what it had under way comes to its end."""
         self.undeleted: set[str] = set()
@@ -85,6 +92,15 @@ class SimStorage:
         elif directory.endswith("/attempts"):
             self._claim(directory, int(name.partition(".")[0]))
 
+    def looked(self, process: Process, verb: str, full: str, *, failed: bool) -> None:
+        """Something was read or listed, or could not be."""
+        if full in self.damaged:
+            self.read_damaged.setdefault(process.name, set()).add(full)
+        if failed:
+            self.sweep_failed |= verb == "list" or "/chk-" in full
+        elif verb == "list" and full.count("/") == _JOB_DEPTH and self.is_current(process):
+            self.sweep_failed = False
+
     def deleting(self, store: ObjectStore, path: str) -> None:
         """Something is about to be deleted: an object, or all below a path."""
         full = _full(store, path).rstrip("/")
@@ -102,6 +118,7 @@ class SimStorage:
     def _published(self, store: ObjectStore, path: str, directory: str, data: bytes) -> None:
         manifest = json.loads(data)
         self.published[directory] = manifest["attempt"]
+        self.manifests[directory] = data
         below = path.rpartition("/")[0]
         for file in manifest["files"]:
             name = f"{below}/{file['path']}"
@@ -114,6 +131,7 @@ class SimStorage:
                     # The request to publish was under way for longer than the job's end waits, and its files were
                     # swept: whoever restores it must find out.
                     self.injector.corrupted += 1
+                    self.damaged.add(_full(store, name))
                     return
                 self.world.violated(f"I5: {path} names {file['path']}, which is not there")
                 continue
@@ -188,8 +206,8 @@ class SimStore:
         fault = storage.injector.storage(verb, full)
         said = f"store {verb} {path.partition('/')[2] or path} by {self._process.name}"
         world.note(said if fault is None else f"{said}: {fault}")
-        if fault is not None and verb in ("list", "read"):
-            storage.sweep_failed = True
+        if verb in ("list", "read"):
+            storage.looked(self._process, verb, full, failed=fault is not None)
         if fault is not None and verb.startswith("delete"):
             storage.undeleted.add(re.sub(r"(/chk-\d+).*", r"\1", full))
         if fault == "error":

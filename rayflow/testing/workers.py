@@ -18,11 +18,12 @@ import cloudpickle
 from rayflow.graph.plan import Resources
 from rayflow.model.ids import SubtaskId
 from rayflow.operators.async_calls import Completion, Coroutine
-from rayflow.runtime.messages import Cancel, CheckpointCompleted, Deploy, FromSubtask, ToSubtask
+from rayflow.runtime.messages import Cancel, CheckpointCompleted, Deploy, Deployed, FromSubtask, ToSubtask
 from rayflow.runtime.ports import WorkerEvents
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.state.disk.row_store import MemoryRows, RowStore
 from rayflow.testing.network import SimTransport
+from rayflow.testing.restoring import check_deploy, check_deployed
 from rayflow.testing.world import Process
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ class SimWorker:
     def report(self, message: FromSubtask) -> None:
         """`MasterLink`."""
         manager = self.pool.manager
+        if isinstance(message, Deployed):
+            check_deployed(self, message)
         self.sim.send(
-            ("from", self.name),
+            ("from", self.name, manager.name),
             f"{type(message).__name__} from {self.name}",
             partial(self.sim.reported, self, manager, message),
             source=self.process,
@@ -231,9 +234,11 @@ class SimPool:
         worker = self.workers.get(subtask)
         if isinstance(message, CheckpointCompleted):
             self.sim.storage.announce(self.manager.job.id, message.checkpoint_id)
+        elif isinstance(message, Deploy):
+            check_deploy(self.manager, message)
         if worker is not None:
             self.sim.send(
-                ("to", worker.name),
+                ("to", worker.name, self.manager.name),
                 f"{type(message).__name__} to {worker.name}",
                 partial(worker.receive, self, message),
                 source=self.manager.process,
@@ -279,7 +284,7 @@ class SimPool:
             self.sim.lose(worker, "its process died", 0, pool=self)
             return
         self.sim.world.post(
-            ("to", worker.name),
+            ("to", worker.name, self.manager.name),
             f"adopt {worker.name}",
             lambda: worker.adopt(self),
             source=self.manager.process,

@@ -29,6 +29,8 @@ from rayflow.runtime.stepping import StepResult
 
 EPOCH_MS = 1_700_000_000_000
 _LAST_LINES = 20
+_HASHED_AT_ONCE = 500
+_MAX_IDLE_STEPS = 30
 
 QueueKey = tuple[Any, ...]
 
@@ -50,6 +52,8 @@ class Process:
     wake_at_ms: int | None = None
     stalled_until_ms: int = 0
     slowness_ms: int = 0
+    idle_steps: int = 0
+    """Steps in a row that it asked for itself, and in which it did nothing."""
 
     def ready(self, now_ms: int) -> bool:
         """Whether it can take a step now."""
@@ -68,18 +72,20 @@ class Process:
 
 @dataclass(slots=True)
 class Pending:
-    """One thing under way: `item` is what it carries, for checkers."""
+    """One thing under way."""
 
     due_ms: int
     label: str
     deliver: Callable[[], None]
-    item: Any = None
 
 
 @dataclass(slots=True)
 class _Queue:
+    """`due_ms` is the head's."""
+
     source: Process | None
     target: Process | None
+    due_ms: int
     waiting: deque[Pending] = field(default_factory=deque)
 
 
@@ -88,25 +94,34 @@ class Trace:
     """The lines of a run: all hashed, the last ones kept. `listeners` are called with each line."""
 
     keep: int = 400
-    lines: deque[str] = field(default_factory=deque)
+    lines: deque[str] = field(init=False)
     count: int = 0
     listeners: list[Callable[[str], None]] = field(default_factory=list)
     _hash: Any = field(default_factory=hashlib.sha256)
+    _unhashed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lines = deque(maxlen=self.keep)
 
     def add(self, line: str) -> None:
         """Something happened."""
         self.count += 1
-        self._hash.update(line.encode() + b"\n")
+        self._unhashed.append(line)
+        if len(self._unhashed) == _HASHED_AT_ONCE:
+            self._hash_lines()
         self.lines.append(line)
-        if len(self.lines) > self.keep:
-            self.lines.popleft()
         for listener in self.listeners:
             listener(line)
 
     @property
     def digest(self) -> str:
         """Hash of all lines."""
+        self._hash_lines()
         return str(self._hash.hexdigest())
+
+    def _hash_lines(self) -> None:
+        self._hash.update("".join(f"{line}\n" for line in self._unhashed).encode())
+        self._unhashed.clear()
 
 
 class World:
@@ -161,19 +176,18 @@ class World:
         *,
         source: Process | None = None,
         target: Process | None = None,
-        item: Any = None,
     ) -> None:
         """Deliver later, after whatever is in `queue` already. Nothing is delivered to a frozen `target`, nor
         across a cut."""
-        due = self.now + delay_ms + self.draw(self.max_delay_ms + 1)
+        due = self.now + delay_ms + int(self._chance() * (self.max_delay_ms + 1))
         if target is not None and target.slowness_ms:
             due += self.draw(target.slowness_ms)
         there = self._queues.get(queue)
         if there is None:
-            there = self._queues[queue] = _Queue(source, target)
-        elif there.waiting:
+            there = self._queues[queue] = _Queue(source, target, due)
+        else:
             due = max(due, there.waiting[-1].due_ms)
-        there.waiting.append(Pending(due, label, deliver, item))
+        there.waiting.append(Pending(due, label, deliver))
 
     def after(self, delay_ms: int, label: str, act: Callable[[], None]) -> None:
         """Do something at a time, whoever is alive then."""
@@ -184,11 +198,6 @@ class World:
         """Forget a queue; return how many things were under way in it."""
         there = self._queues.pop(key, None)
         return 0 if there is None else len(there.waiting)
-
-    def under_way(self, key: QueueKey) -> deque[Pending]:
-        """What waits in a queue."""
-        there = self._queues.get(key)
-        return _NOTHING if there is None else there.waiting
 
     def queues(self) -> list[QueueKey]:
         """Everything under way, by queue."""
@@ -218,6 +227,10 @@ class World:
             return False
         return (source.machine, target.machine) in self.cuts
 
+    def is_cut(self, machine: str) -> bool:
+        """Whether something does not get from a machine to another now."""
+        return any(source == machine for source, _ in self.cuts)
+
     # ------------------------------------------------------------------ running
 
     def run(self, until: Callable[[], bool], *, max_turns: int) -> None:
@@ -238,12 +251,18 @@ class World:
     def turn(self) -> None:
         """Let one thing happen."""
         now = self.now
-        ready: list[Process | QueueKey] = [p for p in self.processes.values() if p.ready(now)]
-        ready += [k for k, q in self._queues.items() if q.waiting[0].due_ms <= now and not self._held(q)]
+        ready: list[Process | QueueKey] = []
+        for process in self.processes.values():
+            wake_at_ms = process.wake_at_ms
+            if (process.woken or (wake_at_ms is not None and wake_at_ms <= now)) and process.ready(now):
+                ready.append(process)
+        for key, queue in self._queues.items():
+            if queue.due_ms <= now and not self._held(queue):
+                ready.append(key)
         if not ready:
             self._jump()
             return
-        chosen = ready[self.draw(len(ready))]
+        chosen = ready[int(self._chance() * len(ready))]
         if isinstance(chosen, Process):
             self._step(chosen)
         else:
@@ -253,17 +272,26 @@ class World:
         target = queue.target
         if target is None:
             return False
-        return target.frozen or self.cut_off(queue.source, target)
+        return target.frozen or (bool(self.cuts) and self.cut_off(queue.source, target))
 
     def _step(self, process: Process) -> None:
         assert process.step is not None
-        process.woken = False
+        woken, process.woken = process.woken, False
         self.note(f"step {process.name}")
         self.stepping = process
         result = process.step(self.now)
         self.stepping = None
         process.woken = process.woken or result.progressed
         process.wake_at_ms = result.wake_at_ms
+        process.idle_steps = 0 if woken or result.progressed else process.idle_steps + 1
+        if (
+            process.idle_steps > _MAX_IDLE_STEPS
+            and process.wake_at_ms is not None
+            and process.wake_at_ms <= self.now
+        ):
+            self.violated(
+                f"I8: {process.name} spins: it asks to be stepped at once, again and again, and does nothing"
+            )
         if process.slowness_ms:
             process.stalled_until_ms = max(
                 process.stalled_until_ms, self.now + self.draw(process.slowness_ms)
@@ -273,18 +301,17 @@ class World:
     def _deliver(self, key: QueueKey) -> None:
         queue = self._queues[key]
         pending = queue.waiting.popleft()
-        if not queue.waiting:
+        if queue.waiting:
+            queue.due_ms = queue.waiting[0].due_ms
+        else:
             del self._queues[key]
         self.note(f"deliver {pending.label}")
         pending.deliver()
 
     def _jump(self) -> None:
-        times = [q.waiting[0].due_ms for q in self._queues.values() if not self._held(q)]
+        times = [q.due_ms for q in self._queues.values() if not self._held(q)]
         times += [at for p in self.processes.values() if (at := p.next_ms()) is not None]
         if not times:
             last = list(self.trace.lines)[-_LAST_LINES:]
             raise Stuck(f"I8: nothing will ever happen again; last: {last}")
         self.now = max(self.now + 1, min(times))
-
-
-_NOTHING: deque[Pending] = deque()

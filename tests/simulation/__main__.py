@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.simulation.planted import BUGS, planted
 from tests.simulation.simulate import Mode, simulate
-from tests.simulation.sweep import first_failure, sweep
+from tests.simulation.sweep import first_failure, settle, sweep
 
 
 def main() -> int:
@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
     parser.add_argument("--trace", action="store_true", help="print every step of the seed")
     parser.add_argument("--report", type=Path, help="append to this file; what it has was run already")
+    parser.add_argument(
+        "--isolated", action="store_true", help="with --seed: its manager is cut off as it publishes"
+    )
     parser.add_argument("--plant", choices=sorted(BUGS), help="break the runtime on purpose")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--safety", dest="mode", action="store_const", const="safety")
@@ -31,14 +34,15 @@ def main() -> int:
     args = parser.parse_args()
     # The engines warn of every failure that is put on them.
     logging.disable(logging.CRITICAL)
+    settle()
     first, last = (int(part) for part in args.seeds.split(":"))
     if args.plant is not None:
         with planted(args.plant):
             if args.seed is not None:
-                return _replay(args.seed, args.trace, args.mode)
+                return _replay(args.seed, args.trace, args.mode, args.isolated)
             return _hunt(args.plant, range(first, last), args.mode)
     if args.seed is not None:
-        return _replay(args.seed, args.trace, args.mode)
+        return _replay(args.seed, args.trace, args.mode, args.isolated)
     return sweep(range(first, last), jobs=args.jobs, mode=args.mode, report=args.report)
 
 
@@ -52,9 +56,9 @@ def _hunt(name: str, seeds: range, mode: Mode | None) -> int:
     return 0
 
 
-def _replay(seed: int, trace: bool, mode: Mode | None) -> int:
+def _replay(seed: int, trace: bool, mode: Mode | None, isolated: bool) -> int:
     try:
-        result = simulate(seed, keep_trace=10_000_000 if trace else 60, mode=mode)
+        result = simulate(seed, keep_trace=10_000_000 if trace else 60, mode=mode, isolated=isolated)
     except BaseException as error:
         print("\n".join(getattr(error, "trace_lines", ())))
         raise

@@ -5,6 +5,7 @@ Sources and sinks travel by pickle, so they find the run's external system by it
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -111,6 +112,7 @@ EXTERNAL: dict[int, External] = {}
 """The external system of each running simulation, by its number."""
 
 
+@functools.lru_cache(maxsize=8)
 def make_rows(seed: int, source: int, splits: int, rows_per_split: int) -> list[list[Row]]:
     """Return the rows of each split, as `SCHEMA` has them, time in ms; times are disordered by < `DISORDER_MS`."""
     rng = random.Random(seed * 31 + 7 + source)
@@ -128,6 +130,17 @@ def make_rows(seed: int, source: int, splits: int, rows_per_split: int) -> list[
             ]
         )
     return out
+
+
+@functools.lru_cache(maxsize=8)
+def make_batches(seed: int, source: int, splits: int, rows_per_split: int) -> list[pa.RecordBatch]:
+    """Return the rows of each split as Arrow has them."""
+    return [
+        pa.RecordBatch.from_arrays(
+            [pa.array(list(column), field.type) for column, field in zip(zip(*part), SCHEMA)], schema=SCHEMA
+        )
+        for part in make_rows(seed, source, splits, rows_per_split)
+    ]
 
 
 class SimSource(Source):
@@ -162,26 +175,21 @@ class SimSource(Source):
         ]
 
     def open_split(self, split: Split, position: Any | None) -> SplitReader:
-        return SimReader(self.rows()[split.payload["index"]], position or 0, self._bounded)
+        return SimReader(make_batches(*self.args)[split.payload["index"]], position or 0, self._bounded)
 
 
 class SimReader(SplitReader):
-    def __init__(self, rows: list[Row], position: int, bounded: bool) -> None:
+    def __init__(self, rows: pa.RecordBatch, position: int, bounded: bool) -> None:
         self.rows = rows
         self.at = position
         self.bounded = bounded
 
     def read(self, max_rows: int) -> pa.RecordBatch | None:
-        if self.at >= len(self.rows) and self.bounded:
+        if self.at >= self.rows.num_rows and self.bounded:
             return None
-        take = min(max_rows, 1 + self.at % 5)
-        part = self.rows[self.at : self.at + take]
-        self.at += len(part)
-        columns = [
-            pa.array(list(column), field.type)
-            for column, field in zip(zip(*part) if part else [()] * len(SCHEMA), SCHEMA)
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+        batch = self.rows.slice(self.at, min(max_rows, 1 + self.at % 5))
+        self.at += batch.num_rows
+        return batch
 
     def position(self) -> int:
         return self.at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import time
@@ -51,8 +52,15 @@ def verdicts(seeds: range, jobs: int, mode: Mode | None = None) -> Iterator[Verd
     if jobs == 1:
         yield from map(run, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=settle) as pool:
         yield from pool.imap(run, seeds, chunksize=10)
+
+
+def settle() -> None:
+    """Keep the collector away from what was imported: it would look through that again and again, and free nothing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _verdict(mode: Mode | None, seed: int) -> Verdict:

@@ -27,7 +27,7 @@ def run(
         faults=Faults(storage_error=1.0, active_ms=away_ms),
         storage_url=f"memory://storage-away-{seed}",
     )
-    outcome = sim.run(env.plan(), env.config, cancel_when=cancel_when)
+    outcome = sim.run(env.plan(), env.config, cancel_when=cancel_when, fails_only_for_damage=False)
     sim.close()
     return outcome, sim
 

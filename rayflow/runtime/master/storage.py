@@ -95,7 +95,7 @@ class JobStorage:
 
     def save_job(self, document: dict[str, Any]) -> None:
         """Replace job.json."""
-        write_surely(self._store, f"{self._job_id}/job.json", json.dumps(document, indent=1).encode())
+        write_surely(self._store, f"{self._job_id}/job.json", json.dumps(document).encode())
 
     def save_events(self, events: list[dict[str, Any]]) -> None:
         """Replace events.jsonl."""

@@ -101,6 +101,16 @@ class Holding(Operator):
         return (StatePart(name="held", kind="list", build=lambda: rows),)
 
 
+class Due(Doubling):
+    """Has something to do at once, as if calls had been restored; but nothing is done before the start."""
+
+    def next_timer_ms(self) -> int | None:
+        return 0
+
+    def on_timer(self, now_ms: int) -> None:
+        raise AssertionError("a timer before the start")
+
+
 class World:
     """Records what the engine sends; performs I/O at once, or with an error."""
 
@@ -290,6 +300,15 @@ def test_a_deploy_that_comes_again_is_done_and_answered_once() -> None:
         world.engine.post(deploy(SOURCE))
     world.run()
     assert world.reports == [Deployed(SOURCE, Attempt(1))]
+
+
+def test_a_task_that_waits_for_its_start_sleeps_however_much_is_due() -> None:
+    world = World(SOURCE)
+    world.engine.post(deploy(SOURCE, work=Due))
+    world.run()
+    assert world.of(Deployed)
+    result = world.engine.step(1_000)
+    assert (result.progressed, result.wake_at_ms) == (False, None)
 
 
 def test_an_exception_of_the_user_names_operator_line_and_rows_and_the_next_attempt_runs() -> None:

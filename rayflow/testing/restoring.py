@@ -1,0 +1,96 @@
+"""What is checked, in any simulated job, of what an attempt begins with, and of why a job failed, by number.
+
+I3   an attempt restores the newest checkpoint that was announced, unless that is damaged.
+I9   a source that was restored says no watermark that is below the one in its checkpoint: event time does not go back.
+I11  who has read a damaged object as it restored does not begin. And a job fails only for a checkpoint that is really
+     damaged, and only where its sinks may have committed: else it has an older one, or the beginning, to fall back to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from rayflow.model.ids import JobId
+from rayflow.runtime.job_master import FailureArgs
+from rayflow.runtime.master.job import Job
+from rayflow.runtime.messages import Deploy, FromSubtask, WatermarkFrame
+from rayflow.testing.network import Channel
+from rayflow.testing.storage import MANIFEST, SimStorage
+
+if TYPE_CHECKING:
+    from rayflow.testing.managers import SimManager
+    from rayflow.testing.simulation import SimJob
+    from rayflow.testing.workers import SimWorker
+
+_UNUSABLE = re.compile(r"checkpoint (\S+?)(?: of job \S+)? cannot be used")
+
+
+def check_deploy(manager: SimManager, deploy: Deploy) -> None:
+    """I3, I11: of what a manager has a subtask restore. Said to the world: the manager would handle an exception."""
+    sim = manager.sim
+    if not sim.storage.is_current(manager.process):
+        return  # what it tells arrives nowhere, or is of an attempt that is over
+    restored = 0
+    if deploy.restore is not None:
+        directory = deploy.restore.directory.partition("?")[0]
+        if f"{directory}/{MANIFEST}" in sim.storage.damaged:
+            sim.world.violated(f"I11: {deploy.subtask} shall restore {directory}, whose manifest is damaged")
+        restored = 0 if deploy.restore.foreign_job is not None else deploy.restore.checkpoint_id
+    newest = sim.storage.announced.get(manager.job.id, 0)
+    if restored < newest and not _is_damaged(sim.storage, f"{sim.storage_url}/{manager.job.id}/chk-{newest}"):
+        sim.world.violated(
+            f"I3: attempt {deploy.attempt} restores chk-{restored}, though chk-{newest} was announced"
+        )
+
+
+def check_deployed(worker: SimWorker, message: FromSubtask) -> None:
+    """I11: the subtask says that it has restored its state."""
+    deploy = worker.engine._deploy
+    if deploy is None or deploy.attempt != message.attempt or deploy.restore is None:
+        return
+    directory = deploy.restore.directory.partition("?")[0]
+    used = sorted(
+        p for p in worker.sim.storage.read_damaged.get(worker.name, ()) if p.startswith(f"{directory}/")
+    )
+    if used:
+        worker.sim.world.violated(
+            f"I11: {worker.name} begins with what it read of {', '.join(used)}, which is damaged"
+        )
+
+
+def check_watermark(channel: Channel, frame: WatermarkFrame) -> None:
+    """I9, of a watermark that arrives from a source."""
+    deploy = channel.producer.engine._deploy
+    if deploy is None or deploy.attempt != channel.attempt or deploy.restore is None:
+        return
+    before, operators = deploy.restore.watermark, deploy.graph.vertex(deploy.subtask.vertex).operators
+    # Windows pass on less than they get, and they could be behind the source in one chain.
+    only_source = len(operators) == 1 and operators[0].kind == "source"
+    if only_source and before is not None and frame.watermark < before:
+        channel.producer.sim.world.violated(
+            f"I9: {channel.id}: watermark {frame.watermark} after a restore at {before}"
+        )
+
+
+def check_failure(job: SimJob, storage: SimStorage, url: str, failure: FailureArgs | None) -> None:
+    """I8, I11: the job has failed. Right only where it had to."""
+    cause = "" if failure is None else failure[1]
+    named = _UNUSABLE.search(cause)
+    assert named is not None, f"I8: the job failed: {failure}"
+    directory = f"{url}/{job.id}/chk-{named[1]}" if named[1].isdigit() else named[1]
+    assert _is_damaged(storage, directory), f"I11: the job failed for {directory}, which is sound: {cause}"
+    manifest = storage.manifests.get(directory)
+    if manifest is None or f"{directory}/{MANIFEST}" in storage.damaged:
+        return  # what it had cannot be told
+    sinks = Job.of(JobId(job.id), job.graph, job.config).transactional_uids
+    if directory.startswith(f"{url}/{job.id}/"):
+        sinks &= {file["uid"] for file in json.loads(manifest)["files"]}
+        assert sinks, (
+            f"I11: no sink can have committed {directory}, and yet there was no falling back: {cause}"
+        )
+
+
+def _is_damaged(storage: SimStorage, directory: str) -> bool:
+    return any(path.startswith(f"{directory}/") for path in storage.damaged)
