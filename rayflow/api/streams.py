@@ -166,10 +166,10 @@ class DataStream(FunctionSteps, Joins, Outputs):
 
         * `"exact"`: the keys themselves; 25 to 45 bytes each for numbers, strings their length more.
         * `"bitmap"`: a single column of integers, exactly; a bit each where ids are dense, which is what it is for,
-          and about 60 bytes where they are scattered over 64 bits. All rows of 65,536 neighbouring ids go to one
+          and about 70 bytes where they are scattered over 64 bits. All rows of 65,536 neighbouring ids go to one
           subtask.
         * `"bloom"`: a Bloom filter, which takes a new key for a known one, and loses its row, at a rate of
-          `false_positive_rate` (default 0.01) at most; 1.6 bytes a key at 0.01. `expected` is how many different keys
+          `false_positive_rate` (default 0.01) at most; 1.7 bytes a key at 0.01. `expected` is how many different keys
           will come (within `ttl`, in all subtasks; default 1,000,000); with more it grows, and the rate holds.
 
         `ttl`: how long a key is remembered, counted from its row that was kept; by event time if the stream has one,

@@ -5,10 +5,11 @@ bitmaps", 2016) the ids that agree in all but their lower 16 bits share a contai
 while there are at most 2,048, then a bitmap of 8 KiB. A dense range takes a bit an id. What is above the lower 16
 bits, the *chunk*, has a slot in a key index, so that numbers scattered over 64 bits cost what an index entry costs.
 
-A batch is tested and added in one compiled loop over all its rows. That is why these are no `pyroaring.BitMap64`s:
-that library adds and tests whole sets, so a batch must be made a set of its own, subtracted, united, and the rest
-found again among the rows, which is a tenth as fast on dense ids; and on scattered ones subtracting a batch walks all
-of the large set (0.6 s for 2 million ids; `tests/benchmarks/bench_dedup.py --library`). Tests compare with it.
+A batch is tested and added in one compiled loop over all its rows. That is why these are no
+`pyroaring.BitMap64`s: that library adds and tests whole sets, so a batch must be made a set of its own,
+subtracted, united, and the rest found again among the rows, which is a fifth as fast on dense ids and on a
+few scattered ones; and of many scattered ones subtracting a batch walks them all (0.6 s for 2 million;
+`tests/benchmarks/bench_dedup.py --library`). Tests compare with it.
 
 Chunks are all of a container's ids, so a snapshot is a row per container, and the chunk decides the key group.
 """
