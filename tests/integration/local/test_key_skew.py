@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 
 import rayflow as rf
@@ -109,3 +111,63 @@ def test_after_a_crash_counters_are_of_the_new_attempt(lab: Any) -> None:
     received = [s["rows_in"] for s in result.describe["subtasks"] if s["operator"] == "aggregate-1"]
     assert skew_of(result)["rows"] == received
     assert sum(received) < 20_000
+
+
+def test_restored_at_another_parallelism_rows_are_told_of_the_new_subtasks(lab: Any, tmp_path: Path) -> None:
+    def job(parallelism: int) -> rf.StreamEnvironment:
+        env = rf.StreamEnvironment(parallelism=parallelism)
+        rows = env.generate(
+            lambda start, count: pa.record_batch({"key": keys_of("one hot key", start, count)}), rows=ROWS
+        )
+        rows.key_by("key").aggregate(n=rf.count()).discard()
+        return env
+
+    kept = {"checkpoint__storage": f"file://{tmp_path}", "checkpoint__interval": "20ms"}
+    first = lab.finish(job(4), **kept)
+    latest = next(c["path"] for c in first.checkpoints if c["status"] == "completed")
+    again = lab.finish(job(2), restore_from=latest, **kept)
+    skew = skew_of(again)
+    received = [s["rows_in"] for s in again.describe["subtasks"] if s["operator"] == "aggregate-1"]
+    assert skew["rows"] == received
+    assert len(received) == 2
+    assert {group["subtask"] for group in skew["key_groups"]} <= {0, 1}
+
+
+class NewHigh(rf.KeyedProcessFunction):
+    """Emits a row whenever it is the largest of its key so far."""
+
+    high = rf.ValueState(pa.int64())
+
+    def process(self, row: dict[str, Any], ctx: Any) -> Any:
+        if self.high.value is None or row["value"] > self.high.value:
+            self.high.value = row["value"]
+            yield {"key": row["key"], "value": row["value"]}
+
+
+def test_work_that_does_not_merge_spreads_a_hot_key_by_a_prefix_in_two_steps(
+    lab: Any, tmp_path: Path
+) -> None:
+    """S2: the same keyed function by (key, prefix), then, over the few rows that leaves, by key."""
+    rows = 40_000
+
+    def make(start: int, count: int) -> pa.RecordBatch:
+        numbers = np.arange(start, start + count)
+        keys = np.where(numbers % 10 < 8, -1, numbers % 50)
+        return pa.record_batch({"key": keys, "value": numbers * 7919 % 100_003, "prefix": numbers % 16})
+
+    def run(name: str, by: tuple[str, ...]) -> tuple[dict[int, int], list[int]]:
+        env = rf.StreamEnvironment(parallelism=4)
+        highs = env.generate(make, rows=rows).key_by(*by).process(NewHigh, returns={"key": int, "value": int})
+        highs.key_by("key").process(NewHigh, returns={"key": int, "value": int}).write_parquet(
+            tmp_path / name
+        )
+        result = lab.finish(env)
+        found: dict[int, int] = {}
+        for row in ds.dataset(tmp_path / name).to_table().to_pylist():
+            found[row["key"]] = max(row["value"], found.get(row["key"], -1))
+        return found, result.metrics["skew"]["process-1"]["rows"]
+
+    (plain, uneven), (prefixed, even) = run("plain", ("key",)), run("prefixed", ("key", "prefix"))
+    assert prefixed == plain
+    assert max(uneven) > 0.8 * rows
+    assert max(even) < 0.4 * rows
