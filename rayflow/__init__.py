@@ -20,7 +20,7 @@ Each line imports only what is below it (checked by import-linter); `|` = mutual
 | `client` | finding a cluster, submitting, `JobHandle`, `JobResult`; ended jobs from stored metadata |
 | `actors` \\| `testing` | the only package that imports Ray: JobManager, Subtasks, Flight channels \\| simulation |
 | `runtime` | the engines behind ports, Ray-free, as `step(now)`: a subtask's loop, the job master, the local back end |
-| `connectors` \\| `windows` | files, memory, console as sources and sinks \\| windowed operators |
+| `connectors` \\| `skew` \\| `windows` | files, memory, console \\| combining, salting \\| windowed operators |
 | `graph` \\| `operators` | stream graph → chains → subtasks and channels \\| contracts and built-in operators |
 | `state` | key index, accumulators, rows on disk, object stores, manifests and state files |
 | `batch` | Arrow begins: expressions, hashing, splitting, hot keys, the changelog column |
@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayflow.api.environment import StreamEnvironment as StreamEnvironment
     from rayflow.api.keyed import KeyedStream as KeyedStream
+    from rayflow.api.skew import Skew as Skew
     from rayflow.api.specs import Watermark as Watermark
     from rayflow.api.streams import DataStream as DataStream
     from rayflow.api.window_specs import CountWindow as CountWindow
@@ -100,6 +101,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "rayflow.api.environment": ("StreamEnvironment",),
     "rayflow.api.keyed": ("KeyedStream",),
+    "rayflow.api.skew": ("Skew",),
     "rayflow.api.specs": ("Watermark",),
     "rayflow.api.streams": ("DataStream",),
     "rayflow.api.window_specs": (

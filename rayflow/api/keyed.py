@@ -16,6 +16,7 @@ from rayflow.api.joins import KeyedJoins
 from rayflow.api.planning import StreamInfo, at_user_line, output_schema, refuse_upsert, require_columns
 from rayflow.api.processing import ConnectedStreams, connected, keyed_process
 from rayflow.api.reducing import reduced
+from rayflow.api.skew import Skew, combination_of, keyed_input, no_merging
 from rayflow.api.top_n import top_n
 from rayflow.api.traits import keeps_aggregates
 from rayflow.api.window_plan import opened
@@ -37,9 +38,17 @@ if TYPE_CHECKING:
 class KeyedStream(KeyedJoins):
     """Rows grouped by key columns. Made by `DataStream.key_by`."""
 
-    def __init__(self, stream: DataStream, keys: list[str]) -> None:
-        self._changes = stream
+    def __init__(self, stream: DataStream, keys: list[str], skew: Skew | None = None) -> None:
+        self._input = stream
         self._keys = tuple(keys)
+        self._skew = skew
+
+    @property
+    def _changes(self) -> DataStream:
+        """The stream, for steps that want all rows of a key in one subtask."""
+        if self._skew is not None:
+            raise no_merging("a step of a keyed stream other than aggregate and window")
+        return self._input
 
     @property
     def _stream(self) -> DataStream:
@@ -59,7 +68,7 @@ class KeyedStream(KeyedJoins):
     def window(self, spec: WindowSpec) -> WindowedStream:
         """Group each key's rows into windows: `rf.Tumbling`, `rf.Sliding` or `rf.Session` by event time (the
         stream needs a watermark) or by processing time, `rf.CountWindow`, `rf.GlobalWindow`."""
-        return WindowedStream(opened(self._stream, self._keys, spec))
+        return WindowedStream(opened(self._input, self._keys, spec, self._skew))
 
     def top_n(
         self, n: int, order_by: Any, *, rank: str | None = None, ties: Literal["first", "last"] = "first"
@@ -104,7 +113,7 @@ class KeyedStream(KeyedJoins):
 
         Of an upsert stream it aggregates the rows that are there now: those that are updated or deleted are taken
         back, and a key without rows is deleted."""
-        stream = self._changes
+        stream = self._input
         schema = require_columns(stream._info, self._keys, "aggregate")
         exprs = as_aggregates(aggs)
         results = checked_aggregates(stream._info, exprs)
@@ -123,12 +132,16 @@ class KeyedStream(KeyedJoins):
             time_column=stream._info.time_column,
             retracts=stream._info.is_upsert,
         )
+        combination = combination_of(
+            stream, self._keys, tuple(exprs.items()), schema, time_column=stream._info.time_column
+        )
+        rows = keyed_input(stream, self._keys, self._skew, combination)
         made = stream._then(
             "aggregate",
             partial(make, False),
             info,
             detail=f"{shown_aggregates(exprs)} by {', '.join(self._keys)}",
-            edges=[stream._edge(Exchange("hash", self._keys))],
+            edges=rows.edges,
             changelog=lambda emit_before: partial(make, emit_before),
             traits=keeps_aggregates(schema, self._keys),
         )
@@ -136,7 +149,7 @@ class KeyedStream(KeyedJoins):
             with at_user_line():
                 AggregateColumns(tuple(exprs.items()), schema, retractable=True)
             stream._env._wants_old_rows.add(made._node.id)
-        return made
+        return rows.warn(made)
 
     def process(
         self, fn: KeyedProcessFunction | type[KeyedProcessFunction], returns: Any = None

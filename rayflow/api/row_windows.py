@@ -13,10 +13,12 @@ import pyarrow as pa
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
 from rayflow.api.planning import StreamInfo, at_user_line, output_schema, plan_error, require_columns
+from rayflow.api.skew import combination_of, no_merging
 from rayflow.api.traits import keeps_aggregates
 from rayflow.api.window_plan import WindowPlan
 from rayflow.api.window_specs import CountWindow, OnCount, OnProcessingTime, OnWatermark, Session
 from rayflow.batch.aggregates import AggregateExpr
+from rayflow.windows.arrivals import with_bounds
 from rayflow.windows.bounds import WINDOW_END, WINDOW_START
 from rayflow.windows.count import CountWindowOperator
 from rayflow.windows.global_window import GlobalWindowOperator
@@ -49,15 +51,17 @@ def aggregate_sessions(plan: WindowPlan, aggs: Mapping[str, AggregateExpr]) -> D
     make = partial(SessionWindowOperator, plan.keys, session, tuple(aggs.items()), schema, plan.time_column)
     with at_user_line():
         make()  # it checks more than types, such as the gap against the unit of the event time
-    return stream._then(
+    rows = plan.input("only all rows of a key tell where its sessions begin and end")
+    made = stream._then(
         "window",
         make,
         info,
         detail=f"{plan.detail}: {shown_aggregates(aggs)}",
-        edges=[plan.edge()],
+        edges=rows.edges,
         changelog=(lambda emit_before: partial(make, emit_before)) if plan.updates else None,
         side_outputs=plan.side_outputs(),
     )
+    return rows.warn(made)
 
 
 def aggregate_count_windows(plan: WindowPlan, aggs: Mapping[str, AggregateExpr]) -> DataStream:
@@ -69,6 +73,8 @@ def aggregate_count_windows(plan: WindowPlan, aggs: Mapping[str, AggregateExpr])
             f"trigger: a window of rf.CountWindow({spec.n}) is shown when it is full, not {plan.trigger}; to see "
             "results early take rf.GlobalWindow() with that trigger"
         )
+    if plan.skew is not None:
+        raise no_merging("a window of rf.CountWindow")
     time = stream._info.time_column
     info = StreamInfo(
         schema=_output_schema(plan, aggs),
@@ -79,7 +85,7 @@ def aggregate_count_windows(plan: WindowPlan, aggs: Mapping[str, AggregateExpr])
     payload = partial(CountWindowOperator, plan.keys, spec.n, tuple(aggs.items()), schema, time)
     detail = f"{plan.detail}: {shown_aggregates(aggs)}"
     traits = keeps_aggregates(schema, plan.keys)
-    return stream._then("window", payload, info, detail=detail, edges=[plan.edge()], traits=traits)
+    return stream._then("window", payload, info, detail=detail, edges=plan.input("").edges, traits=traits)
 
 
 def aggregate_global_window(plan: WindowPlan, aggs: Mapping[str, AggregateExpr]) -> DataStream:
@@ -92,24 +98,22 @@ def aggregate_global_window(plan: WindowPlan, aggs: Mapping[str, AggregateExpr])
         upsert_key=plan.keys if plan.updates else None,
         partitioned_by=plan.keys,
     )
-    make = partial(
-        GlobalWindowOperator,
-        plan.keys,
-        tuple(aggs.items()),
-        plan.input_schema("aggregate"),
-        stream._info.time_column,
-        early_rows,
-        early_ns,
+    schema, time = plan.input_schema("aggregate"), stream._info.time_column
+    make = partial(GlobalWindowOperator, plan.keys, tuple(aggs.items()), schema, time, early_rows, early_ns)
+    combination = combination_of(
+        stream, plan.keys, with_bounds(tuple(aggs.items()), time), schema, time_column=time
     )
-    return stream._then(
+    rows = plan.input(combination)
+    made = stream._then(
         "window",
         make,
         info,
         detail=f"{plan.detail}: {shown_aggregates(aggs)}",
-        edges=[plan.edge()],
+        edges=rows.edges,
         changelog=(lambda emit_before: partial(make, emit_before)) if plan.updates else None,
         traits=keeps_aggregates(plan.input_schema("aggregate"), plan.keys),
     )
+    return rows.warn(made)
 
 
 def _early(plan: WindowPlan) -> tuple[int | None, int | None]:

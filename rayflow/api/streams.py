@@ -42,6 +42,7 @@ from rayflow.api.projection import (
     selected_columns,
 )
 from rayflow.api.side_outputs import read_side_output
+from rayflow.api.skew import Skew
 from rayflow.api.specs import Watermark
 from rayflow.api.window_specs import Duration
 from rayflow.batch.expressions import Expr, col
@@ -218,9 +219,10 @@ class DataStream(FunctionSteps, Joins, Outputs):
         stream._node.virtual = True
         return stream
 
-    def key_by(self, *cols: str | Expr) -> KeyedStream:
+    def key_by(self, *cols: str | Expr, skew: Skew | None = None) -> KeyedStream:
         """Group rows by columns: all rows of a key come to one subtask. Compute keys with `with_columns`.
 
+        `skew`: for aggregates of keys of which some are much more frequent than others (see `rf.Skew`).
         An upsert stream can be grouped by other keys than its own, for `aggregate` and `top_n`."""
         if not cols:
             raise plan_error("key_by: expected at least one column")
@@ -231,7 +233,9 @@ class DataStream(FunctionSteps, Joins, Outputs):
         with at_user_line():
             for key in keys:
                 check_key_type(key, schema.field(key).type)
-        return KeyedStream(self, keys)
+        if skew is not None and not isinstance(skew, Skew):
+            raise plan_error(f"key_by(skew=): expected rf.Skew(…); got {skew!r}")
+        return KeyedStream(self, keys, skew)
 
     def connect(self, other: DataStream | KeyedStream) -> ConnectedStreams:
         """Join up with another stream for one two-input function: `.connect(other).process(fn)`. Both are keyed,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from rayflow.api.aggregations import checked_aggregates, shown_aggregates
 from rayflow.api.planning import StreamInfo, at_user_line
+from rayflow.api.skew import combination_of
 from rayflow.api.window_plan import WindowPlan
 from rayflow.api.window_specs import OnCount, OnProcessingTime, Sliding, Tumbling
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.graph.plan import Traits
+from rayflow.skew.combining import Combination
 from rayflow.windows.bounds import WINDOW_END, WINDOW_START
 from rayflow.windows.making import time_window_operator
 from rayflow.windows.time_windows import TimeWindows
@@ -37,19 +39,33 @@ def aggregate_time_windows(plan: WindowPlan, aggs: Mapping[str, AggregateExpr]) 
         partitioned_by=plan.keys,
         window_ns=(spec.slide_ns, spec.offset_ns) if by_event_time else None,
     )
-    make = partial(time_window_operator, _windows(plan, spec), tuple(aggs.items()), schema)
+    windows = _windows(plan, spec)
+    make = partial(time_window_operator, windows, tuple(aggs.items()), schema)
     with at_user_line():
-        make()  # it checks more than types, such as a size against the unit of the event time
-    return stream._then(
+        grid = make().grid  # it checks more than types, such as a size against the unit of the event time
+    combination: Combination | str = "a row of processing time belongs to the window in which it arrives"
+    if by_event_time:
+        combination = combination_of(
+            stream,
+            plan.keys,
+            tuple(aggs.items()),
+            schema,
+            time_column=plan.time_column,
+            grid=grid,
+            whole_rows=plan.late_to is not None,
+        )
+    rows = plan.input(combination)
+    made = stream._then(
         "window",
         partial(make, False),
         info,
         detail=f"{plan.detail}: {shown_aggregates(aggs)}",
-        edges=[plan.edge()],
+        edges=rows.edges,
         changelog=(lambda emit_before: partial(make, emit_before)) if plan.updates else None,
         side_outputs=plan.side_outputs(),
         traits=Traits(sliding_ns=(spec.size_ns, spec.slide_ns)),
     )
+    return rows.warn(made)
 
 
 def _windows(plan: WindowPlan, spec: Tumbling | Sliding) -> TimeWindows:

@@ -21,6 +21,7 @@ from rayflow.api.planning import (
     require_columns,
 )
 from rayflow.api.side_outputs import SideOutputs
+from rayflow.api.skew import KeyedInput, Skew, keyed_input
 from rayflow.api.window_specs import (
     CountWindow,
     GlobalWindow,
@@ -32,7 +33,7 @@ from rayflow.api.window_specs import (
     Tumbling,
     WindowSpec,
 )
-from rayflow.graph.plan import Exchange, StreamEdge
+from rayflow.skew.combining import Combination
 from rayflow.windows.bounds import PROCESSING_TIME_TYPE, WINDOW_END, WINDOW_START
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class WindowPlan:
     lateness_ns: int = 0
     late_to: str | None = None
     trigger: Trigger = field(default_factory=OnWatermark)
+    skew: Skew | None = None
 
     @property
     def updates(self) -> bool:
@@ -76,9 +78,9 @@ class WindowPlan:
         bounds = [pa.field(name, type_) for name in (WINDOW_START, WINDOW_END) if name not in self.keys]
         return output_schema([*(schema.field(key) for key in self.keys), *bounds, *results], what)
 
-    def edge(self) -> StreamEdge:
-        """Return the edge that brings the input, by key."""
-        return self.stream._edge(Exchange("hash", self.keys))
+    def input(self, combination: Combination | str) -> KeyedInput:
+        """Return what brings the input, by key: rows, or partial aggregates of `combination`; a text says why not."""
+        return keyed_input(self.stream, self.keys, self.skew, combination)
 
     def side_outputs(self, made: Any = None) -> SideOutputs | None:
         """Return what can be read beside the results: late rows, with the columns of the input, and what a
@@ -91,7 +93,7 @@ class WindowPlan:
         return SideOutputs(known, made) if known or made is not None else None
 
 
-def opened(stream: DataStream, keys: tuple[str, ...], spec: Any) -> WindowPlan:
+def opened(stream: DataStream, keys: tuple[str, ...], spec: Any, skew: Skew | None = None) -> WindowPlan:
     """Return the plan of `.window(spec)` on a stream grouped by `keys`. Raises PlanError, at the user's line."""
     if not isinstance(spec, Tumbling | Sliding | Session | CountWindow | GlobalWindow):
         raise plan_error(f"window: expected a window such as rf.Tumbling('1h'); got {spec!r}")
@@ -111,7 +113,7 @@ def opened(stream: DataStream, keys: tuple[str, ...], spec: Any) -> WindowPlan:
     for name in (WINDOW_START, WINDOW_END):
         if name in keys and not (name == time == WINDOW_START and _same_grid(info.window_ns, spec)):
             raise plan_error(f"window: key column {name!r} has the name of a result; rename it first")
-    return WindowPlan(stream=stream, keys=keys, spec=spec, time_column=time)
+    return WindowPlan(stream=stream, keys=keys, spec=spec, time_column=time, skew=skew)
 
 
 def _same_grid(inner_ns: tuple[int, int] | None, spec: WindowSpec) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rayflow.api.aggregations import as_aggregates
 from rayflow.api.planning import duration_ns, plan_error
 from rayflow.api.row_windows import aggregate_count_windows, aggregate_global_window, aggregate_sessions
+from rayflow.api.skew import no_merging
 from rayflow.api.time_windows import aggregate_time_windows
 from rayflow.api.window_functions import process_windows
 from rayflow.api.window_plan import WindowPlan
@@ -99,6 +100,8 @@ class WindowedStream:
         make = _AGGREGATE.get(type(self._plan.spec))
         if make is None:
             raise plan_error(f"process: not possible over {self._plan.spec} windows yet")
+        if self._plan.skew is not None:
+            raise no_merging("process of a window")
         return process_windows(self._plan, make, fn, returns, batch_format)
 
 

@@ -20,7 +20,7 @@ Invariants:
 
 1. Every row goes to exactly one consumer (broadcast: to every one), in its order among that consumer's rows.
 2. The hash target of a row is `subtask_of_key_group(hash % max_parallelism)`: it depends on the key's value
-   only.
+   only (unless the exchange is salted, see `SaltedPartitioner`).
 """
 
 from __future__ import annotations
@@ -73,12 +73,18 @@ def make_partitioner(
     producer_index: int,
     producers: int,
     traffic: KeyTraffic | None = None,
+    *,
+    salts: int = 0,
+    by_producer: bool = False,
 ) -> Partitioner:
     """Return the partitioner of producer `producer_index` (of `producers`) for an exchange of that kind.
 
-    `keys` and `traffic`, which watches them, matter to `hash` only. Raises ProtocolViolation where the numbers do
-    not fit the kind.
+    `keys`, `traffic`, which watches them, `salts` and `by_producer` (see `SaltedPartitioner`) matter to `hash` only.
+    Raises ProtocolViolation where the numbers do not fit the kind.
     """
+    if kind == "hash" and salts:
+        salt = producer_index if by_producer else None
+        return SaltedPartitioner(keys, max_parallelism, consumers, salts, salt)
     if kind == "hash":
         return HashPartitioner(keys, max_parallelism, consumers, traffic)
     if kind == "broadcast":
@@ -151,6 +157,34 @@ class HashPartitioner(Partitioner):
         groups = groups_of_hashes(hashes, self._max_parallelism)
         # mode="wrap": groups are in range, and NumPy's default checks and buffers.
         return self._subtasks.take(groups, mode="wrap")
+
+
+class SaltedPartitioner(HashPartitioner):
+    """Spreads the rows of each key over `salts` subtasks, from the one that owns the key's group on; over all of them
+    where there are no more. Rows take the salts in turn, beginning anew with each attempt; with a `salt` all get that
+    one. What comes so must be right at any of these subtasks: invariant 2 does not hold."""
+
+    keyed = False
+
+    def __init__(
+        self, keys: Sequence[str], max_parallelism: int, consumers: int, salts: int, salt: int | None
+    ) -> None:
+        super().__init__(keys, max_parallelism, consumers)
+        self._spread = min(salts, consumers)
+        self._salt = salt
+        self._next = 0
+
+    def targets(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+        """See `HashPartitioner`."""
+        owners = super().targets(batch)
+        rows = batch.num_rows
+        if self._salt is not None:
+            salts: Any = self._salt % self._spread
+        else:
+            salts = (np.arange(self._next, self._next + rows) % self._spread).astype(np.int64)
+            self._next = (self._next + rows) % self._spread
+        targets: npt.NDArray[Any] = ((owners + salts) % self.consumers).astype(owners.dtype)
+        return targets
 
 
 def _sort_by_target(targets: npt.NDArray[Any], consumers: int) -> tuple[npt.NDArray[np.int64], list[int]]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -68,7 +68,7 @@ def plan_job(
 
     Raises PlanError for a parallelism out of range, duplicate uids, or a job without sources or sinks.
     """
-    ordered = without_virtual_nodes(sorted(nodes, key=lambda node: node.id))
+    ordered = _beside_inputs(without_virtual_nodes(sorted(nodes, key=lambda node: node.id)))
     _check_job(ordered, parallelism, max_parallelism)
     by_id = {node.id: node for node in ordered}
     specs = assign_uids(ordered)
@@ -86,6 +86,22 @@ def plan_job(
             *plan_warnings(ordered, subtasks, {link.edge.source for link in links if link.exchange.why}),
         ),
     )
+
+
+def _beside_inputs(nodes: Sequence[StreamNode]) -> list[StreamNode]:
+    """Return the nodes; those that run beside their input have its settings."""
+    by_id: dict[int, StreamNode] = {}
+    for node in nodes:
+        if node.beside_input and node.inputs[0].exchange.kind == "forward":
+            above = by_id[node.inputs[0].source]
+            node = replace(
+                node,
+                parallelism=above.parallelism,
+                max_parallelism=above.max_parallelism,
+                resources=above.resources,
+            )
+        by_id[node.id] = node
+    return list(by_id.values())
 
 
 def _check_job(nodes: Sequence[StreamNode], parallelism: int, max_parallelism: int) -> None:
@@ -147,7 +163,7 @@ def _exchange(
 ) -> Exchange:
     wanted, producers, consumers = edge.exchange, subtasks[source.id], subtasks[target]
     lies_by = rows_lie_by if edge.tag is None else None
-    if wanted.kind == "hash" and wanted.keys == lies_by and producers == consumers:
+    if wanted.kind == "hash" and wanted.owner_keys == lies_by and producers == consumers:
         return Exchange("forward", wanted.keys)
     if wanted.kind == "forward":
         if source.rebalance and are_uneven(source.traits.splits, producers):

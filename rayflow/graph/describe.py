@@ -49,7 +49,7 @@ def operator_json(graph: JobGraph, vertex: JobVertex) -> dict[str, Any]:
 
 def is_keyed(graph: JobGraph, vertex: JobVertex) -> bool:
     """Return whether the rows of `vertex` lie by key group: some input of it is a hash exchange."""
-    return any(edge.exchange.kind == "hash" for edge in graph.inputs(vertex.id))
+    return any(edge.exchange.kind == "hash" and not edge.exchange.salts for edge in graph.inputs(vertex.id))
 
 
 def plan_tree(graph: JobGraph) -> str:
@@ -95,7 +95,8 @@ def _step_lines(spec: OperatorSpec) -> list[str]:
 
 
 def _edge_text(graph: JobGraph, edge: JobEdge) -> str:
-    keys = f"({', '.join(edge.exchange.keys)})" if edge.exchange.kind == "hash" else ""
+    salt = [f"salt of {edge.exchange.salts}"] if edge.exchange.salts else []
+    keys = f"({', '.join([*edge.exchange.keys, *salt])})" if edge.exchange.kind == "hash" else ""
     tag = f" side output {edge.tag!r}" if edge.tag else ""
     why = f" ({edge.exchange.why})" if edge.exchange.why else ""
     given_up = gives_up(graph, edge)
@@ -137,6 +138,7 @@ def _edge_json(graph: JobGraph, edge: JobEdge) -> dict[str, Any]:
         "to": edge.target,
         "exchange": edge.exchange.kind,
         "keys": list(edge.exchange.keys) if edge.exchange.kind == "hash" else [],
+        "salts": edge.exchange.salts,
         "port": edge.port,
         "tag": edge.tag,
         "why": edge.exchange.why or None,

@@ -27,12 +27,21 @@ NodeKind = Literal["source", "operator", "sink"]
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """How records cross an edge. `keys` are the column names of a hash exchange; of a forward one between two chains,
-    those by which its rows lie already, so that rows in flight can be dealt out at another parallelism. `why` tells
-    people what has led the planner to it, where that is not plain."""
+    those by which its rows lie already, so that rows in flight can be dealt out at another parallelism. `salts`: a
+    hash exchange that spreads the rows of each key over so many subtasks, in turn, or `by_producer`, so that what
+    one producer sends of a key goes to one; 0 for one that does not. `why` tells people what has led the planner to
+    it, where that is not plain."""
 
     kind: ExchangeKind
     keys: tuple[str, ...] = ()
+    salts: int = 0
+    by_producer: bool = False
     why: str = field(default="", compare=False)
+
+    @property
+    def owner_keys(self) -> tuple[str, ...]:
+        """The columns by whose key group a row belongs to its subtask; none where it might as well be at another."""
+        return () if self.salts else self.keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +131,8 @@ class StreamNode:
     more than `max_parallelism`. `partitioned_by` names the output columns that hold, unchanged, the keys
     of the hash exchange upstream (None: unknown). `warnings` are printed with the plan. A `virtual` node only
     brings its inputs together, and is planned away (see `unions`). A source with `rebalance` has its rows dealt out
-    anew where its splits are uneven.
+    anew where its splits are uneven. A node with `beside_input` has the parallelism and the resources of its first
+    input, so that the two are chained where anything can be.
     """
 
     id: int
@@ -137,6 +147,7 @@ class StreamNode:
     virtual: bool = False
     rebalance: bool = False
     traits: Traits = field(default_factory=Traits)
+    beside_input: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

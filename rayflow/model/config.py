@@ -36,6 +36,8 @@ class JobConfig:
     more, a checkpoint begins aligned and switches to unaligned wherever its barrier is held up for longer; "unaligned"
     is so from the start, whatever the timeout. Savepoints and final checkpoints are always aligned.
 
+    `skew_…` bound what a combiner (`rf.Skew`) holds: keys, bytes, and for how long.
+
     Memory sizes are per subtask. `metrics_keys`: whether the hottest keys of an exchange are shown by their values, by
     their hashes only, or not looked for. `state_backend` "disk": what keyed state there is beyond `managed_bytes` lies
     in files below `state_dir` (None: the system's folder for temporary files).
@@ -61,6 +63,9 @@ class JobConfig:
     jobmanager_standby: bool = False
     batch_rows: int = 65_536
     batch_linger_ms: int = 20
+    skew_rows: int = 65_536
+    skew_bytes: int = 32 << 20
+    skew_linger_ms: int = 100
     source_rate_limit: float | None = None
     source_rebalance: str = "off"
     errors_policy: str = "fail"
@@ -311,6 +316,9 @@ SETTINGS: dict[str, Setting] = {
     "restart.spares": Setting("restart_spares", _integer(0)),
     "batch.rows": Setting("batch_rows", _integer(1)),
     "batch.linger": Setting("batch_linger_ms", _duration),
+    "skew.rows": Setting("skew_rows", _integer(1)),
+    "skew.bytes": Setting("skew_bytes", parse_size),
+    "skew.linger": Setting("skew_linger_ms", _duration),
     "source.rate_limit": Setting("source_rate_limit", _optional_rate),
     "source.rebalance": Setting("source_rebalance", _choice("off", "auto")),
     "errors.policy": Setting("errors_policy", _choice("fail", "skip")),

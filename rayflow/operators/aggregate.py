@@ -4,6 +4,8 @@ Per input batch every key that it touches gives one row: `INSERT` when the key i
 with, where asked for, an `UPDATE_BEFORE` just before it that shows the row as it was; an update that changes nothing
 is then left out.
 
+Rows may come as partial aggregates (`state.partials`), whose states are merged.
+
 Of an upsert stream, rows that go are taken back from their key's aggregates. A key without rows is deleted and
 forgotten; whether its old values come with the deletion depends on whether old rows were asked for.
 """
@@ -42,6 +44,7 @@ from rayflow.state.accumulators.parts import SlotGroups
 from rayflow.state.accumulators.slot_rows import AggregateRows
 from rayflow.state.disk.cached_keys import CachedKeys
 from rayflow.state.key_index import FrozenKeys, KeyIndex
+from rayflow.state.partials import is_partial
 from rayflow.state.parts import RestoredPart, StatePart
 
 _PART = "aggregates"
@@ -108,6 +111,9 @@ class RunningAggregateOperator(Operator):
 
     def _update(self, batch: pa.RecordBatch, rows: pa.RecordBatch, slots: I64) -> None:
         limit = self._index.slot_limit
+        if is_partial(rows.schema):
+            self._columns.merge(rows, slots, limit, by_arrival=self._time_column is None)
+            return
         coming = comes(ops(batch)) if is_changelog(batch.schema) else None
         if coming is None or coming.all():
             self._columns.update(rows, slots, limit, self._times(rows))

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 
+from rayflow.model.config import JobConfig
 from rayflow.model.error_policy import ErrorPolicy
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
@@ -94,6 +95,8 @@ class OperatorContext:
     restored_permit: CommitPermit | None = None
     """Leave to commit what was pending in the restored checkpoint; None for a fresh start."""
     batch_rows: int = 65_536
+    config: JobConfig = field(default_factory=JobConfig)
+    """The job's settings."""
     side_outputs: Mapping[str, pa.Schema | None] = field(default_factory=dict)
     """Tags of the side outputs that somebody reads, with their columns where the plan knows them."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +167,15 @@ class Operator(ABC):
         """Whether effects that `notify_complete` allowed are still being published. Until they are, the job does not
         count the checkpoint as committed here, and does not end."""
         return False
+
+    def hot_keys(self) -> dict[str, Any] | None:
+        """What the job master should know of the keys of the last rows, with every heartbeat, as plain data: `rows` in
+        all, `counts` of the most frequent keys as [hash, rows], and the hashes that are `salted`. None: nothing. On any
+        thread."""
+        return None
+
+    def salt(self, keys: Sequence[int]) -> None:
+        """The job master answered `hot_keys`: have the keys of these hashes salted, and no others."""
 
     def end_input(self, port: int) -> None:
         """Input `port` has ended: no more rows come in on it. Called once an attempt, before the watermark moves

@@ -171,6 +171,7 @@ class Assembly:
             if restore is None
             else CommitPermit(deploy.job_id, deploy.attempt, restore.checkpoint_id),
             batch_rows=self._config.batch_rows,
+            config=self._config,
             side_outputs=dict(spec.side_outputs),
             options=dict(self._config.storage_options),
             errors=spec.errors or "fail",
@@ -249,6 +250,8 @@ class Assembly:
                 own.index,
                 self._vertex.parallelism,
                 self._traffic(edge),
+                salts=edge.exchange.salts,
+                by_producer=edge.exchange.by_producer,
             ),
             tag=edge.tag,
             batch_rows=self._config.batch_rows,
@@ -260,6 +263,6 @@ class Assembly:
 
     def _traffic(self, edge: JobEdge) -> KeyTraffic | None:
         shown, exchange = self._config.metrics_keys, edge.exchange
-        if exchange.kind != "hash" or shown == "off":
+        if exchange.kind != "hash" or exchange.salts or shown == "off":
             return None
         return KeyTraffic(exchange.keys, self._deploy.graph.max_parallelism, show_keys=shown == "shown")

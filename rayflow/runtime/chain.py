@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -181,6 +182,15 @@ class Chain:
     def committing(self) -> bool:
         """Whether some operator is still publishing what a complete checkpoint allowed."""
         return any(chained.operator.committing() for chained in self._operators)
+
+    def hot_keys(self) -> dict[str, dict[str, Any]]:
+        """Return what operators tell of their keys, by uid. On any thread."""
+        found = ((c.context.uid, c.operator.hot_keys()) for c in self._operators)
+        return {uid: told for uid, told in found if told is not None}
+
+    def salt(self, uid: str, keys: Sequence[int]) -> None:
+        """Have an operator salt these keys."""
+        self._operators[self.index_of(uid)].operator.salt(keys)
 
     def close(self) -> list[Exception]:
         """Close every operator, whatever happens in the others; return what they raised."""

@@ -45,7 +45,7 @@ def upload_in_flight(
         return ()
     graph, written = deploy.graph, []
     for part, receiver, edge, file in _files(in_flight, graph, deploy.subtask):
-        keyed = bool(edge.exchange.keys)
+        keyed = bool(edge.exchange.owner_keys)
         consumers = graph.vertex(edge.target).parallelism
         groups = key_group_range(graph.max_parallelism, consumers, receiver)
         data = encode_in_flight(file)
@@ -108,7 +108,7 @@ def _file(
         uid=graph.vertex(edge.target).operators[0].uid,
         port=edge.port,
         side=side,
-        keys=edge.exchange.keys,
+        keys=edge.exchange.owner_keys,
         frames=frames,
         merger=merger,
     )

@@ -168,6 +168,15 @@ class AssignSplits(Numbered):
 
 
 @dataclass(frozen=True, slots=True)
+class SaltKeys(Numbered):
+    """To a subtask with an operator that salts hot keys: salt those of these hashes from the next barrier on."""
+
+    attempt: Attempt
+    uid: str
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel(Numbered):
     """Stop now; commit nothing new. Ends the attempt in this subtask."""
 
@@ -201,6 +210,7 @@ ToSubtask = (
     | CheckpointCompleted
     | CheckpointAborted
     | AssignSplits
+    | SaltKeys
     | Cancel
     | Finish
     | Heartbeat

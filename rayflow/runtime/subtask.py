@@ -62,6 +62,7 @@ from rayflow.runtime.messages import (
     Heartbeat,
     InputsEnded,
     PeerLost,
+    SaltKeys,
     SplitsProgressed,
     SplitsRequested,
     Start,
@@ -110,6 +111,7 @@ _Mail = (
     | CheckpointCompleted
     | CheckpointAborted
     | AssignSplits
+    | SaltKeys
     | Cancel
     | Finish
     | _StateRead
@@ -291,6 +293,9 @@ class SubtaskEngine:
             case AssignSplits():
                 if self._task is not None:
                     self._task.assign(message)
+            case SaltKeys(_, uid, keys):
+                if self._task is not None:
+                    self._task.salt(uid, keys)
             case _ChannelBroke(_, channel, reason):
                 self._master.report(PeerLost(*self._here(), channel, reason))
             case Cancel():

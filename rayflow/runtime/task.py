@@ -27,7 +27,7 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -198,6 +198,11 @@ class Task:
         self._now_ms = now_ms
         if self._source is not None:
             self._barriers.triggered(checkpoint_id, aligned=aligned, now_ms=now_ms)
+
+    def salt(self, uid: str, keys: Sequence[int]) -> None:
+        """The master said which keys an operator is to salt."""
+        if self._opened:
+            self._chain.salt(uid, keys)
 
     def cancel_checkpoint(self, checkpoint_id: CheckpointId) -> None:
         """The checkpoint was aborted: stop holding channels back for it."""
@@ -454,6 +459,7 @@ class Task:
             "blocked_channels": [] if gate is None else [str(c) for c in gate.blocked_channels],
             "watermark": self.watermark,
             "keyed_traffic": [t for edge in self._parts.edges if (t := edge.keyed_traffic()) is not None],
+            "hot_keys": self._chain.hot_keys() if self._opened else {},
             "operators": {**self._source_statistics(), **self._chain.statistics()},
         }
 

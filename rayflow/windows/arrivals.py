@@ -23,11 +23,18 @@ _INT64 = np.iinfo(np.int64)
 def columns_with_bounds(
     aggregates: Sequence[tuple[str, AggregateExpr]], input_schema: pa.Schema, time_column: str | None
 ) -> AggregateColumns:
+    """Return the columns of `with_bounds`."""
+    return AggregateColumns(with_bounds(aggregates, time_column), input_schema)
+
+
+def with_bounds(
+    aggregates: Sequence[tuple[str, AggregateExpr]], time_column: str | None
+) -> list[tuple[str, AggregateExpr]]:
     """Return `aggregates`, with the bounds before them where there is event time."""
     if time_column is None:
-        return AggregateColumns(aggregates, input_schema)
+        return list(aggregates)
     time = col(time_column)
-    return AggregateColumns([(WINDOW_START, time.min()), (WINDOW_END, time.max()), *aggregates], input_schema)
+    return [(WINDOW_START, time.min()), (WINDOW_END, time.max()), *aggregates]
 
 
 def order_of(rows: pa.RecordBatch, time_column: str | None) -> I64 | None:

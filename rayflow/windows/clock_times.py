@@ -58,6 +58,10 @@ class ClockTimes:
         """No row is late."""
         raise AssertionError("a row came late by the clock")
 
+    def untimed(self, rows: pa.RecordBatch) -> None:
+        """Every row has a time."""
+        raise AssertionError("a row without a time by the clock")
+
     def column(self, ticks: I64) -> pa.Array:
         """Return numbers as times."""
         return pa.array(ticks).view(self.type)

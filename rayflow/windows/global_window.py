@@ -27,6 +27,7 @@ from rayflow.operators.keyed_parts import keyed_table, restored_batches
 from rayflow.state.accumulators.columns import FrozenAggregates
 from rayflow.state.accumulators.parts import SlotArray
 from rayflow.state.key_index import FrozenKeys, KeyIndex
+from rayflow.state.partials import counts_of_rows, is_partial
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.arrivals import columns_with_bounds, order_of
 from rayflow.windows.bounds import I64
@@ -85,8 +86,12 @@ class GlobalWindowOperator(Operator):
         slots = self._slots(rows.select(self._keys))
         if self._emit_before:
             self._withdraw(np.unique(slots[self._shown.values[slots]]))
-        self._columns.update(rows, slots, self._index.slot_limit, order_of(rows, self._time_column))
-        np.add.at(self._rows_since.values, slots, 1)
+        limit = self._index.slot_limit
+        if is_partial(rows.schema):
+            self._columns.merge(rows, slots, limit, by_arrival=self._time_column is None)
+        else:
+            self._columns.update(rows, slots, limit, order_of(rows, self._time_column))
+        np.add.at(self._rows_since.values, slots, counts_of_rows(rows))
         self._set_timer()
         if self._early_rows is not None:
             self._show(np.unique(slots[self._rows_since.values[slots] >= self._early_rows]))

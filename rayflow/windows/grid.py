@@ -45,6 +45,11 @@ class WindowGrid:
         """Whether some instants are in no window."""
         return self.slide > self.size
 
+    @property
+    def margin(self) -> int:
+        """How near to the ends of what the time can hold an instant must not be."""
+        return self.size + self.slide + self.offset
+
     def slices_of(self, ticks: I64) -> I64:
         """Return the number of the slice of every instant."""
         slices: I64 = (ticks - self.offset) // self.slice_size

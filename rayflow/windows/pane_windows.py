@@ -24,6 +24,7 @@ from rayflow.operators.contracts import OperatorContext, Output
 from rayflow.operators.keyed_parts import keyed_table, restored_batches
 from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregates
 from rayflow.state.accumulators.parts import SlotArray
+from rayflow.state.partials import counts_of_rows
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, WINDOW_START
 from rayflow.windows.panes import FrozenPanes, PaneTable
@@ -89,15 +90,15 @@ class PaneWindows(TimeWindowOperator):
     def _add(self, rows: pa.RecordBatch, slices: I64, ticks: I64) -> None:
         for piece, windows, times in self._spread(rows, slices, ticks):
             slots = self._panes.slots(piece.select(self._keys), windows)
-            self._columns.update(piece, slots, self._panes.slot_limit, times)
+            self._accumulate(piece, slots, times)
             if self._windows.updates:
-                self._note(slots)
+                self._note(slots, counts_of_rows(piece))
 
     def _spread(
         self, rows: pa.RecordBatch, slices: I64, ticks: I64
     ) -> Iterator[tuple[pa.RecordBatch, I64, I64]]:
         """Yield rows, a window for each, and their times, such that each row comes with all of its windows."""
-        grid = self._grid
+        grid = self.grid
         last = grid.last_window(slices)
         if grid.per_window == 1:
             yield rows, last, ticks
@@ -111,14 +112,14 @@ class PaneWindows(TimeWindowOperator):
             windows = first[piece][row] + np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
             yield rows.slice(begin, most).take(pa.array(row)), windows, ticks[piece][row]
 
-    def _note(self, slots: I64) -> None:
-        """Rows came into `slots`: show what is to be shown at once."""
+    def _note(self, slots: I64, counts: I64 | int) -> None:
+        """So many rows came into each of `slots`: show what is to be shown at once."""
         self._reserve()
         touched = np.unique(slots)
         self._changed.values[touched] = True
         due = self._panes.panes_of(touched) < self._first_going_on()
         if self._windows.early_rows is not None:
-            np.add.at(self._rows_since.values, slots, 1)
+            np.add.at(self._rows_since.values, slots, counts)
             full = self._rows_since.values[touched] >= self._windows.early_rows
             self._rows_since.values[touched[full]] %= self._windows.early_rows
             due |= full
@@ -221,10 +222,10 @@ class PaneWindows(TimeWindowOperator):
         return parts
 
     def _pane_times(self) -> partial[pa.Array]:
-        return partial(pane_times, self._grid.slide, self._grid.offset, self._times.type)
+        return partial(pane_times, self.grid.slide, self.grid.offset, self._times.type)
 
     def _panes_from(self, starts: I64) -> I64:
-        return (starts - self._grid.offset) // self._grid.slide
+        return (starts - self.grid.offset) // self.grid.slide
 
 
 def _flag_table(

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from rayflow.model.times import WATERMARK_MIN
 from rayflow.operators.contracts import OperatorContext, Output
-from rayflow.operators.functions import user_error
+from rayflow.operators.event_ticks import ticks_of
 from rayflow.operators.keyed_parts import restored_watermark as restored_watermark
 from rayflow.operators.keyed_parts import watermark_part as watermark_part
+from rayflow.state.partials import rows_in, whole_rows
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, in_units, reached, unit_ns
-
-_INT64 = np.iinfo(np.int64)
 
 
 class RowTimes:
@@ -61,35 +59,23 @@ class RowTimes:
         the column holds is refused, with a user's error."""
         times = rows.column(self._column)
         if times.null_count:
-            self._null_times.inc(times.null_count)
-            self._side(rows.filter(times.is_null()))
+            self.untimed(rows.filter(times.is_null()))
             rows = rows.filter(times.is_valid())
-            times = rows.column(self._column)
-        ticks = self.ticks(times)
-        if len(ticks) and (
-            int(ticks.min()) < _INT64.min + margin + 1 or int(ticks.max()) > _INT64.max - margin - 1
-        ):
-            raise user_error(
-                self._ctx,
-                f"column {self._column!r}: a timestamp is so near the end of what {self.type} can hold that its "
-                "window is not; filter such rows out",
-                rows,
-            )
-        return rows, ticks
+        return rows, ticks_of(self._ctx, rows, self._column, margin)
+
+    def untimed(self, rows: pa.RecordBatch) -> None:
+        """These rows (or partial aggregates of rows) have no time."""
+        self._null_times.inc(rows_in(rows))
+        self._side(rows)
 
     def put_aside(self, rows: pa.RecordBatch) -> None:
-        """These rows are late."""
-        self._late.inc(rows.num_rows)
+        """These rows (or partial aggregates of rows) are late."""
+        self._late.inc(rows_in(rows))
         self._side(rows)
 
     def _side(self, rows: pa.RecordBatch) -> None:
         if self._late_to is not None:
-            self._out.emit_side(self._late_to, rows)
-
-    def ticks(self, times: pa.Array) -> I64:
-        """Return times of the column's type (none null) as numbers."""
-        numbers: I64 = np.array(times.cast(pa.int64()).to_numpy())
-        return numbers
+            self._out.emit_side(self._late_to, whole_rows(rows))
 
     def column(self, ticks: I64) -> pa.Array:
         """Return numbers as times of the column's type."""

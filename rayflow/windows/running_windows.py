@@ -41,7 +41,7 @@ class RunningWindows(TimeWindowOperator):
         lanes = self._columns.lanes()
         assert lanes is not None
         assert not windows.updates
-        self._running = RunningResults(self._panes, lanes, self._grid.per_window)
+        self._running = RunningResults(self._panes, lanes, self.grid.per_window)
         # Key columns of the last windows shown, and in which order these have which keys.
         self._shown_keys: tuple[int, list[pa.Array]] | None = None
 
@@ -52,7 +52,7 @@ class RunningWindows(TimeWindowOperator):
 
     def _add(self, rows: pa.RecordBatch, slices: I64, ticks: I64) -> None:
         slots = self._panes.slots(rows.select(self._keys), slices)
-        self._columns.update(rows, slots, self._panes.slot_limit, ticks)
+        self._accumulate(rows, slots, ticks)
         self._running.touched(slices)
 
     def _restore(self, restored: Sequence[RestoredPart]) -> None:
@@ -69,7 +69,7 @@ class RunningWindows(TimeWindowOperator):
 
     def _due(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the windows from `begin` to before `end` that have rows, in stretches: first, and after the last."""
-        grid = self._grid
+        grid = self.grid
         since = until = begin
         for slice_ in self._panes.open_from(grid.first_slice(begin)).tolist():
             first = max(begin, (slice_ - grid.per_window) // grid.step + 1)
@@ -84,13 +84,13 @@ class RunningWindows(TimeWindowOperator):
             yield since, until
 
     def _show(self, windows: I64) -> None:
-        results = self._running.show(windows * self._grid.step)
+        results = self._running.show(windows * self.grid.step)
         keys = cache(partial(self._panes.keys, results.owners))
         columns = self._results_of(keys, partial(self._columns.results_of, results.numbers))
-        starts = self._grid.window_start(windows)
+        starts = self.grid.window_start(windows)
         for piece in _pieces(results.offsets, self.ctx.batch_rows):
             rows = pa.array(results.rows[piece.begin : piece.end])
-            begins, ends = _bounds_of(piece, results.offsets, starts, self._grid.size)
+            begins, ends = _bounds_of(piece, results.offsets, starts, self.grid.size)
             mine = [pc.take(column, rows, boundscheck=False) for column in columns]
             of_rows = self._keys_of_rows(keys, rows, results, piece)
             self.out.emit(self._batch_of(of_rows, begins, ends, mine))
@@ -111,23 +111,23 @@ class RunningWindows(TimeWindowOperator):
         return columns
 
     def _forget(self, end: int) -> None:
-        first = self._grid.first_slice(end)
+        first = self.grid.first_slice(end)
         self._running.leave(first)
         slots = self._panes.drop_before(first)
         if len(slots):
             self._columns.clear(slots)
 
     def _next_window(self, begin: int) -> int | None:
-        slices = self._panes.open_from(self._grid.first_slice(begin))
-        return None if len(slices) == 0 else max(begin, int(self._grid.first_window(slices[:1])[0]))
+        slices = self._panes.open_from(self.grid.first_slice(begin))
+        return None if len(slices) == 0 else max(begin, int(self.grid.first_window(slices[:1])[0]))
 
     # --------------------------------------------------------------------------------- state
 
     def _pane_times(self) -> partial[pa.Array]:
-        return partial(pane_times, self._grid.slice_size, self._grid.offset, self._times.type)
+        return partial(pane_times, self.grid.slice_size, self.grid.offset, self._times.type)
 
     def _panes_from(self, starts: I64) -> I64:
-        return (starts - self._grid.offset) // self._grid.slice_size
+        return (starts - self.grid.offset) // self.grid.slice_size
 
 
 def _bounds_of(piece: _Piece, offsets: I64, starts: I64, size: int) -> tuple[I64, I64]:

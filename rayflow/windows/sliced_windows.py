@@ -38,7 +38,7 @@ class SlicedWindows(TimeWindowOperator):
         emit_before: bool = False,
     ) -> None:
         super().__init__(windows, aggregates, input_schema, emit_before)
-        self._tree = SliceTree(self._panes, self._columns, self._make_columns, self._grid.per_window)
+        self._tree = SliceTree(self._panes, self._columns, self._make_columns, self.grid.per_window)
 
     def _make_panes(self, key_schema: pa.Schema) -> PaneTable:
         return PaneTable(key_schema)
@@ -55,17 +55,17 @@ class SlicedWindows(TimeWindowOperator):
 
     def _insert(self, rows: pa.RecordBatch, slices: I64, ticks: I64) -> None:
         slots = self._panes.slots(rows.select(self._keys), slices)
-        self._columns.update(rows, slots, self._panes.slot_limit, ticks)
+        self._accumulate(rows, slots, ticks)
         self._tree.touched(slices)
 
     def _first_window(self, slices: I64) -> I64:
         """Return the number of the first window of each slice that is not closed."""
-        return np.maximum(self._grid.first_window(slices), self._first_open())
+        return np.maximum(self.grid.first_window(slices), self._first_open())
 
     def _add_late(self, rows: pa.RecordBatch, slices: I64, ticks: I64, over: npt.NDArray[np.bool_]) -> None:
         """Add rows, of which some (`over`) come into windows that were shown."""
         half = len(ticks) // 2
-        if half and np.count_nonzero(over) * self._grid.per_window > _MOST_LATE_PAIRS:
+        if half and np.count_nonzero(over) * self.grid.per_window > _MOST_LATE_PAIRS:
             self._add(rows.slice(0, half), slices[:half], ticks[:half])
             self._add(rows.slice(half), slices[half:], ticks[half:])
             return
@@ -88,7 +88,7 @@ class SlicedWindows(TimeWindowOperator):
     def _pairs(self, keys: I64, slices: I64) -> tuple[I64, list[I64]]:
         """Return the windows that are over which the slices are in, and the keys concerned of each."""
         first = self._first_window(slices)
-        counts = np.minimum(self._grid.last_window(slices), self._first_going_on() - 1) - first + 1
+        counts = np.minimum(self.grid.last_window(slices), self._first_going_on() - 1) - first + 1
         row = np.repeat(np.arange(len(counts)), counts)
         windows = first[row] + np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
         order = np.argsort(windows, kind="stable")
@@ -97,7 +97,7 @@ class SlicedWindows(TimeWindowOperator):
         return windows[begins], [np.unique(piece) for piece in np.split(keys, begins[1:])]
 
     def _merge(self, windows: I64, only: Sequence[I64] | None = None) -> tuple[I64, I64]:
-        grid = self._grid
+        grid = self.grid
         ranges = [(k * grid.step, k * grid.step + grid.per_window) for k in windows.tolist()]
         which, numbers, self._results = self._tree.merge(ranges, only)
         return which, numbers
@@ -131,24 +131,24 @@ class SlicedWindows(TimeWindowOperator):
         self._results.clear(slots)
 
     def _forget(self, end: int) -> None:
-        first = end * self._grid.step
+        first = end * self.grid.step
         self._tree.drop_before(first)
         slots = self._panes.drop_before(first)
         if len(slots):
             self._columns.clear(slots)
 
     def _next_window(self, begin: int) -> int | None:
-        grid = self._grid
+        grid = self.grid
         pane = self._panes.next_pane(begin * grid.step)
         return None if pane is None else max(begin, (pane - grid.per_window) // grid.step + 1)
 
     # --------------------------------------------------------------------------------- state
 
     def _pane_times(self) -> partial[pa.Array]:
-        return partial(pane_times, self._grid.slice_size, self._grid.offset, self._times.type)
+        return partial(pane_times, self.grid.slice_size, self.grid.offset, self._times.type)
 
     def _panes_from(self, starts: I64) -> I64:
-        return (starts - self._grid.offset) // self._grid.slice_size
+        return (starts - self.grid.offset) // self.grid.slice_size
 
 
 def _in_order(which: I64, numbers: I64, keys_limit: int) -> tuple[I64, I64]:

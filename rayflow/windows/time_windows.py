@@ -6,6 +6,9 @@ own unit (see `grid`). Rows are added to the accumulators of their key and pane 
 results are emitted, in order of window starts. When it reaches end − 1 + the allowed lateness the window is
 closed for good, and what no other window needs of it is forgotten.
 
+Rows may come as partial aggregates of a key and slice (`state.partials`), whose states are merged; all rows of a
+slice are late at the same moment.
+
 A row is late once its last window is closed: dropped, or put aside, and counted in `late_rows`. A row that is late
 for some of its windows only counts for the others. A row that comes into a window which is over, but not closed,
 brings an updated result. Rows without a time are treated as late, and counted in `null_time_rows`. Where windows
@@ -38,6 +41,7 @@ from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import user_error
 from rayflow.operators.keyed_parts import keyed_table, restored_batches
 from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregates
+from rayflow.state.partials import NO_SLICE, is_partial, rows_in, slices_in
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, WINDOW_END, WINDOW_START, unit_ns
 from rayflow.windows.clock_times import ClockTimes, HeldRows, by_writer
@@ -119,7 +123,7 @@ class TimeWindowOperator(Operator):
             self._times = RowTimes(windows.time_column, input_schema, windows.late_to)
             self._unit_ns = unit_ns(windows.time_column, self._times.type)
         units = self._times.in_units
-        self._grid = WindowGrid(
+        self.grid = WindowGrid(
             units(windows.size_ns, "size"),
             units(windows.slide_ns, "slide"),
             units(windows.offset_ns, "offset"),
@@ -141,7 +145,7 @@ class TimeWindowOperator(Operator):
         super().open(ctx, out, restored)
         check_parameters(ctx, restored, self._windows.parameters_ns)
         self._times.open(ctx, out, restored)
-        self._gap_rows = ctx.metrics.counter("gap_rows") if self._grid.has_gaps else None
+        self._gap_rows = ctx.metrics.counter("gap_rows") if self.grid.has_gaps else None
         if not isinstance(self._times, ClockTimes):
             self._restore(restored)
             return
@@ -168,13 +172,12 @@ class TimeWindowOperator(Operator):
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
         self._held.release(self.out)
-        grid = self._grid
-        rows, ticks = self._times.timely(visible(batch), grid.size + grid.slide + grid.offset)
-        slices = grid.slices_of(ticks)
+        grid = self.grid
+        rows, ticks, slices = self._arrived(visible(batch))
         last = grid.last_window(slices)
         if self._gap_rows is not None:
             held = grid.first_window(slices) <= last
-            self._gap_rows.inc(len(held) - int(np.count_nonzero(held)))
+            self._gap_rows.inc(rows_in(rows.filter(pa.array(~held))))
             rows, ticks, slices, last = rows.filter(pa.array(held)), ticks[held], slices[held], last[held]
         late = last < self._first_open()
         if late.any():
@@ -183,6 +186,26 @@ class TimeWindowOperator(Operator):
             rows, ticks, slices = rows.filter(pa.array(timely)), ticks[timely], slices[timely]
         if len(ticks):
             self._add(rows, slices, ticks)
+
+    def _arrived(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, I64, I64]:
+        """Return the rows that have a time, their times and slices; of partial aggregates the slices only count."""
+        grid = self.grid
+        if not is_partial(rows.schema):
+            rows, ticks = self._times.timely(rows, grid.margin)
+            return rows, ticks, grid.slices_of(ticks)
+        slices = slices_in(rows)
+        untimed = slices == NO_SLICE
+        if untimed.any():
+            self._times.untimed(rows.filter(pa.array(untimed)))
+            rows, slices = rows.filter(pa.array(~untimed)), slices[~untimed]
+        return rows, slices, slices
+
+    def _accumulate(self, rows: pa.RecordBatch, slots: I64, ticks: I64) -> None:
+        """Add rows, or partial aggregates, to the state in `slots`."""
+        if is_partial(rows.schema):
+            self._columns.merge(rows, slots, self._panes.slot_limit)
+        else:
+            self._columns.update(rows, slots, self._panes.slot_limit, ticks)
 
     @abstractmethod
     def _make_panes(self, key_schema: pa.Schema) -> Panes:
@@ -194,11 +217,11 @@ class TimeWindowOperator(Operator):
 
     def _first_going_on(self) -> int:
         """Return the number of the first window that is not over."""
-        return self._grid.first_open(self._times.reached)
+        return self.grid.first_open(self._times.reached)
 
     def _first_open(self) -> int:
         """Return the number of the first window that is not closed."""
-        return self._grid.first_open(self._times.reached, self._lateness)
+        return self.grid.first_open(self._times.reached, self._lateness)
 
     # ---------------------------------------------------------------------------------- time
 
@@ -212,7 +235,7 @@ class TimeWindowOperator(Operator):
         self._advance(watermark)
         if watermark == WATERMARK_MAX:
             return watermark
-        return (self._grid.start_of(self._first_open()) - 1) * self._unit_ns
+        return (self.grid.start_of(self._first_open()) - 1) * self._unit_ns
 
     def next_timer_ms(self) -> int | None:
         """See `Operator`."""
@@ -221,7 +244,7 @@ class TimeWindowOperator(Operator):
         if self._held.batches:
             return self.ctx.now_ms()
         window = self._next_window(self._first_going_on())
-        return None if window is None else self._grid.start_of(window) + self._grid.size
+        return None if window is None else self.grid.start_of(window) + self.grid.size
 
     def on_timer(self, now_ms: int) -> None:
         """Emit the windows that are over by the clock."""
@@ -255,8 +278,8 @@ class TimeWindowOperator(Operator):
         """Return result rows: of the keys and windows given by number, with the values in `slots`."""
         keys = self._panes.keys(key_numbers)
         results = self._results_of(lambda: keys, partial(columns.results, slots))
-        starts = self._grid.window_start(windows)
-        return self._batch_of(keys.columns, starts, starts + self._grid.size, results)
+        starts = self.grid.window_start(windows)
+        return self._batch_of(keys.columns, starts, starts + self.grid.size, results)
 
     def _results_of(
         self, keys: Callable[[], pa.RecordBatch], make: Callable[[], list[pa.Array]]

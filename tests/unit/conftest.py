@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rayflow.batch.hashing import key_groups
+from rayflow.model.config import JobConfig
 from rayflow.model.error_policy import ErrorPolicy
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.observe.metrics import MetricGroup
@@ -45,6 +46,7 @@ class Harness:
         run_in_background: Callable[[Any, Any], None] = lambda work, done: done(work(), None),
         disk_bytes: int | None = None,
         open_rows: Callable[[int], RowStore] = lambda memory_bytes: MemoryRows(),
+        config: JobConfig | None = None,
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.warnings: list[str] = []
@@ -69,6 +71,7 @@ class Harness:
             restored_from=restored_from,
             restored_permit=permit,
             batch_rows=batch_rows,
+            config=config or JobConfig(),
             side_outputs=side_outputs or {},
             open_async_calls=open_async_calls,
             errors=errors,

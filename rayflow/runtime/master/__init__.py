@@ -15,6 +15,7 @@
 | `beginning` | what happens before an attempt deploys: claim, sink hooks, choice of the checkpoint (blocking) |
 | `restore` | which state file goes to which subtask |
 | `fleet` | the workers: ready or lost, addresses, heartbeats, statistics |
+| `salting` | which keys are salted where hot ones are to be |
 | `key_skew` | how rows lie on subtasks and keys, and the warning where they lie badly |
 | `sources` | split discovery and assignment |
 | `checkpoints` | the coordinator's shell: triggers, acks, manifests, retention, reports |

@@ -57,6 +57,7 @@ from rayflow.runtime.master.records import Records
 from rayflow.runtime.master.recovery import Recovery
 from rayflow.runtime.master.restarts import Restarts
 from rayflow.runtime.master.running import Running
+from rayflow.runtime.master.salting import Salting
 from rayflow.runtime.messages import (
     Cancel,
     Deployed,
@@ -111,6 +112,7 @@ class JobRun:
         )
         self.recovery = Recovery(ctx, recovered=bool(past))
         self.key_skew = KeySkew(ctx)
+        self._salting = Salting(ctx)
         self._deployment = Deployment(ctx, self.board, self.opening)
         self._running = Running(
             ctx,
@@ -168,6 +170,7 @@ class JobRun:
         if isinstance(message, HeartbeatAnswered):
             ctx.fleet.heard(message, ctx.now_ms)
             self.key_skew.heard(message.subtask, message.statistics)
+            self._salting.heard(message.subtask, message.statistics)
             self._back_at_work(self.recovery.heard(message.statistics))
         elif message.attempt != ctx.attempt:
             # Newer ones come to a master that was superseded and does not know it yet.
@@ -312,6 +315,7 @@ class JobRun:
         self.phase = Phase.RUNNING
         self.board.started()
         self.key_skew.begin_attempt()
+        self._salting.begin_attempt()
         self._lifecycle.handle(AttemptRunning())
         self._running.begin(self.opening.beginning)
         self.recovery.running()

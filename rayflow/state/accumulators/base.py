@@ -33,6 +33,9 @@ class Accumulator(ABC):
 
     _parts: tuple[str, ...] = ()
 
+    is_columnar: bool = True
+    """Whether a slot's state is in columns, rather than an object of its own."""
+
     latest_time: int = -1
     """Largest time seen, by accumulators that go by time."""
 

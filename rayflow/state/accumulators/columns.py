@@ -7,7 +7,7 @@ stands for is the operator's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.state.accumulators.base import I64, Accumulator
+from rayflow.state.accumulators.collections import lists
 from rayflow.state.accumulators.lanes import Lane, Numbers
 from rayflow.state.accumulators.making import make_accumulator, workable
-from rayflow.state.accumulators.numeric import Count
+from rayflow.state.accumulators.numeric import Count, int64s
 
 _ROWS = "__rows"
 """Prefix of the state column that counts all rows of a slot, where rows can be taken back."""
@@ -120,10 +121,12 @@ class AggregateColumns:
             if rows.any():
                 yield accumulator, None if values is None else values.filter(keep), rows
 
-    def merge(self, table: pa.RecordBatch, slots: I64, slot_limit: int) -> None:
+    def merge(self, table: pa.RecordBatch, slots: I64, slot_limit: int, *, by_arrival: bool = False) -> None:
         """Add states that `state_columns` gave, row i to `slots[i]`. `table` may have other columns before
-        them, but none of their names."""
+        them, but none of their names. `by_arrival`: their times are no event times but numbers of arrival elsewhere,
+        and whatever is in the table came after all that is here."""
         self.reserve(slot_limit)
+        base = self._arrivals
         for name, accumulator in self._all():
             prefix = name + "."
             columns = {
@@ -131,7 +134,7 @@ class AggregateColumns:
                 for i, column in enumerate(table.schema.names)
                 if column.startswith(prefix)
             }
-            accumulator.merge(slots, columns)
+            accumulator.merge(slots, _later(columns, base) if by_arrival else columns)
             self._arrivals = max(self._arrivals, accumulator.latest_time + 1)
 
     def merge_slots(
@@ -149,6 +152,15 @@ class AggregateColumns:
     def state_columns(self, slots: I64) -> list[tuple[str, pa.Array]]:
         """Return the state of `slots` as it is now, see `FrozenAggregates`."""
         return FrozenAggregates(self._all()).state_columns(slots)
+
+    def come_after(self, other: AggregateColumns) -> None:
+        """Number arrivals on from where `other` has come to."""
+        self._arrivals = other._arrivals
+
+    @property
+    def is_columnar(self) -> bool:
+        """Whether no state is an object of its own, so that a state costs little more than its row."""
+        return all(accumulator.is_columnar for _, accumulator in self._all())
 
     def lanes(self) -> list[Lane] | None:
         """Return all states as lanes, in the order of the aggregates; None where some are more than that."""
@@ -187,6 +199,22 @@ class AggregateColumns:
     def freeze(self) -> FrozenAggregates:
         """Return the state as it is now, for building a snapshot on another thread."""
         return FrozenAggregates([(name, acc.freeze()) for name, acc in self._all()])
+
+
+def _later(columns: Mapping[str, pa.Array], base: int) -> dict[str, pa.Array]:
+    """Return a state with its times moved so that they begin at `base`."""
+    moved = dict(columns)
+    if "time" in moved:
+        moved["time"] = _begun_at(base, moved["time"])
+    if "times" in moved:
+        times = moved["times"]
+        moved["times"] = lists(int64s(times.value_lengths()), _begun_at(base, times.flatten()))
+    return moved
+
+
+def _begun_at(base: int, times: pa.Array) -> pa.Array:
+    least = pc.min(times)
+    return pc.add(times, pc.subtract(pa.scalar(base), least)) if least.is_valid else times
 
 
 def _workable_values(values: pa.Array | None) -> pa.Array | None:

@@ -38,6 +38,7 @@ _MODE_BYTE, _MODE_MASK, _REGISTERS = 7, 3, 2
 class SketchesBySlot(Accumulator):
     """What both kinds share: sketches as objects by slot, stored as bytes, merged one by one."""
 
+    is_columnar = False
     _parts = ("_sketches", "_groups")
 
     def __init__(self) -> None:

@@ -25,6 +25,7 @@ class AggregateError(ValueError):
 class UserStatesBySlot(Accumulator):
     """Runs the aggregate called `name`, written in `style`. Values are structs: the columns that it reads."""
 
+    is_columnar = False
     _parts = ("_states", "_groups")
 
     def __init__(self, name: str, style: Style, output_type: pa.DataType) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from decimal import Decimal
 
 import pyarrow as pa
@@ -166,3 +166,30 @@ def test_split_rows_keep_their_types_and_hidden_columns() -> None:
         assert part.schema == batch.schema
         by_key = {row["k"]: row for row in batch.to_pylist()}
         assert part.to_pylist() == [by_key[k] for k in part.column("k").to_pylist()]
+
+
+@pytest.mark.parametrize(("salts", "spread"), [(1, 1), (2, 2), (4, 4), (100, 4)])
+def test_salts_spread_a_key_evenly_over_subtasks_from_its_owner_on(salts: int, spread: int) -> None:
+    plain = partitioner("hash", 4)
+    salted = make_partitioner("hash", ["k"], 128, 4, 0, 1, salts=salts)
+    for key in range(20):
+        batch = rows([key] * 1000)
+        (owner,) = [i for i, part in enumerate(plain.split(batch)) if part is not None]
+        sizes = Counter[int]()
+        for _ in range(3):
+            for i, part in enumerate(salted.split(batch)):
+                sizes[i] += 0 if part is None else part.num_rows
+        reached = {(owner + salt) % 4 for salt in range(spread)}
+        assert {i for i, size in sizes.items() if size} == reached
+        assert max(sizes[i] for i in reached) - min(sizes[i] for i in reached) <= 1
+
+
+def test_salts_by_producer_keep_what_one_sends_of_a_key_together() -> None:
+    batch = rows([7] * 100)
+    targets = []
+    for producer in range(4):
+        salted = make_partitioner("hash", ["k"], 128, 4, producer, 4, salts=2, by_producer=True)
+        (target,) = [i for i, part in enumerate(salted.split(batch)) if part is not None]
+        targets.append(target)
+    assert targets[0] != targets[1]
+    assert targets == [targets[0], targets[1]] * 2
