@@ -95,7 +95,8 @@ def _step_lines(spec: OperatorSpec) -> list[str]:
 
 
 def _edge_text(graph: JobGraph, edge: JobEdge) -> str:
-    salt = [f"salt of {edge.exchange.salts}"] if edge.exchange.salts else []
+    spread = min(edge.exchange.salts, graph.vertex(edge.target).parallelism)
+    salt = [f"salt of {spread}"] if spread else []
     keys = f"({', '.join([*edge.exchange.keys, *salt])})" if edge.exchange.kind == "hash" else ""
     tag = f" side output {edge.tag!r}" if edge.tag else ""
     why = f" ({edge.exchange.why})" if edge.exchange.why else ""

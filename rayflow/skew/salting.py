@@ -41,6 +41,7 @@ class SaltOperator(Operator):
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = list(keys)
+        self._traffic: KeyTraffic | None = None
         # Replaced as a whole, since heartbeats read them on another thread.
         self._salted: Hashes = np.empty(0, np.uint64)
         self._coming: tuple[Hashes, int] | None = None
@@ -55,6 +56,7 @@ class SaltOperator(Operator):
         """Send each row its way."""
         rows = visible(batch)
         hashes = hash_columns(rows, self._keys)
+        assert self._traffic is not None, "rows come after open"
         self._traffic.tick(self.ctx.now_ms())
         self._traffic.observe(rows, hashes)
         if self._coming is not None and self.ctx.now_ms() >= self._coming[1]:
@@ -74,8 +76,10 @@ class SaltOperator(Operator):
             self.out.emit_side(SALTED, rows.filter(pa.array(hot)))
             self.out.emit(rows.filter(pa.array(~hot)))
 
-    def hot_keys(self) -> dict[str, Any]:
+    def hot_keys(self) -> dict[str, Any] | None:
         """See `Operator`."""
+        if self._traffic is None:  # a heartbeat while it is opened
+            return None
         sketch = self._traffic.statistics()["hot_keys"]
         salted = self._salted if self._coming is None else self._coming[0]
         return {
