@@ -33,7 +33,7 @@ from rayflow.state.parts import RestoredPart, StatePart
 
 SALTED = "salted"
 
-SWITCH_MS = 2_000
+SWITCH_MS = 1_000
 
 
 class SaltOperator(Operator):
