@@ -84,26 +84,19 @@ def test_crashes_lose_and_double_nothing(
     windows, running = expected(lab, tmp_path / "plain", rows)
     assert lab.rows(tmp_path / "out" / "windows") == windows
     assert lab.rows(tmp_path / "out" / "running") == running
-    # The hot key of the second half is among the salted ones before the job has ended.
-    assert len(set(switches)) > 1 if skew is AUTO else switches == []
+    assert any(switches) == (skew is AUTO)
 
 
-@pytest.mark.parametrize("mode", ["aligned", "unaligned"])
-def test_a_checkpoint_of_one_setting_restores_into_another(lab: Any, tmp_path: Path, mode: str) -> None:
+def test_a_checkpoint_of_one_setting_restores_into_another(lab: Any, tmp_path: Path) -> None:
     rows = 4_000
     settings = {
-        "checkpoint.interval": "30ms", "checkpoint.mode": mode, "heartbeat.interval": "50ms",
-        "checkpoint.storage": str(tmp_path / "chk"),
+        "checkpoint.interval": "30ms", "heartbeat.interval": "50ms", "checkpoint.storage": str(tmp_path / "chk"),
     }  # fmt: skip
     windows, running = expected(lab, tmp_path / "plain", rows)
     newest = None
     for number, skew in enumerate([None, LOCAL, AUTO, LOCAL, None]):
         last = number == 4
-        # Rows in flight to an operator that a job does not have are refused: only aligned ones have none.
-        if mode == "unaligned" and skew is AUTO:
-            continue
         env = environment(skew, tmp_path / "out", rows, None if last else 4_000, **settings)
-        before = len(list((tmp_path / "out" / "windows").glob("*.parquet"))) if number else 0
         watcher = lab.watch(lambda job, so_far=number: _stop_after(lab, job, 2 + so_far))
         result = lab.run(env, on_start=None if last else watcher, restore_from=newest)
         if last:
@@ -111,7 +104,6 @@ def test_a_checkpoint_of_one_setting_restores_into_another(lab: Any, tmp_path: P
             break
         watcher.stop()
         newest = [c["path"] for c in result.checkpoints if c["status"] == "completed"][-1]
-        assert before >= 0
     assert lab.rows(tmp_path / "out" / "windows") == windows
     assert lab.rows(tmp_path / "out" / "running") == running
 
@@ -125,8 +117,9 @@ def _stop_after(lab: Any, job: Any, checkpoints: int) -> Any:
 
 @pytest.mark.parametrize("skew", [LOCAL, SALTED, AUTO], ids=str)
 def test_simulated_faults_change_nothing(skew: rf.Skew, switches: list[tuple[int, ...]]) -> None:
-    env = environment(skew, "nowhere", 1_500, 500, **{"heartbeat.interval": "200ms", "batch.rows": 100})
+    env = environment(skew, "nowhere", 3_000, 1_000, **{"heartbeat.interval": "200ms", "batch.rows": 100})
     report = rf.testing.simulate(env, seeds=range(3))
     report.check()
     assert any(run.faults for run in report.runs)
-    assert len({keys for keys in switches if keys}) > 1 if skew is AUTO else switches == []
+    # The hot key of the first half, then that of the second beside it.
+    assert (len({keys for keys in switches if keys}) > 1) == (skew is AUTO)
