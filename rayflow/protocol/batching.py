@@ -295,8 +295,8 @@ class WriteBatcher:
         for lane in lanes:
             while len(lane.requests) < self._limits.places and self._is_due(lane, now_ms):
                 yield self._cut(lane, now_ms)
-            for request in lane.requests[: self._limits.places]:
-                if request.sent_ms is not None or request.due_ms > now_ms:
+            for request in self._next(lane):
+                if request.due_ms > now_ms:
                     continue
                 if self._limiter is not None:
                     if self._limiter.wait_ms(now_ms) > 0:
@@ -351,11 +351,18 @@ class WriteBatcher:
     def _dues(self, lane: _Lane, allowed_ms: int) -> Iterator[int]:
         if lane.pieces and len(lane.requests) < self._limits.places:
             yield self._ripe_ms(lane)
-        for request in lane.requests[: self._limits.places]:
-            if request.sent_ms is None:
-                yield max(request.due_ms, allowed_ms)
-            else:
+        for request in self._next(lane):
+            yield max(request.due_ms, allowed_ms)
+        for request in lane.requests:
+            if request.sent_ms is not None:
                 yield request.sent_ms + self._limits.timeout_ms
+
+    def _next(self, lane: _Lane) -> list[_Request]:
+        """Return the requests that may be sent, apart from when: halves may have pushed some that are under way
+        behind the lane's places, which they hold all the same."""
+        under_way = sum(request.sent_ms is not None for request in lane.requests)
+        waiting = [r for r in lane.requests[: self._limits.places] if r.sent_ms is None]
+        return waiting[: max(0, self._limits.places - under_way)]
 
     # ------------------------------------------------------------------------------------- outcomes
 

@@ -284,6 +284,22 @@ def runs(draw: Any) -> tuple[BatchLimits, frozenset[int], list[tuple[Any, ...]]]
     return bounds, draw(st.frozensets(st.integers(0, 60), max_size=6)), draw(st.lists(step, max_size=60))
 
 
+def test_halves_wait_for_a_place_of_those_that_are_under_way_behind_them() -> None:
+    batcher = WriteBatcher(limits(batch_rows=2, places=3))
+    batcher.handle(RowsCame(0, 6, 6, 0))
+    assert batcher.in_flight == 3
+    refused = RequestFailed(1, verdict="refused", now_ms=1, chance=0.0, halve=True)
+    assert batcher.handle(refused) == (HalveRequest(1, 1, 4, 5), SendRequest(4))
+    assert batcher.handle(RequestWritten(3, 2)) == (SendRequest(5),)
+
+
+def test_a_request_behind_the_places_is_given_up_as_well_when_it_hangs() -> None:
+    batcher = WriteBatcher(limits(batch_rows=2, places=2, timeout_ms=500))
+    batcher.handle(RowsCame(0, 4, 4, 0))
+    batcher.handle(RequestFailed(1, verdict="refused", now_ms=400, chance=0.0, halve=True))
+    assert batcher.due_ms(400) == 500
+
+
 @given(runs())
 @settings(max_examples=150)
 def test_every_row_is_settled_once_in_the_order_of_its_lane(run: Any) -> None:
@@ -339,23 +355,26 @@ def _check_marks(system: System, marks: list[tuple[int, set[int]]]) -> None:
 def test_a_rate_is_kept_over_any_time(pieces: list[int], rate: float) -> None:
     system = System(limits(rows_per_second=rate, places=2, timeout_ms=1 << 40), frozenset())
     now, sent_rows = 0, list[tuple[int, int]]()
+
+    def end_all(now: int) -> None:
+        # The end of one may be what sends another.
+        while system.running:
+            sent_rows.append((now, len(system.requests[system.running[0]][1])))
+            system.end(0, False, now, 0.0)
+
     for rows, at in zip(pieces, _times()):
         now = at
         system.lanes[0] += [0] * rows
         system.tell(RowsCame(0, rows, rows, now))
         system.tell(FlushAsked(now))
-        for number in list(system.running):
-            sent_rows.append((now, len(system.requests[number][1])))
-            system.end(0, False, now, 0.0)
+        end_all(now)
     for _ in range(2_000):
         due = system.batcher.due_ms(now)
         if due is None:
             break
         now = max(now, due)
         system.tell(TimePassed(now))
-        for number in list(system.running):
-            sent_rows.append((now, len(system.requests[number][1])))
-            system.end(0, False, now, 0.0)
+        end_all(now)
     assert sum(rows for _, rows in sent_rows) == sum(pieces)
     burst = max(1, min(10, int(rate)))
     for index, (begin, _) in enumerate(sent_rows):
