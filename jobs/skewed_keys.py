@@ -1,8 +1,8 @@
-"""Counts per key and minute of a stream with hot keys, and what spreading them does.
+"""Counts per key and minute of a stream with hot keys, and what rf.Skew does about them.
 
-`python jobs/skewed_keys.py` runs it in this process as it is, with the hot keys spread, and on keys that are all
+`python jobs/skewed_keys.py` runs it in this process without rf.Skew, with each kind of it, and on keys that are all
 equally frequent, and sets side by side how many rows each subtask received and how fast it was. With options it is a
-job like any other: `python jobs/skewed_keys.py --spread prefix --parallelism 4`, `rayflow run jobs/skewed_keys.py …`.
+job like any other: `python jobs/skewed_keys.py --skew auto --parallelism 4`, `rayflow run jobs/skewed_keys.py …`.
 """
 
 import sys
@@ -18,13 +18,14 @@ import pyarrow.dataset as ds
 import rayflow as rf
 from rayflow import col
 
-Spread = Literal["none", "prefix"]
-COMPARED: tuple[tuple[str, float, Spread], ...] = (
-    ("none", 1.5, "none"),
-    ("prefix", 1.5, "prefix"),
-    ("uniform", 0.0, "none"),
-)
-PREFIXES = 16
+Kind = Literal["none", "local", "salt", "auto"]
+SKEW: dict[Kind, rf.Skew | None] = {
+    "none": None,
+    "local": rf.Skew(local_aggregation=True),
+    "salt": rf.Skew(local_aggregation=False, salt=16),
+    "auto": rf.Skew(local_aggregation=False, salt="auto"),
+}
+ZIPF = 1.5
 DRAWN = 1 << 20
 ROWS_PER_SECOND = 100_000  # of event time
 
@@ -39,10 +40,10 @@ def drawn_keys(zipf: float, keys: int) -> np.ndarray:
 def build(
     env: rf.StreamEnvironment,
     *,
-    zipf: float = 1.5,
+    zipf: float = ZIPF,
     keys: int = 1_000_000,
     rows: int = 4_000_000,
-    spread: Spread = "none",
+    skew: Kind = "none",
     output: str = "out/skewed_keys",
 ) -> None:
     """Counts and sums per key and minute; --zipf 0 draws all keys equally often."""
@@ -53,57 +54,51 @@ def build(
             {
                 "key": drawn_keys(zipf, keys).take(numbers, mode="wrap"),
                 "value": numbers % 100,
-                "prefix": numbers % PREFIXES,
                 "at": pa.array(numbers * (1_000_000 // ROWS_PER_SECOND), pa.timestamp("us")),
             }
         )
 
-    stream = env.generate(make, rows=rows, watermark=rf.Watermark("at"))
-    minute = rf.Tumbling("1m")
-    if spread == "none":
-        counts = stream.key_by("key").window(minute).aggregate(rows=rf.count(), total=col("value").sum())
-    else:
-        # Each key is PREFIXES keys first; what is left of it then, a row for each and minute, comes together.
-        parts = stream.key_by("key", "prefix").window(minute)
-        counts = (
-            parts.aggregate(rows=rf.count(), total=col("value").sum())
-            .drop("window_end", "prefix")
-            .rename(window_start="minute")
-            .key_by("key")
-            .window(minute)
-            .aggregate(rows=col("rows").sum(), total=col("total").sum())
-        )
-    counts.write_parquet(output, if_exists="overwrite")
-
-
-def compare(parallelism: int = 4, rows: int = 4_000_000) -> None:
-    """Print how the job does as it is, with its hot keys spread, and on keys without skew."""
-    print(f"{rows:,} rows, 1,000,000 keys, Zipf 1.5, {parallelism} subtasks\n")
-    print(
-        f"{'':<8} {'rows received by each subtask':<44} {'busiest/mean':>12} {'busiest/least':>13} {'rows/s':>10}"
+    (
+        env.generate(make, rows=rows, watermark=rf.Watermark("at"))
+        .key_by("key", skew=SKEW[skew])
+        .window(rf.Tumbling("1m"))
+        .aggregate(rows=rf.count(), total=col("value").sum())
+        .write_parquet(output, if_exists="overwrite")
     )
+
+
+def compare(parallelism: int = 4, rows: int = 24_000_000) -> None:
+    """Print how the job does with each kind of rf.Skew, and on keys without skew."""
+    print(f"{rows:,} rows, 1,000,000 keys, Zipf {ZIPF}, {parallelism} subtasks\n")
+    head = (
+        f"{'skew':<8} {'rows received by each subtask':<43} {'busiest/mean':>12} {'/least':>7} {'rows/s':>10}"
+    )
+    print(head)
     results = []
-    for name, zipf, spread in COMPARED:
+    for name, kind, zipf in [*((kind, kind, ZIPF) for kind in SKEW), ("uniform", "none", 0.0)]:
         with tempfile.TemporaryDirectory() as directory:
-            description, seconds = timed(parallelism, zipf=zipf, rows=rows, spread=spread, output=directory)
+            description, seconds = timed(parallelism, zipf=zipf, rows=rows, skew=kind, output=directory)
             if zipf:
                 order = [("window_start", "ascending"), ("key", "ascending")]
                 results.append(ds.dataset(directory).to_table().sort_by(order))
         received = received_rows(description, parallelism)
         least = f"{max(received) / min(received):.2f}" if min(received) else "∞"
         print(
-            f"{name:<8} {'  '.join(f'{count:>9,}' for count in received):<44} "
-            f"{max(received) * parallelism / sum(received):>12.2f} {least:>13} {rows / seconds:>10,.0f}"
+            f"{name:<8} {' '.join(f'{count:>10,}' for count in received)} "
+            f"{max(received) * parallelism / sum(received):>12.2f} {least:>7} {rows / seconds:>10,.0f}"
         )
         for warning in description["warnings"]:
             print(f"{'':8} ! {warning}")
+    print("\nauto: rows sent before the hot keys were found (a second or two) are counted too")
     same = all(table.equals(results[0]) for table in results)
-    print(f"\nresults with the hot keys spread and without: {'equal' if same else 'DIFFERENT'}")
+    print(f"results with and without rf.Skew: {'equal' if same else 'DIFFERENT'}")
 
 
 def timed(parallelism: int, **options: Any) -> tuple[dict[str, Any], float]:
     """Return what `describe` says of the job at its end, and how long it took."""
-    env = rf.StreamEnvironment(name="skewed_keys", parallelism=parallelism)
+    # What senders see of their keys is told with heartbeats: the sooner it is, the sooner "auto" knows.
+    config = {"heartbeat.interval": "200ms"}
+    env = rf.StreamEnvironment(name="skewed_keys", parallelism=parallelism, config=config)
     build(env, **options)
     drawn_keys(options["zipf"], 1_000_000)
     begun = time.perf_counter()

@@ -12,11 +12,14 @@ from rayflow.batch.heavy_hitters import HeavyHitter, HeavyHitters
 from rayflow.graph.describe import is_keyed
 from rayflow.graph.plan import JobVertex
 from rayflow.model.ids import SubtaskId, VertexId
-from rayflow.observe.imbalance import Imbalance, RecentRows
+from rayflow.observe.imbalance import WINDOW_MS, Imbalance, RecentRows
 from rayflow.protocol.key_groups import subtask_of_key_group
 from rayflow.runtime.master.context import Context
 
 EVENT = "skew_found"
+SETTLING_MS = 2 * WINDOW_MS
+"""For so long an operator whose hot keys are salted is not judged: they must be found first, and what was sent
+before leave the window."""
 HOT_KEYS_SHOWN = 8
 HOT_SHARE_OF_FAIR = 0.5
 """A key with more than this part of a subtask's fair share is hot: no other placing of keys could mend that."""
@@ -34,11 +37,15 @@ class KeySkew:
         self._targets = {edge.id: edge.target for edge in graph.edges}
         self._told: dict[VertexId, dict[tuple[SubtaskId, int], Told]] = {}
         self._recent: dict[VertexId, RecentRows] = {}
+        # Those that get part of their rows from behind a salted exchange.
+        salted = {edge.target for edge in graph.edges if edge.exchange.salts}
+        self._settling = {edge.target for edge in graph.edges if edge.source in salted}
+        self._began_ms = 0
         self.begin_attempt()
 
     def begin_attempt(self) -> None:
         """Senders count from 0 again."""
-        now_ms = self._ctx.now_ms
+        now_ms = self._began_ms = self._ctx.now_ms
         self._told = {vertex: {} for vertex in self._vertices}
         self._recent = {v.id: RecentRows(v.parallelism, now_ms) for v in self._vertices.values()}
 
@@ -116,6 +123,8 @@ class KeySkew:
     def _warn(self, vertex: JobVertex, *, ended: bool) -> None:
         imbalance = self._recent[vertex.id].imbalance()
         if imbalance is None or not imbalance.is_skewed(ended=ended):
+            return
+        if vertex.id in self._settling and self._ctx.now_ms - self._began_ms < SETTLING_MS:
             return
         if any(event["operator"] == vertex.id for event in self._found()):
             return

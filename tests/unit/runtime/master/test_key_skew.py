@@ -163,3 +163,18 @@ def test_a_master_that_takes_over_does_not_warn_again(world: World) -> None:
     successor.now_ms = 3_000
     successor.tell([9 * MANY, MANY])
     assert len(successor.found) == 1
+
+
+def test_where_hot_keys_are_salted_time_is_given_to_find_them() -> None:
+    env = rf.StreamEnvironment(parallelism=2)
+    env.from_rows([{"a": 1}]).key_by("a", skew=rf.Skew(salt="auto")).aggregate(n=rf.count()).discard()
+    job = Job.of(JobId("job"), env.plan(), {"checkpoint.storage": "memory://skew"})
+    world = World()
+    world.job = job
+    world.skew = KeySkew(world)  # type: ignore[arg-type]
+    edge = next(e for e in job.graph.edges if e.target == KEYED and e.source == SOURCE)
+    for second in (3, 10, 19, 21):
+        world.now_ms = second * 1_000
+        told = {"edge": edge.id, "rows": [second * 9 * MANY, second * MANY]}
+        world.skew.heard(SubtaskId(SOURCE, 0), {"attempt": 1, "keyed_traffic": [told]})
+        assert len(world.found) == (second > 20)
