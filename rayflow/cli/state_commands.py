@@ -70,14 +70,14 @@ def read_command(
     """
     from rayflow.client.stores import open_any_store
     from rayflow.state.files import operator_state
-    from rayflow.state.manifest import resolve_checkpoint
+    from rayflow.state.manifest import CheckpointFiles, resolve_checkpoint
 
     options = _storage_options(settings)
     checkpoint = resolve_checkpoint(path, options, open_any_store)
     manifest = checkpoint.manifest
-    store = open_any_store(checkpoint.url, options)
+    files = CheckpointFiles(checkpoint.url, lambda url: open_any_store(url, options))
     uids = [operator] if operator else sorted({f.uid for f in manifest.files} | manifest.sources.keys())
-    state = {uid: operator_state(store, "", manifest, uid) for uid in uids}
+    state = {uid: operator_state(files, manifest, uid) for uid in uids}
     sources = {uid: _splits(manifest, uid) for uid in uids if uid in manifest.sources}
     if as_json:
         tables = {
@@ -126,7 +126,7 @@ def _list_files(store: ObjectStore, as_json: bool) -> None:
             "key_groups": None if f.key_groups is None else list(f.key_groups),
             "rows": f.rows,
             "bytes": f.nbytes,
-            "path": f.path,
+            "path": f.path if f.origin is None else f"../chk-{f.origin}/{f.path}",
         }
         for f in manifest.files
     ]

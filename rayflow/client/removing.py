@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rayflow.client.stores import open_any_store
-from rayflow.model.errors import ConfigError
+from rayflow.model.errors import ConfigError, CorruptCheckpointError
 from rayflow.protocol.lifecycle import JobState
-from rayflow.state.manifest import MANIFEST
+from rayflow.state.manifest import MANIFEST, read_manifest
 from rayflow.state.storage import RAY_SCHEME, MissingObject, ObjectStore
 
 _JOB = "job.json"
 
 
 def remove(url: str, options: Mapping[str, str], *, force: bool = False) -> int:
-    """Remove everything at `url`; return how many objects that were.
+    """Remove everything at `url`, but for files of a checkpoint that others of its job are built on; return how many
+    objects that were.
 
     Raises ConfigError where that is neither a checkpoint nor a job's directory, and, without `force`, where its job has
     not ended.
@@ -39,9 +41,29 @@ def remove(url: str, options: Mapping[str, str], *, force: bool = False) -> int:
     # From above, where there is an above: a directory of that name goes too.
     if whole:
         store.delete_prefix("")
-    else:
-        open_any_store(f"{parent}{mark}{query}" if parent else "/", options).delete_prefix(name)
-    return len(paths)
+        return len(paths)
+    above = open_any_store(f"{parent}{mark}{query}" if parent else "/", options)
+    needed = set() if jobs else _needed_by_others(above, name)
+    if not needed:
+        above.delete_prefix(name)
+        return len(paths)
+    # The manifest first: what is half removed is no checkpoint.
+    going = sorted(set(paths) - needed, key=lambda path: path != MANIFEST)
+    for path in going:
+        store.delete(path)
+    return len(going)
+
+
+def _needed_by_others(job: ObjectStore, name: str) -> set[str]:
+    """Return the files in the checkpoint's directory `name` that other checkpoints of the job are built on."""
+    found: set[str] = set()
+    for path in job.list(""):
+        directory, _, last = path.rpartition("/")
+        if last == MANIFEST and directory != name:
+            with suppress(CorruptCheckpointError):
+                shared = read_manifest(job, directory).shared()
+                found |= {file for origin, file in shared if name == f"chk-{origin}"}
+    return found
 
 
 def _check_ended(store: ObjectStore, path: str, url: str) -> None:

@@ -33,7 +33,7 @@ from rayflow.state.in_flight import (
     decode_in_flight,
     encode_in_flight,
 )
-from rayflow.state.manifest import StateFile
+from rayflow.state.manifest import CheckpointFiles, StateFile
 from rayflow.state.storage import MissingObject, ObjectStore
 
 
@@ -68,11 +68,12 @@ def upload_in_flight(
     return tuple(written)
 
 
-def read_in_flight(store: ObjectStore, file: StateFile) -> RestoredInFlight:
+def read_in_flight(checkpoint: CheckpointFiles, file: StateFile) -> RestoredInFlight:
     """Read a file back. Raises StorageError, or CorruptCheckpointError where it does not match its checksum."""
-    origin = f"{store.url}/{file.path}"
+    store, path = checkpoint.locate(file)
+    origin = f"{store.url}/{path}"
     try:
-        data = store.read(file.path)
+        data = store.read(path)
     except MissingObject:
         raise CorruptCheckpointError(f"{origin} is missing, although the manifest names it") from None
     return RestoredInFlight(receiver=file.subtask_index, file=decode_in_flight(data, file.sha256, origin))

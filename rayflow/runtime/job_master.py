@@ -105,7 +105,11 @@ class JobMaster:
         # Steps change the state that the inspecting methods read; both are short and never block.
         self._lock = threading.Lock()
         storage = JobStorage(
-            open_store, str(job.config.checkpoint_storage), job.config.storage_options, job_id
+            open_store,
+            str(job.config.checkpoint_storage),
+            job.config.storage_options,
+            job_id,
+            shares=job.config.state_backend == "disk",
         )
         self._ctx = Context(
             job=job,

@@ -249,7 +249,8 @@ class SplitsProgressed(Numbered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointAcked(Numbered):
-    """The subtask's snapshot is durable. `splits` is the source's state, by uid."""
+    """The subtask's snapshot is durable. `splits` is the source's state, by uid; `builds_on` the complete checkpoint
+    whose files are among `files`."""
 
     subtask: SubtaskId
     attempt: Attempt
@@ -259,6 +260,7 @@ class CheckpointAcked(Numbered):
     alignment_ms: float = 0
     duration_ms: float = 0
     watermark: int | None = None
+    builds_on: CheckpointId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from rayflow.model.ids import Attempt, SubtaskId
+from rayflow.model.ids import Attempt, CheckpointId, SubtaskId
+from rayflow.protocol.increments import Increment
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.runtime.in_flight import read_in_flight
 from rayflow.runtime.messages import RestoreInfo
-from rayflow.runtime.replay import RestoredInFlight, RestoredState
+from rayflow.runtime.replay import RestoredState
+from rayflow.state.chains import state_tables
 from rayflow.state.files import encode_table, encode_tables, read_part, sha256_hex
-from rayflow.state.manifest import StateFile
+from rayflow.state.manifest import CheckpointFiles, StateFile
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.publishing import write_surely
 from rayflow.state.storage import ObjectStore
@@ -32,14 +35,20 @@ def upload(
     subtask: SubtaskId,
     attempt: Attempt,
     key_groups: KeyGroupRange,
+    increment: Increment[StateFile] | None = None,
 ) -> tuple[StateFile, ...]:
-    """Write the parts, (operator uid, part) each, under `directory`; return what was written.
+    """Write the parts, (operator uid, part) each, under `directory`; return what the checkpoint consists of: what was
+    written, and the files of the checkpoints that it builds on, by `increment`.
 
     Raises StorageError; files already written stay, to be removed with their checkpoint's directory.
     """
-    files = []
+    files: list[StateFile] = []
     for uid, part in parts:
-        for number, (data, rows) in enumerate(_encoded(part)):
+        older = () if increment is None else _inherited(increment, uid, part.name)
+        link = None if part.stream is None else 1 + max((file.link or 0 for file in older), default=-1)
+        since = increment.since if increment is not None and older else None
+        files += older
+        for number, (data, rows) in enumerate(_encoded(part, since)):
             piece = part.name if part.stream is None else f"{part.name}-{number}"
             path = f"{_safe(uid)}-{subtask.index}-{piece}-a{attempt}.arrow"
             write_surely(store, f"{directory}/{path}", data)
@@ -54,15 +63,24 @@ def upload(
                     sha256=sha256_hex(data),
                     rows=rows,
                     key_groups=(key_groups.start, key_groups.stop) if part.kind == "keyed" else None,
+                    link=link,
                 )
             )
     return tuple(files)
 
 
-def _encoded(part: StatePart) -> Iterator[tuple[bytes, int]]:
+def _inherited(increment: Increment[StateFile], uid: str, part: str) -> tuple[StateFile, ...]:
+    """Return the files that a part builds on, as the new checkpoint names them."""
+    return tuple(
+        replace(file, origin=increment.since if file.origin is None else file.origin)
+        for file in increment.chains.get((uid, part), ())
+    )
+
+
+def _encoded(part: StatePart, since: CheckpointId | None) -> Iterator[tuple[bytes, int]]:
     """Yield the files of a part, and how many rows each holds."""
     if part.stream is not None:
-        yield from encode_tables(part.stream(None))
+        yield from encode_tables(part.stream(since))
     elif (table := part.build()).num_rows:
         yield encode_table(table), table.num_rows
 
@@ -75,13 +93,10 @@ def restore(
     Raises StorageError, or CorruptCheckpointError when a file does not match its checksum.
     """
     parts: dict[str, list[RestoredPart]] = defaultdict(list)
-    store = open_store(info.directory, options)
-    in_flight: list[RestoredInFlight] = []
-    for file in info.files:
-        if file.kind == "in-flight":
-            in_flight.append(read_in_flight(store, file))
-            continue
-        table = read_part(store, "", file, key_groups)
+    checkpoint = CheckpointFiles(info.directory, lambda url: open_store(url, options))
+    in_flight = [read_in_flight(checkpoint, file) for file in info.files if file.kind == "in-flight"]
+    states = [file for file in info.files if file.kind != "in-flight"]
+    for file, table in state_tables(states, lambda file: read_part(checkpoint, file, key_groups)):
         parts[file.uid].append(
             RestoredPart(
                 name=file.part,

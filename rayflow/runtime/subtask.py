@@ -37,6 +37,7 @@ from rayflow.model.errors import (
 )
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, SubtaskId
 from rayflow.protocol.commits import CommitPermit
+from rayflow.protocol.increments import Increment, Increments
 from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
 from rayflow.runtime.assembly import Assembly, own_key_groups
@@ -156,6 +157,7 @@ class SubtaskEngine:
         self._task: Task | None = None
         self._state = "CREATED"
         self._uploading: dict[CheckpointId, int] = {}
+        self._increments: Increments[StateFile] = Increments()
         self._now_ms = 0
         # What the current attempt's task had counted when it was closed.
         self._past: dict[str, Any] = {}
@@ -288,6 +290,7 @@ class SubtaskEngine:
                 self._on_completed(checkpoint_id)
             case CheckpointAborted(_, checkpoint_id):
                 self._uploading.pop(checkpoint_id, None)
+                self._increments.aborted(checkpoint_id)
                 if self._task is not None:
                     self._task.cancel_checkpoint(checkpoint_id)
             case AssignSplits():
@@ -308,6 +311,7 @@ class SubtaskEngine:
             return
         self._drop_task()
         self._past = {}
+        self._increments = Increments()
         self._transport.close_channels(self._fence.attempt)
         self._fence.advance(deploy.attempt)
         self._deploy = deploy
@@ -373,6 +377,8 @@ class SubtaskEngine:
         deploy, config = self._deployment(), self._config
         directory = checkpoint_directory(deploy.job_id, snapshot.checkpoint_id)
         self._uploading[snapshot.checkpoint_id] = self._now_ms
+        increments = self._increments
+        increment = increments.plan(snapshot.checkpoint_id)
 
         def work() -> tuple[StateFile, ...]:
             if not snapshot.parts and snapshot.in_flight is None:
@@ -386,18 +392,21 @@ class SubtaskEngine:
                 subtask=deploy.subtask,
                 attempt=deploy.attempt,
                 key_groups=own_key_groups(deploy),
+                increment=increment,
             ) + upload_in_flight(store, directory, snapshot.in_flight, deploy)
 
-        self._io.submit(
-            work,
-            lambda files, error: self._on_state_written(deploy, snapshot, files or (), error),
-        )
+        def done(files: tuple[StateFile, ...] | None, error: BaseException | None) -> None:
+            increments.written(snapshot.checkpoint_id, files or ())
+            self._on_state_written(deploy, snapshot, files or (), increment, error)
+
+        self._io.submit(work, done)
 
     def _on_state_written(
         self,
         deploy: Deploy,
         snapshot: Snapshot,
         files: tuple[StateFile, ...],
+        increment: Increment[StateFile] | None,
         error: BaseException | None,
     ) -> None:
         """Acknowledge, on whatever thread: the task may be in a long call. What is stale by now the master drops."""
@@ -418,10 +427,12 @@ class SubtaskEngine:
                 alignment_ms=snapshot.alignment_ms,
                 duration_ms=self._now_ms - snapshot.started_ms,
                 watermark=snapshot.watermark,
+                builds_on=increment.since if increment and any(f.origin is not None for f in files) else None,
             )
         )
 
     def _on_completed(self, checkpoint_id: CheckpointId) -> None:
+        self._increments.completed(checkpoint_id)
         if self._task is None:
             return
         deploy = self._deployment()

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 
 from rayflow.model.errors import ConfigError, CorruptCheckpointError
 from rayflow.protocol.key_groups import KeyGroupRange
-from rayflow.state.manifest import Manifest, StateFile
+from rayflow.state.chains import state_tables
+from rayflow.state.manifest import CheckpointFiles, Manifest, StateFile
 from rayflow.state.parts import KEY_GROUP_COLUMN
 from rayflow.state.publishing import read_checked
-from rayflow.state.storage import MissingObject, ObjectStore
+from rayflow.state.storage import MissingObject
 
 _FILE_BYTES = 8 << 20
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -73,13 +74,13 @@ def decode_table(
 
 
 def read_part(
-    store: ObjectStore, directory: str, file: StateFile, key_groups: KeyGroupRange | None = None
+    checkpoint: CheckpointFiles, file: StateFile, key_groups: KeyGroupRange | None = None
 ) -> pa.Table:
     """Return a part's rows, of a keyed part only those of `key_groups` where given.
 
     Raises CorruptCheckpointError where the file is missing or does not match its checksum.
     """
-    path = f"{directory}/{file.path}" if directory else file.path
+    store, path = checkpoint.locate(file)
     origin = f"{store.url}/{path}"
     try:
         table = read_checked(
@@ -95,7 +96,7 @@ def read_part(
     return table.filter(pc.and_(pc.greater_equal(column, key_groups.start), pc.less(column, key_groups.stop)))
 
 
-def operator_state(store: ObjectStore, directory: str, manifest: Manifest, uid: str) -> dict[str, pa.Table]:
+def operator_state(checkpoint: CheckpointFiles, manifest: Manifest, uid: str) -> dict[str, pa.Table]:
     """Return the whole state of operator `uid` by part, the subtasks' tables one below the other.
 
     Raises ConfigError, naming the nearest, where the checkpoint has no such operator.
@@ -103,9 +104,11 @@ def operator_state(store: ObjectStore, directory: str, manifest: Manifest, uid: 
     if uid not in manifest.operators:
         near = difflib.get_close_matches(uid, manifest.operators, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(manifest.operators))}"
-        raise ConfigError(f"{store.url}/{directory} has no operator {uid!r}; {hint}")
+        raise ConfigError(f"{checkpoint.url} has no operator {uid!r}; {hint}")
     tables: dict[str, list[pa.Table]] = {}
-    for file in sorted(manifest.files, key=lambda f: (f.part, f.subtask_index)):
-        if file.uid == uid:
-            tables.setdefault(file.part, []).append(read_part(store, directory, file))
+    own = sorted(
+        (file for file in manifest.files if file.uid == uid), key=lambda f: (f.part, f.subtask_index)
+    )
+    for file, table in state_tables(own, lambda file: read_part(checkpoint, file)):
+        tables.setdefault(file.part, []).append(table)
     return {part: pa.concat_tables(parts, promote_options="permissive") for part, parts in tables.items()}

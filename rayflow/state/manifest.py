@@ -28,9 +28,10 @@ from typing import Any, Literal
 from rayflow.model.errors import ConfigError, CorruptCheckpointError, StorageError
 from rayflow.state.parts import PART_KINDS, PartKind
 from rayflow.state.publishing import create_surely, read_checked
-from rayflow.state.storage import MissingObject, ObjectStore, checked_path, join_url, open_store
+from rayflow.state.storage import MissingObject, ObjectStore, checked_path, join_url, open_store, parent_url
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 has no chains. Manifests without any are still written as that."""
 MANIFEST = "manifest.json"
 
 CheckpointKind = Literal["checkpoint", "savepoint"]
@@ -40,8 +41,9 @@ _DIRECTORY = re.compile(r"(?:^|.*/)chk-(\d+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateFile:
-    """A state file of a checkpoint. `path` is relative to the checkpoint's directory; `sha256` in hex;
-    `key_groups` is the half-open range [start, stop) of a keyed part, else None."""
+    """A state file of a checkpoint. `path` is relative to the checkpoint's directory, or to that of checkpoint
+    `origin` of the same job, which wrote it; `sha256` in hex; `key_groups` is the half-open range [start, stop) of a
+    keyed part, else None; `link`: see `state.chains`, None for a file that is all there is of its part."""
 
     path: str
     uid: str
@@ -52,6 +54,13 @@ class StateFile:
     sha256: str
     rows: int
     key_groups: tuple[int, int] | None = None
+    link: int | None = None
+    origin: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the manifest has it."""
+        document = asdict(self)
+        return document if self.link is not None else {k: document[k] for k in _FILE_FIELDS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +95,21 @@ class Manifest:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all state files."""
+        """Bytes of all state files, those of earlier checkpoints included."""
         return sum(file.nbytes for file in self.files)
+
+    def shared(self) -> set[tuple[int, str]]:
+        """Return the files of earlier checkpoints that this one needs: number of the checkpoint, path."""
+        return {(file.origin, file.path) for file in self.files if file.origin is not None}
 
     def to_json(self) -> bytes:
         """Return the contents of `manifest.json`."""
-        document: dict[str, Any] = {"format_version": FORMAT_VERSION}
+        chained = any(file.link is not None for file in self.files)
+        document: dict[str, Any] = {"format_version": FORMAT_VERSION if chained else 1}
         for item in fields(self):
             document[item.name] = getattr(self, item.name)
         document["operators"] = {uid: {"parallelism": n} for uid, n in self.operators.items()}
-        document["files"] = [asdict(file) for file in self.files]
+        document["files"] = [file.to_json() for file in self.files]
         document["sources"] = {
             uid: {"splits": [asdict(split) for split in splits]} for uid, splits in self.sources.items()
         }
@@ -176,6 +190,27 @@ class ResolvedCheckpoint:
     manifest: Manifest
 
 
+class CheckpointFiles:
+    """Where the files of the checkpoint at `url` lie: its own there, whatever that is called, those of earlier
+    checkpoints in the directories beside it."""
+
+    def __init__(self, url: str, open_store: Callable[[str], ObjectStore]) -> None:
+        self.url = url.partition("?")[0]
+        self._url, self._open_store = url, open_store
+        self._stores: dict[str, ObjectStore] = {}
+
+    def locate(self, file: StateFile) -> tuple[ObjectStore, str]:
+        """Return the store of a file, and its path there."""
+        if file.origin is None:
+            return self._store(self._url), file.path
+        return self._store(parent_url(self._url)), f"chk-{file.origin}/{file.path}"
+
+    def _store(self, url: str) -> ObjectStore:
+        if url not in self._stores:
+            self._stores[url] = self._open_store(url)
+        return self._stores[url]
+
+
 def resolve_checkpoint(
     url: str,
     options: Mapping[str, str],
@@ -242,6 +277,7 @@ _FILE_FIELDS = {
     "rows": int,
     "key_groups": (list, type(None)),
 }
+_CHAIN_FIELDS = {"link": int, "origin": _INT_OR_NONE}
 _MANIFEST_FIELDS = {
     "format_version": int,
     "job_id": str,
@@ -269,8 +305,8 @@ class _Parser:
         version = document.get("format_version") if isinstance(document, dict) else None
         if version is None:
             raise self._wrong("it has no format_version, so it is not a manifest of rayflow")
-        if version != FORMAT_VERSION:
-            raise self._wrong(f"format_version is {version!r}; this rayflow reads {FORMAT_VERSION}")
+        if version not in (1, FORMAT_VERSION):
+            raise self._wrong(f"format_version is {version!r}; this rayflow reads 1 to {FORMAT_VERSION}")
         values = self._record(document, _MANIFEST_FIELDS, "the manifest")
         del values["format_version"]
         if values["kind"] not in ("checkpoint", "savepoint"):
@@ -294,7 +330,8 @@ class _Parser:
         return tuple(SplitState(**self._record(split, _SPLIT_FIELDS, where)) for split in splits)
 
     def _file(self, item: Any, where: str) -> StateFile:
-        values = self._record(item, _FILE_FIELDS, where)
+        chained = isinstance(item, dict) and "link" in item
+        values = self._record(item, {**_FILE_FIELDS, **_CHAIN_FIELDS} if chained else _FILE_FIELDS, where)
         try:
             checked_path(values["path"])
         except ConfigError as error:

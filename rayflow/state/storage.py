@@ -142,6 +142,12 @@ def join_url(url: str, path: str) -> str:
     return f"{base.rstrip('/')}/{path}{mark}{query}"
 
 
+def parent_url(url: str) -> str:
+    """Return the URL of what `url` is directly below, keeping a query where `url` is not a plain path."""
+    base, mark, query = url.partition("?") if "://" in url else (url, "", "")
+    return f"{base.rstrip('/').rpartition('/')[0]}{mark}{query}"
+
+
 def checked_path(path: str) -> str:
     """Return `path`; ConfigError where it could leave the store."""
     if any(part in ("", ".", "..") for part in path.split("/")):

@@ -4,21 +4,24 @@ I7   no credit is made or lost: for every open channel, what the consumer has gr
      queued frames is what the producer holds, plus what is under way in either direction, in frames and in bytes.
      And no gate's buffers, counted frame by frame, outgrow its budget by more than a frame a channel.
 I10  a finished job leaves on storage its metadata, its attempts' claims, and at most `checkpoint.retained` complete
-     checkpoints with no file that their manifests do not name. (What a process wrote after it had been given up is
-     nobody's to clean: it is passed over.)
+     checkpoints, with the files that their manifests name, and no others. (What a process wrote after it had been given
+     up is nobody's to clean: it is passed over.)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rayflow.model.config import JobConfig
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, DataFrame
 from rayflow.runtime.task import Task
+from rayflow.state.storage import ObjectStore
 from rayflow.testing.network import Channel
+from rayflow.testing.storage import file_path
 
 if TYPE_CHECKING:
     from rayflow.testing.simulation import SimJob, Simulation
@@ -119,13 +122,26 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     # back the last manager may not know.
     published = {path for path in sim.storage.by_outsiders if path.endswith("/manifest.json")}
     excused = sim.storage.undeleted | {path.rpartition("/")[0] for path in sim.storage.damaged | published}
+    everything = files
     files = {d: names for d, names in files.items() if f"{store.url}/{job.id}/{d}" not in excused}
     complete = [directory for directory, names in files.items() if "manifest.json" in names]
     assert len(complete) <= retained, f"I10: {sorted(complete)} are kept where {retained} are retained"
+    named = _named(store, job.id, files)
+    damaged = {path.removeprefix(f"{store.url}/{job.id}/") for path in sim.storage.damaged}
+    missing = named - damaged - {f"{d}/{name}" for d, names in everything.items() for name in names}
+    assert not missing, f"I10: manifests name what is not there: {sorted(missing)}"
+    named |= _named(store, job.id, everything)
     for directory, names in sorted(files.items()):
-        assert "manifest.json" in names, (
-            f"I10: {directory} has no manifest, and is left on storage: {sorted(names)}"
-        )
-        manifest = json.loads(store.read(f"{job.id}/{directory}/manifest.json"))
-        extra = names - {"manifest.json"} - {file["path"] for file in manifest["files"]}
-        assert not extra, f"I10: {directory} has files that its manifest does not name: {sorted(extra)}"
+        extra = {f"{directory}/{name}" for name in names - {"manifest.json"}} - named
+        assert not extra, f"I10: no manifest names {sorted(extra)}"
+
+
+def _named(store: ObjectStore, job_id: str, directories: Mapping[str, set[str]]) -> set[str]:
+    """Return what the manifests in these directories name; of a torn one nothing."""
+    found: set[str] = set()
+    for directory, names in directories.items():
+        if "manifest.json" in names:
+            with suppress(ValueError):
+                files = json.loads(store.read(f"{job_id}/{directory}/manifest.json"))["files"]
+                found |= {file_path(directory, file) for file in files}
+    return found

@@ -10,8 +10,9 @@ object that is missing later: these are told as successes, and only checksums ca
 
 `SimStorage` is the observer of all of them: it sees each request that was applied, and checks (by number):
 
-  I5  when a manifest is published, every file that it names is there, as it says; no file of a published checkpoint
-      is deleted while its manifest is there; the newest announced checkpoint is never discarded.
+  I5  when a manifest is published, every file that it names is there, as it says, those of earlier checkpoints
+      included; no file of a published checkpoint is deleted while its manifest is there; the newest announced
+      checkpoint is never discarded, nor a file that it needs.
   I6  attempts are claimed in order, each once.
 """
 
@@ -105,6 +106,8 @@ class SimStorage:
         """Something is about to be deleted: an object, or all below a path."""
         full = _full(store, path).rstrip("/")
         directory, _, name = full.rpartition("/")
+        if needed := self._needed_below(store, path.rstrip("/")):
+            self.world.violated(f"I5: {needed}, which the newest checkpoint needs, is deleted with {full}")
         if name.startswith("chk-"):
             self._discarded.add(full)
         if name == MANIFEST:
@@ -115,13 +118,27 @@ class SimStorage:
             if there and f"{manifest}/{MANIFEST}" not in self.damaged:
                 self.world.violated(f"I5: {full} is deleted while the manifest of its checkpoint is there")
 
+    def _needed_below(self, store: ObjectStore, path: str) -> str | None:
+        """Return a file at or below `path` of an earlier checkpoint that the newest announced one needs."""
+        job, found, _ = path.partition("/chk-")
+        newest = self.announced.get(job.rpartition("/")[2])
+        if not found or newest is None or self.injector.corrupted:
+            return None
+        below = f"{job}/chk-{newest}"
+        try:
+            files = json.loads(store.read(f"{below}/{MANIFEST}"))["files"]
+        except MissingObject:
+            return None
+        shared = [file_path(below, file) for file in files if file.get("origin") is not None]
+        return next((name for name in shared if name == path or name.startswith(f"{path}/")), None)
+
     def _published(self, store: ObjectStore, path: str, directory: str, data: bytes) -> None:
         manifest = json.loads(data)
         self.published[directory] = manifest["attempt"]
         self.manifests[directory] = data
         below = path.rpartition("/")[0]
         for file in manifest["files"]:
-            name = f"{below}/{file['path']}"
+            name = file_path(below, file)
             if _full(store, name) in self.damaged:
                 continue
             try:
@@ -239,6 +256,13 @@ class SimStore:
     def _remove(self, path: str, remove: Callable[[str], None]) -> None:
         self._storage.deleting(self._inner, path)
         remove(path)
+
+
+def file_path(directory: str, file: Mapping[str, Any]) -> str:
+    """Return where a file lies that the manifest in `directory` names."""
+    origin = file.get("origin")
+    own = directory if origin is None else re.sub(r"chk-\d+$", f"chk-{origin}", directory)
+    return f"{own}/{file['path']}"
 
 
 def _full(store: ObjectStore, path: str) -> str:

@@ -15,7 +15,8 @@ from unittest.mock import patch
 from rayflow.model.config import JobConfig
 from rayflow.protocol.lifecycle import JobState
 from rayflow.state.files import operator_state
-from rayflow.state.manifest import list_checkpoints, read_manifest
+from rayflow.state.manifest import CheckpointFiles, list_checkpoints, read_manifest
+from rayflow.state.storage import open_store
 from rayflow.testing.faults import Faults, Strike, draw_faults
 from rayflow.testing.simulation import Outcome, Simulation
 from tests.simulation.external import EXTERNAL, External, Row, SimSource
@@ -207,10 +208,11 @@ class _Run:
         store = self.sim.store()
         directory = f"{job_id}/chk-{list_checkpoints(store, job_id)[-1]}"
         manifest = read_manifest(store, directory)
+        files = CheckpointFiles(f"{store.url}/{directory}", lambda url: open_store(url, {}))
         rows = [row for source in self.scenario.sources for part in source.rows() for row in part]
         want = Counter(row[0] for row in rows)
         for uid in sorted(NUMBERED & manifest.operators.keys()):
-            table = operator_state(store, directory, manifest, uid)["state"]
+            table = operator_state(files, manifest, uid)["state"]
             got = dict(zip(table.column("key").to_pylist(), table.column("n.value").to_pylist()))
             assert got == want, f"I3: the state of {uid} at the end is {got}, expected {dict(want)}"
 

@@ -36,6 +36,13 @@ from rayflow.protocol.coordinator import (
     Ticked,
     TriggerSources,
 )
+from rayflow.protocol.retention import (
+    CheckpointBegun,
+    CheckpointDiscarded,
+    CheckpointOver,
+    Retention,
+)
+from rayflow.protocol.retention import Event as RetentionEvent
 from rayflow.runtime.master.beginning import Beginning
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.events import iso_utc
@@ -57,7 +64,8 @@ _SWEEPS_AFTER_ABORT = 3
 
 @dataclass(slots=True)
 class Report:
-    """What is known of one checkpoint. `status` is pending, completed, failed or aborted."""
+    """What is known of one checkpoint. `status` is pending, completed, failed or aborted; `nbytes` what was written for
+    it, `state_bytes` what it consists of, files of earlier ones included."""
 
     id: CheckpointId
     path: str
@@ -71,6 +79,7 @@ class Report:
     acks: dict[SubtaskId, CheckpointAcked] = field(default_factory=dict)
     alignment_ms_max: float = 0
     nbytes: int = 0
+    state_bytes: int = 0
     acknowledged: int = 0
     in_flight_bytes: int = 0
 
@@ -78,7 +87,8 @@ class Report:
         """Add a subtask's ack."""
         self.acks[ack.subtask] = ack
         self.acknowledged = len(self.acks)
-        self.nbytes += sum(file.nbytes for file in ack.files)
+        self.nbytes += sum(file.nbytes for file in ack.files if file.origin is None)
+        self.state_bytes += sum(file.nbytes for file in ack.files)
         self.in_flight_bytes += sum(file.nbytes for file in ack.files if file.kind == "in-flight")
         self.alignment_ms_max = max(self.alignment_ms_max, ack.alignment_ms)
 
@@ -93,6 +103,7 @@ class Report:
             "alignment_ms_max": self.alignment_ms_max,
             "bytes": self.nbytes,
             "in_flight_bytes": self.in_flight_bytes,
+            "state_bytes": self.state_bytes,
             "acknowledged": self.acknowledged,
             "subtasks": self.subtasks,
             "failure": self.failure,
@@ -124,6 +135,9 @@ class Checkpoints:
         self._earlier = deque(earlier_reports, MAX_REPORTS)
         self._reports: dict[CheckpointId, Report] = {}
         self._publishing: set[CheckpointId] = set()
+        # What is deleted when, where checkpoints are built on each other's files.
+        self._retention = Retention()
+        self._shares = ctx.job.config.state_backend == "disk"
         # An upload of a checkpoint that was aborted may come in after its directory was deleted.
         self._sweeps_due = 0
         self.completed = 0
@@ -172,6 +186,12 @@ class Checkpoints:
 
     def acked(self, ack: CheckpointAcked) -> None:
         """A subtask's snapshot is durable."""
+        if not self._retention.may_build(ack.checkpoint_id, ack.builds_on, self.kept):
+            reason = f"it builds on checkpoint {ack.builds_on}, which is not kept any more"
+            self._handle(
+                SubtaskDeclined(ack.attempt, ack.checkpoint_id, ack.subtask, reason, self._ctx.now_ms)
+            )
+            return
         report = self._reports.get(ack.checkpoint_id)
         if report is not None and report.status == "pending" and ack.subtask not in report.acks:
             report.acked(ack)
@@ -261,6 +281,7 @@ class Checkpoints:
             final=command.final,
         )
         self._forget_old_reports()
+        self._retained(CheckpointBegun(checkpoint_id))
         kind = "final checkpoint" if command.final else "checkpoint"
         ctx.note("checkpoint_triggered", f"{kind} {checkpoint_id} triggered", checkpoint_id=checkpoint_id)
         aligned = command.final or command.savepoint
@@ -278,6 +299,7 @@ class Checkpoints:
 
     def _published(self, report: Report, announce: bool, error: BaseException | None) -> None:
         self._publishing.discard(report.id)
+        self._retained(CheckpointOver(report.id))
         if error is not None:
             self._handle(ManifestFailed(report.id, str(error), self._ctx.now_ms))
         elif not announce:
@@ -317,13 +339,15 @@ class Checkpoints:
             ctx.fleet.broadcast(CheckpointAborted(ctx.attempt, report.id))
         self._sweeps_due = _SWEEPS_AFTER_ABORT
         if report.id not in self._publishing:
+            self._retained(CheckpointOver(report.id))
             self._delete(report.id)
 
     def _sweep(self, completed: CheckpointId) -> None:
-        """Some subtask may have been at an upload for an older checkpoint, and have written on."""
-        if not self._sweeps_due:
+        """Some subtask may have been at an upload for an older checkpoint, and have written on; or of a checkpoint that
+        was discarded there may be files that nobody needs any more."""
+        if not self._sweeps_due and not self._shares:
             return
-        self._sweeps_due -= 1
+        self._sweeps_due = max(0, self._sweeps_due - 1)
         ctx, attempt, busy = self._ctx, self._ctx.attempt, frozenset(self._publishing)
         ctx.background.run(
             lambda: ctx.storage.sweep(attempt, completed, busy), self._tidied("old files"), critical=True
@@ -333,7 +357,14 @@ class Checkpoints:
         report = self._reports.get(checkpoint_id)
         if report is not None:
             report.retained = False
-        self._delete(checkpoint_id)
+        if self._shares:
+            self._retained(CheckpointDiscarded(checkpoint_id))
+        else:
+            self._delete(checkpoint_id)
+
+    def _retained(self, event: RetentionEvent) -> None:
+        for command in self._retention.handle(event):
+            self._delete(command.checkpoint_id)
 
     def _settle(self, report: Report, status: str, failure: str | None) -> None:
         report.status, report.failure, report.ended_ms = status, failure, self._ctx.now_ms

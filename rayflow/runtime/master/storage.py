@@ -7,6 +7,10 @@
 | `attempts/<n>.json` | once, by conditional create: who creates it owns attempt n; old ones are deleted (`claims`) |
 | `chk-<n>/manifest.json` | once, by conditional create: makes checkpoint n complete |
 
+Checkpoints may be built on files of earlier ones, which lie in the directories of these. So of a checkpoint that goes
+those files stay that the manifest of another one names (`_shared`), in a directory that is no checkpoint any more; they
+go when it is swept and nobody names them.
+
 Fencing of a master that was thought dead: it publishes a manifest, *then* looks whether a later attempt is claimed,
 and announces only if none is. Its successor claims first and *then* lists the manifests. So either the old one sees the
 claim and keeps silent, or the new one sees the manifest and restores from it; no effect is announced that
@@ -45,6 +49,7 @@ from rayflow.state.storage import (
     abort_uploads,
     clean_up_after_writers,
     join_url,
+    parent_url,
     storage_warning,
 )
 
@@ -69,13 +74,22 @@ class CheckpointListing:
 
 
 class JobStorage:
-    """The directory of one job."""
+    """The directory of one job. `shares`: its checkpoints may be built on each other's files."""
 
-    def __init__(self, open_store: OpenStore, url: str, options: Mapping[str, str], job_id: JobId) -> None:
+    def __init__(
+        self,
+        open_store: OpenStore,
+        url: str,
+        options: Mapping[str, str],
+        job_id: JobId,
+        *,
+        shares: bool = False,
+    ) -> None:
         self._open_store = open_store
         self._url = url
         self._options = options
         self._job_id = job_id
+        self._shares = shares
         self._opened: ObjectStore | None = None
         # Two masters' claims of one attempt must not look alike: each would think that it won.
         self._claimant = secrets.token_hex(8)
@@ -135,11 +149,18 @@ class JobStorage:
         return not self.is_superseded(attempt)
 
     def discard(self, checkpoint_id: CheckpointId, attempt: Attempt) -> None:
-        """Delete a checkpoint, the manifest first: what is half deleted is no checkpoint.
+        """Delete a checkpoint, the manifest first: what is half deleted is no checkpoint. Files that other checkpoints
+        are built on stay.
 
         Nothing is touched where a later attempt than `attempt` has written: a master that was thought dead may still
         tidy up what it began, while its successor uses the same number.
         """
+        others = [c for c in self.list_checkpoints().complete if c != checkpoint_id] if self._shares else []
+        self._discard(checkpoint_id, attempt, self._shared(others))
+
+    def _discard(
+        self, checkpoint_id: CheckpointId, attempt: Attempt, shared: Collection[tuple[int, str]]
+    ) -> None:
         directory = self.directory(checkpoint_id)
         paths = self._store.list(directory)
         if any(written_by(path) > attempt for path in paths):
@@ -147,14 +168,31 @@ class JobStorage:
         if f"{directory}/{MANIFEST}" in paths and self._published_by(checkpoint_id) > attempt:
             return
         self._store.delete(f"{directory}/{MANIFEST}")
-        self._store.delete_prefix(directory)
+        needed = {f"{directory}/{path}" for owner, path in shared if owner == checkpoint_id}
+        if not needed:
+            self._store.delete_prefix(directory)
+            return
+        for path in paths:
+            if path not in needed and path != f"{directory}/{MANIFEST}":
+                self._store.delete(path)
+
+    def _shared(self, checkpoints: Iterable[CheckpointId]) -> set[tuple[int, str]]:
+        """Return the files of other checkpoints that these need: number, path. One whose manifest is damaged can never
+        be restored, and needs nothing."""
+        found: set[tuple[int, str]] = set()
+        for checkpoint_id in checkpoints:
+            with suppress(CorruptCheckpointError):
+                found |= self.read_manifest(checkpoint_id).shared()
+        return found
 
     def sweep(self, attempt: Attempt, below: CheckpointId, busy: Collection[CheckpointId] = ()) -> None:
         """Delete what lies in directories below `below` that are no checkpoints: what came in late, for a checkpoint
         that was aborted or an attempt that was dead. Not of those that are `busy`."""
-        for checkpoint_id in self.list_checkpoints().incomplete:
+        listing = self.list_checkpoints()
+        shared = self._shared(listing.complete if self._shares else ())
+        for checkpoint_id in listing.incomplete:
             if checkpoint_id < below and checkpoint_id not in busy:
-                self.discard(checkpoint_id, attempt)
+                self._discard(checkpoint_id, attempt, shared)
 
         def given_up(path: str) -> bool:
             number = _number(path.removeprefix(f"{self._job_id}/"))
@@ -167,13 +205,15 @@ class JobStorage:
         (it may be needed to tell what happened), also `known`, which should be complete, if it is not."""
         newest = max(kept, default=None)
         listing = self.list_checkpoints()
-        for checkpoint_id in listing.incomplete:
+        old = [
+            c
+            for c in listing.complete
+            if newest in listing.complete and c < newest and c not in kept and not self._is_savepoint(c)
+        ]
+        shared = self._shared(set(listing.complete) - set(old) if self._shares else ())
+        for checkpoint_id in (*listing.incomplete, *old):
             if checkpoint_id != known:
-                self.discard(checkpoint_id, attempt)
-        for checkpoint_id in listing.complete:
-            old = newest in listing.complete and checkpoint_id < newest and checkpoint_id not in kept
-            if old and not self._is_savepoint(checkpoint_id):
-                self.discard(checkpoint_id, attempt)
+                self._discard(checkpoint_id, attempt, shared)
         clean_up_after_writers(self._store, str(self._job_id))
 
     def _published_by(self, checkpoint_id: CheckpointId) -> int:
@@ -211,9 +251,7 @@ class JobStorage:
     def newest_sibling(self, url: str) -> CheckpointId | None:
         """Return the newest complete checkpoint of the job whose checkpoint lies at `url`: by what is there, and by
         what that job noted. None where the directory above is no job's."""
-        path, _, query = url.partition("?")
-        parent = path.rstrip("/").rpartition("/")[0]
-        store = self._open_store(f"{parent}?{query}" if query else parent, self._options)
+        store = self._open_store(parent_url(url), self._options)
         complete = set(_listing(store.list("")).complete)
         with suppress(MissingObject):
             reports = json.loads(store.read("job.json")).get("checkpoints", ())

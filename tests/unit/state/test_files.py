@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rayflow.model.errors import ConfigError, CorruptCheckpointError
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.state.files import decode_table, encode_table, operator_state, read_part, sha256_hex
-from rayflow.state.manifest import Manifest, StateFile
+from rayflow.state.manifest import CheckpointFiles, Manifest, StateFile
 from rayflow.state.parts import KEY_GROUP_COLUMN
-from rayflow.state.storage import MemoryStore
+from rayflow.state.storage import MemoryStore, open_store
 
 TABLE = pa.table({KEY_GROUP_COLUMN: pa.array(np.arange(10), pa.int32()), "v": [str(i) for i in range(10)]})
 
@@ -42,6 +42,10 @@ def _put(
     return file
 
 
+def files_of(store: MemoryStore) -> CheckpointFiles:
+    return CheckpointFiles(f"{store.url}/chk-1", lambda url: open_store(url, {}))
+
+
 def test_a_table_comes_back_with_its_types() -> None:
     table = pa.table(
         {"t": pa.array([None, 1], pa.timestamp("us", "UTC")), "l": [[1.5], None], "e": [None, None]}
@@ -64,16 +68,16 @@ def test_any_changed_byte_is_found(at: int, flip: int) -> None:
 
 def test_keyed_rows_are_filtered_by_key_group_and_list_parts_are_not(store: MemoryStore) -> None:
     keyed, listed = _put(store, TABLE, 0), _put(store, TABLE, 1, "list")
-    assert read_part(store, "chk-1", keyed, KeyGroupRange(3, 5)).column("v").to_pylist() == ["3", "4"]
-    assert read_part(store, "chk-1", keyed).equals(TABLE)
-    assert read_part(store, "chk-1", listed, KeyGroupRange(3, 5)).equals(TABLE)
+    assert read_part(files_of(store), keyed, KeyGroupRange(3, 5)).column("v").to_pylist() == ["3", "4"]
+    assert read_part(files_of(store), keyed).equals(TABLE)
+    assert read_part(files_of(store), listed, KeyGroupRange(3, 5)).equals(TABLE)
 
 
 def test_a_missing_file_is_a_corrupt_checkpoint_that_names_it(store: MemoryStore) -> None:
     file = _put(store, TABLE, 0)
     store.delete("chk-1/keys-0.arrow")
     with pytest.raises(CorruptCheckpointError, match=r"chk-1/keys-0\.arrow is missing"):
-        read_part(store, "chk-1", file)
+        read_part(files_of(store), file)
 
 
 def test_an_operators_state_is_shown_by_part_over_all_subtasks(store: MemoryStore) -> None:
@@ -86,9 +90,9 @@ def test_an_operators_state_is_shown_by_part_over_all_subtasks(store: MemoryStor
         job_id="j", attempt=1, checkpoint_id=1, time_ms=0, max_parallelism=10,
         operators={"count": 2, "idle": 1}, files=files,
     )  # fmt: skip
-    state = operator_state(store, "chk-1", manifest, "count")
+    state = operator_state(files_of(store), manifest, "count")
     assert list(state) == ["keys", "log"]
     assert state["keys"].equals(TABLE)
-    assert operator_state(store, "chk-1", manifest, "idle") == {}
+    assert operator_state(files_of(store), manifest, "idle") == {}
     with pytest.raises(ConfigError, match="did you mean 'count'"):
-        operator_state(store, "chk-1", manifest, "counts")
+        operator_state(files_of(store), manifest, "counts")

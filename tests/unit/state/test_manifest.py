@@ -76,6 +76,12 @@ state_files = st.builds(
     rows=st.integers(0),
     key_groups=st.none() | st.tuples(st.integers(0), st.integers(0)),
 )
+chain_files = st.builds(
+    dataclasses.replace,
+    state_files,
+    link=st.integers(0, 20),
+    origin=st.none() | st.integers(1),
+)
 
 
 @settings(deadline=None, max_examples=50)
@@ -89,7 +95,7 @@ state_files = st.builds(
         max_parallelism=whole,
         kind=st.sampled_from(["checkpoint", "savepoint"]),
         operators=st.dictionaries(names, st.integers(1, 99), max_size=3),
-        files=st.lists(state_files, max_size=3).map(tuple),
+        files=st.lists(state_files | chain_files, max_size=3).map(tuple),
         sources=st.dictionaries(names, st.lists(split_states, max_size=3).map(tuple), max_size=3),
         watermarks=st.dictionaries(names, whole, max_size=3),
     )
@@ -120,7 +126,7 @@ def _edited(path: tuple[Any, ...], value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        (("format_version",), 2, "format_version is 2; this rayflow reads 1"),
+        (("format_version",), 3, "format_version is 3; this rayflow reads 1 to 2"),
         (("format_version",), ..., "not a manifest of rayflow"),
         (("job_id",), ..., "the manifest lacks 'job_id'"),
         (("attempt",), "2", "'attempt' is '2': not of the expected type"),

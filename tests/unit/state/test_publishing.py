@@ -9,7 +9,7 @@ import pytest
 
 from rayflow.model.errors import CorruptCheckpointError, StorageError
 from rayflow.state.files import encode_table, read_part, sha256_hex
-from rayflow.state.manifest import Manifest, StateFile, publish_manifest, read_manifest
+from rayflow.state.manifest import CheckpointFiles, Manifest, StateFile, publish_manifest, read_manifest
 from rayflow.state.publishing import create_surely, write_surely
 from rayflow.state.storage import MemoryStore, MissingObject, ObjectStore, open_store
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
@@ -109,7 +109,7 @@ def test_one_bad_read_does_not_make_a_checkpoint_corrupt() -> None:
     data = encode_table(pa.table({"v": [1, 2]}))
     store.write("chk-7/f", data)
     file = StateFile(
-        path="f",
+        path="chk-7/f",
         uid="u",
         part="p",
         kind="list",
@@ -119,10 +119,11 @@ def test_one_bad_read_does_not_make_a_checkpoint_corrupt() -> None:
         rows=2,
     )
     store.wrong = 1
-    assert read_part(store, "chk-7", file).num_rows == 2
+    files = CheckpointFiles("memory://once-wrong", lambda url: store)
+    assert read_part(files, file).num_rows == 2
     store.wrong = 2
     with pytest.raises(CorruptCheckpointError, match=rf"chk-7/f is corrupt.* says {len(data)} bytes with"):
-        read_part(store, "chk-7", file)
+        read_part(files, file)
 
 
 # ------------------------------------------------------------------------------------- through a real server

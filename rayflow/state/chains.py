@@ -1,0 +1,76 @@
+"""State that several checkpoints' files make up together: a base, and links, each what changed since the one before.
+
+The base (link 0) has all rows of its moment; a link has for each key that changed its row, or that it is gone
+(`GONE_COLUMN`). Tables say in their metadata how many columns are the key. Read newest first, a key's first row is the
+one that counts: so no more than one table is held at a time, and the keys of the links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from rayflow.model.errors import CorruptCheckpointError
+from rayflow.state.key_index import KeyIndex
+from rayflow.state.manifest import StateFile
+from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS
+
+
+def state_tables(
+    files: Iterable[StateFile], read: Callable[[StateFile], pa.Table]
+) -> Iterator[tuple[StateFile, pa.Table]]:
+    """Yield the rows that files hold, with a file that says of what: of a chain the rows that its files make up, a
+    table at a time. `read` gives the rows of a file; see `merged`."""
+    chains: dict[tuple[str, str, int], list[StateFile]] = {}
+    for file in files:
+        if file.link is None:
+            yield file, read(file)
+        else:
+            chains.setdefault((file.uid, file.part, file.subtask_index), []).append(file)
+    for chain in chains.values():
+        for table in merged(chain, read):
+            yield chain[0], table
+
+
+def merged(files: Sequence[StateFile], read: Callable[[StateFile], pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows that the files of one chain make up, a table at a time, each key once.
+
+    `read` gives the rows of a file, perhaps of some keys only. Raises what it raises, and CorruptCheckpointError where
+    links are missing."""
+    links = sorted({file.link or 0 for file in files})
+    if links != list(range(len(links))):
+        raise CorruptCheckpointError(f"the state of {files[0].uid!r} has links {links}: some are missing")
+    newest_first = sorted(files, key=lambda file: -(file.link or 0))
+    seen: KeyIndex | None = None
+    for file in newest_first:
+        table = read(file)
+        if len(links) == 1:
+            yield table
+            continue
+        seen = seen or KeyIndex(_keys(table).schema)
+        kept = _unseen(seen, table, is_base=not file.link)
+        yield kept.drop_columns([GONE_COLUMN]) if file.link else kept
+
+
+def _unseen(seen: KeyIndex, table: pa.Table, *, is_base: bool) -> pa.Table:
+    keys = _keys(table).combine_chunks()
+    rows = np.zeros(table.num_rows, np.bool_)
+    at = 0
+    for batch in keys.to_batches():
+        if is_base:
+            rows[at : at + batch.num_rows] = seen.find(batch) < 0
+        else:
+            rows[at + seen.insert(batch)[1]] = True
+        at += batch.num_rows
+    if not is_base:
+        rows &= ~table.column(GONE_COLUMN).to_numpy()
+    return table.filter(pa.array(rows))
+
+
+def _keys(table: pa.Table) -> pa.Table:
+    width = int((table.schema.metadata or {}).get(KEY_COLUMNS, 0))
+    if width == 0:
+        raise CorruptCheckpointError("a table of a chain does not say which columns are its key")
+    return table.select(list(range(width))).replace_schema_metadata(None)
