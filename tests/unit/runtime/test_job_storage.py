@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from rayflow.client.removing import remove
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.master.storage import JobStorage
 from rayflow.runtime.snapshots import written_by
-from rayflow.state.manifest import CheckpointKind, Manifest
+from rayflow.state.manifest import CheckpointKind, Manifest, StateFile
 from rayflow.state.storage import LocalStore, ObjectStore, open_store
 
 A1, A2 = Attempt(1), Attempt(2)
@@ -137,3 +138,81 @@ def test_uploads_in_parts_that_nobody_will_complete_are_aborted_and_others_are_n
     storage.sweep_all(A1, kept={CheckpointId(4)}, known=CheckpointId(4))
     assert [path for path, _ in uploads.unfinished("")] == [others]
     assert storage.list_checkpoints().complete == (4,)
+
+
+# ---------------------------------------------------------------- checkpoints that are built on each other's files
+
+
+@pytest.fixture
+def sharing(store: ObjectStore) -> JobStorage:
+    return JobStorage(open_store, store.url, {}, JobId("job"), shares=True)
+
+
+def build(storage: JobStorage, store: ObjectStore, number: int, on: dict[int, list[str]]) -> None:
+    """Publish a checkpoint of a file of its own, and of some of others."""
+    own = f"op-0-state-{number}-a1.arrow"
+    store.write(f"job/chk-{number}/{own}", b"state")
+    paths: list[tuple[int | None, str]] = [(origin, path) for origin, files in on.items() for path in files]
+    files = tuple(
+        StateFile(
+            path=path, uid="op", part="state", kind="keyed", subtask_index=0, nbytes=5, sha256="", rows=1,
+            link=link, origin=origin,
+        )
+        for link, (origin, path) in enumerate([*paths, (None, own)])
+    )  # fmt: skip
+    manifest = Manifest(
+        job_id="job", attempt=1, checkpoint_id=number, time_ms=0, max_parallelism=8, files=files
+    )
+    storage.publish(manifest, A1)
+
+
+def own(number: int) -> list[str]:
+    return [f"op-0-state-{number}-a1.arrow"]
+
+
+def test_files_that_others_are_built_on_outlive_their_checkpoint_and_go_with_the_last_of_these(
+    sharing: JobStorage, store: LocalStore
+) -> None:
+    build(sharing, store, 1, {})
+    store.write("job/chk-1/op-0-other-a1.arrow", b"not shared")
+    build(sharing, store, 2, {1: own(1)})
+    build(sharing, store, 3, {1: own(1), 2: own(2)})
+    sharing.discard(CheckpointId(1), A1)
+    assert store.list("job/chk-1") == [f"job/chk-1/{own(1)[0]}"]
+    sharing.discard(CheckpointId(2), A1)
+    assert store.list("job/chk-2") == [f"job/chk-2/{own(2)[0]}"]
+    # A new base: nobody needs those any more, once 3 is gone.
+    build(sharing, store, 4, {})
+    sharing.sweep(A1, CheckpointId(4))
+    assert folders(store) == ["chk-1", "chk-2", "chk-3", "chk-4"]
+    sharing.discard(CheckpointId(3), A1)
+    sharing.sweep(A1, CheckpointId(4))
+    assert folders(store) == ["chk-4"]
+
+
+def test_at_the_end_of_a_job_what_is_kept_keeps_what_it_is_built_on_and_no_more(
+    sharing: JobStorage, store: LocalStore
+) -> None:
+    build(sharing, store, 1, {})
+    build(sharing, store, 2, {1: own(1)})
+    build(sharing, store, 3, {1: own(1), 2: own(2)})
+    build(sharing, store, 4, {1: own(1)})
+    sharing.sweep_all(A1, [CheckpointId(4)], CheckpointId(4))
+    assert [
+        path.removeprefix("job/") for path in store.list("job") if not path.endswith("manifest.json")
+    ] == [
+        f"chk-1/{own(1)[0]}",
+        f"chk-4/{own(4)[0]}",
+    ]
+
+
+def test_removing_a_checkpoint_spares_what_others_are_built_on(
+    sharing: JobStorage, store: LocalStore, tmp_path: Path
+) -> None:
+    build(sharing, store, 1, {})
+    store.write("job/chk-1/op-0-other-a1.arrow", b"not shared")
+    build(sharing, store, 2, {1: own(1)})
+    assert remove(str(tmp_path / "job" / "chk-1"), {}) == 2
+    assert store.list("job/chk-1") == [f"job/chk-1/{own(1)[0]}"]
+    assert remove(str(tmp_path / "job" / "chk-2"), {}) == 2
+    assert folders(store) == ["chk-1"]

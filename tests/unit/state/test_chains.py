@@ -1,0 +1,69 @@
+"""A base and its links are the rows of now, whatever order the files come in."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayflow.model.errors import CorruptCheckpointError
+from rayflow.state.chains import state_tables
+from rayflow.state.manifest import StateFile
+from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS
+
+
+def table(rows: dict[int | None, int | None], *, is_base: bool) -> pa.Table:
+    columns: dict[str, Any] = {
+        "k": pa.array(list(rows), pa.int64()),
+        "v": pa.array(list(rows.values()), pa.int64()),
+    }
+    if not is_base:
+        columns[GONE_COLUMN] = pa.array([value is None for value in rows.values()], pa.bool_())
+    return pa.table(columns).replace_schema_metadata({KEY_COLUMNS: "1"})
+
+
+def file(path: str, link: int | None, part: str = "state") -> StateFile:
+    return StateFile(
+        path=path, uid="op", part=part, kind="keyed", subtask_index=0, nbytes=1, sha256="", rows=1, link=link
+    )
+
+
+KEYS = st.none() | st.integers(0, 6)
+BASE = st.dictionaries(KEYS, st.integers(0, 99))
+LINKS = st.lists(st.dictionaries(KEYS, st.none() | st.integers(0, 99)), max_size=4)
+
+
+@given(BASE, LINKS, st.randoms(use_true_random=False))
+def test_the_newest_row_of_a_key_counts(base: Any, links: list[Any], order: random.Random) -> None:
+    contents = {"base": table(base, is_base=True)}
+    files = [file("base", 0)]
+    expected = dict(base)
+    for number, link in enumerate(links, 1):
+        # Of several files each, and of keys that are told twice.
+        for piece in (0, 1):
+            contents[f"{number}-{piece}"] = table(link, is_base=False)
+            files.append(file(f"{number}-{piece}", number))
+        expected |= link
+    order.shuffle(files)
+    found: dict[Any, Any] = {}
+    for named, rows in state_tables(
+        [file("whole", None, "other"), *files], lambda f: contents.get(f.path, pa.table({}))
+    ):
+        if named.part == "state":
+            assert rows.schema.names == ["k", "v"]
+            got = dict(zip(rows["k"].to_pylist(), rows["v"].to_pylist()))
+            assert not got.keys() & found.keys()
+            assert len(got) == rows.num_rows
+            found |= got
+    assert found == {key: value for key, value in expected.items() if value is not None}
+
+
+def test_a_chain_without_one_of_its_links_is_corrupt() -> None:
+    whole = table({1: 1}, is_base=True)
+    for links in ([0, 2], [1]):
+        with pytest.raises(CorruptCheckpointError, match="some are missing"):
+            list(state_tables([file(str(link), link) for link in links], lambda f: whole))
