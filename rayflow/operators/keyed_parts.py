@@ -49,7 +49,7 @@ def restored_batches(
     for part in restored:
         if part.name != name:
             continue
-        for batch in part.table.to_batches(max_chunksize=_RESTORED_ROWS):
+        for batch in part.batches(_RESTORED_ROWS):
             if batch.num_rows == 0:
                 continue
             keys = pa.RecordBatch.from_arrays(batch.columns[:width], schema=key_schema)

@@ -14,6 +14,7 @@ from rayflow.model.ids import Attempt, ChannelId, SubtaskId
 from rayflow.operators.async_calls import AsyncCalls
 from rayflow.runtime.messages import CreditFrame, Frame, FromSubtask, ToSubtask
 from rayflow.state.disk.row_store import RowStore
+from rayflow.state.storage import ObjectStore
 
 
 class Clock(Protocol):
@@ -40,6 +41,10 @@ class Disk(Protocol):
 
     def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
         """Return an empty store below `folder` (None: wherever it likes) that uses no more memory than that."""
+
+    def spool(self, folder: str | None) -> ObjectStore:
+        """Return an empty store below `folder` for what is to be read once more soon; it goes when nobody refers to
+        it."""
 
     def ticks_ns(self) -> int:
         """A clock for durations, which are counted and nothing else."""

@@ -10,6 +10,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+
+import pyarrow as pa
 
 from rayflow.model.ids import Attempt, CheckpointId, SubtaskId
 from rayflow.protocol.increments import Increment
@@ -17,10 +20,10 @@ from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.runtime.in_flight import read_in_flight
 from rayflow.runtime.messages import RestoreInfo
 from rayflow.runtime.replay import RestoredState
-from rayflow.state.chains import state_tables
-from rayflow.state.files import encode_table, encode_tables, read_part, sha256_hex
+from rayflow.state.chains import chains, merged, state_tables
+from rayflow.state.files import encode_table, encode_tables, read_part, read_verified, sha256_hex
 from rayflow.state.manifest import CheckpointFiles, StateFile
-from rayflow.state.parts import RestoredPart, StatePart
+from rayflow.state.parts import RestoredPart, StatePart, StreamedPart
 from rayflow.state.publishing import write_surely
 from rayflow.state.storage import ObjectStore
 
@@ -86,16 +89,25 @@ def _encoded(part: StatePart, since: CheckpointId | None) -> Iterator[tuple[byte
 
 
 def restore(
-    open_store: OpenStore, options: Mapping[str, str], info: RestoreInfo, key_groups: KeyGroupRange
+    open_store: OpenStore,
+    options: Mapping[str, str],
+    info: RestoreInfo,
+    key_groups: KeyGroupRange,
+    spool: ObjectStore | None = None,
 ) -> RestoredState:
     """Read and verify the state files of one subtask; return its parts by operator uid, and what was in flight.
 
+    With a `spool` what may be larger than memory is copied there a file at a time, and read from it when it is wanted.
     Raises StorageError, or CorruptCheckpointError when a file does not match its checksum.
     """
     parts: dict[str, list[RestoredPart]] = defaultdict(list)
     checkpoint = CheckpointFiles(info.directory, lambda url: open_store(url, options))
     in_flight = [read_in_flight(checkpoint, file) for file in info.files if file.kind == "in-flight"]
     states = [file for file in info.files if file.kind != "in-flight"]
+    if spool is not None:
+        for uid, part in _spooled(checkpoint, states, key_groups, spool, info.checkpoint_id):
+            parts[uid].append(part)
+        states = [file for file in states if file.link is None]
     for file, table in state_tables(states, lambda file: read_part(checkpoint, file, key_groups)):
         parts[file.uid].append(
             RestoredPart(
@@ -107,6 +119,29 @@ def restore(
             )
         )
     return RestoredState(parts=dict(parts), in_flight=tuple(in_flight), rescaled=info.rescaled)
+
+
+def _spooled(
+    checkpoint: CheckpointFiles,
+    files: Sequence[StateFile],
+    key_groups: KeyGroupRange,
+    spool: ObjectStore,
+    checkpoint_id: int,
+) -> Iterator[tuple[str, RestoredPart]]:
+    """Copy the files of chains into `spool`, each verified; yield (operator uid, part)s that read them from there."""
+    copies = CheckpointFiles("", lambda url: spool)
+    for (uid, name, index), chain in chains(files).items():
+        schema: pa.Schema | None = None
+        copied = []
+        for number, file in enumerate(chain):
+            data = read_verified(checkpoint, file)
+            if not file.link:
+                schema = pa.ipc.open_file(pa.py_buffer(data)).schema
+            copy = replace(file, path=f"{_safe(uid)}-{name}-{index}-{number}", origin=None)
+            spool.write(copy.path, data)
+            copied.append(copy)
+        read = partial(merged, copied, lambda file: read_part(copies, file, key_groups))
+        yield uid, StreamedPart(name, chain[0].kind, index, checkpoint_id, schema, read)
 
 
 def written_by(path: str) -> int:

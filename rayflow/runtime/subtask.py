@@ -322,8 +322,14 @@ class SubtaskEngine:
             self._on_state_read(_StateRead(attempt, RestoredState(), None))
             return
         options, own = self._config.storage_options, own_key_groups(deploy)
+        on_disk, folder = self._config.state_backend == "disk", self._config.state_dir
+
+        def read() -> RestoredState:
+            spool = self._disk.spool(folder) if on_disk else None
+            return restore(self._open_store, options, info, own, spool)
+
         self._io.submit(
-            lambda: restore(self._open_store, options, info, own),
+            read,
             lambda state, error: self._mailed(_StateRead(attempt, state or RestoredState(), error)),
         )
 

@@ -23,15 +23,22 @@ def state_tables(
 ) -> Iterator[tuple[StateFile, pa.Table]]:
     """Yield the rows that files hold, with a file that says of what: of a chain the rows that its files make up, a
     table at a time. `read` gives the rows of a file; see `merged`."""
-    chains: dict[tuple[str, str, int], list[StateFile]] = {}
-    for file in files:
+    whole = list(files)
+    for file in whole:
         if file.link is None:
             yield file, read(file)
-        else:
-            chains.setdefault((file.uid, file.part, file.subtask_index), []).append(file)
-    for chain in chains.values():
+    for chain in chains(whole).values():
         for table in merged(chain, read):
             yield chain[0], table
+
+
+def chains(files: Iterable[StateFile]) -> dict[tuple[str, str, int], list[StateFile]]:
+    """Return the files that are in chains, by operator, state and the subtask that wrote them."""
+    found: dict[tuple[str, str, int], list[StateFile]] = {}
+    for file in files:
+        if file.link is not None:
+            found.setdefault((file.uid, file.part, file.subtask_index), []).append(file)
+    return found
 
 
 def merged(files: Sequence[StateFile], read: Callable[[StateFile], pa.Table]) -> Iterator[pa.Table]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,8 @@ from rayflow.state.manifest import CheckpointFiles, Manifest, StateFile
 from rayflow.state.parts import KEY_GROUP_COLUMN
 from rayflow.state.publishing import read_checked
 from rayflow.state.storage import MissingObject
+
+T = TypeVar("T")
 
 _FILE_BYTES = 8 << 20
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -61,16 +64,39 @@ def decode_table(
     data: bytes, expected_sha256: str, origin: str = "a state file", expected_nbytes: int | None = None
 ) -> pa.Table:
     """Return the table in `data`; CorruptCheckpointError, naming `origin`, where the checksum differs."""
+    _verify(data, expected_sha256, origin, expected_nbytes)
+    try:
+        return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    except pa.ArrowInvalid as error:
+        raise CorruptCheckpointError(f"{origin} is not an Arrow IPC file: {error}") from None
+
+
+def _verify(data: bytes, expected_sha256: str, origin: str, expected_nbytes: int | None) -> bytes:
     actual = sha256_hex(data)
     if actual != expected_sha256:
         raise CorruptCheckpointError(
             f"{origin} is corrupt: its {len(data)} bytes have SHA-256 {actual}, the manifest says "
             f"{'' if expected_nbytes is None else f'{expected_nbytes} bytes with '}{expected_sha256}"
         )
+    return data
+
+
+def read_verified(checkpoint: CheckpointFiles, file: StateFile) -> bytes:
+    """Return a file's contents. Raises CorruptCheckpointError where it is missing or does not match its checksum."""
+    return _read(checkpoint, file, _verify)
+
+
+def _read(checkpoint: CheckpointFiles, file: StateFile, check: Callable[..., T]) -> T:
+    store, path = checkpoint.locate(file)
+    origin = f"{store.url}/{path}"
     try:
-        return pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    except pa.ArrowInvalid as error:
-        raise CorruptCheckpointError(f"{origin} is not an Arrow IPC file: {error}") from None
+        return read_checked(
+            lambda: store.read(path), lambda data: check(data, file.sha256, origin, file.nbytes)
+        )
+    except MissingObject:
+        raise CorruptCheckpointError(
+            f"{origin} is missing, although the manifest names it ({file.nbytes} bytes)"
+        ) from None
 
 
 def read_part(
@@ -80,16 +106,7 @@ def read_part(
 
     Raises CorruptCheckpointError where the file is missing or does not match its checksum.
     """
-    store, path = checkpoint.locate(file)
-    origin = f"{store.url}/{path}"
-    try:
-        table = read_checked(
-            lambda: store.read(path), lambda data: decode_table(data, file.sha256, origin, file.nbytes)
-        )
-    except MissingObject:
-        raise CorruptCheckpointError(
-            f"{origin} is missing, although the manifest names it ({file.nbytes} bytes)"
-        ) from None
+    table = _read(checkpoint, file, decode_table)
     if key_groups is None or file.kind != "keyed":
         return table
     column = table.column(KEY_GROUP_COLUMN)

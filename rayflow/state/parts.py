@@ -64,3 +64,40 @@ class RestoredPart:
     def schema(self) -> pa.Schema:
         """The columns of the table."""
         return self.table.schema
+
+    def batches(self, max_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows, at most so many at a time."""
+        yield from self.table.to_batches(max_chunksize=max_rows)
+
+
+class StreamedPart(RestoredPart):
+    """A part that is too large to be held at once: `read` yields its tables again each time it is called. Has no
+    `table`."""
+
+    _schema: pa.Schema
+    _read: Callable[[], Iterator[pa.Table]]
+
+    def __init__(
+        self,
+        name: str,
+        kind: PartKind,
+        writer_index: int,
+        checkpoint_id: int,
+        schema: pa.Schema,
+        read: Callable[[], Iterator[pa.Table]],
+    ) -> None:
+        super().__init__(
+            name=name, kind=kind, table=None, writer_index=writer_index, checkpoint_id=checkpoint_id
+        )
+        object.__setattr__(self, "_schema", schema)
+        object.__setattr__(self, "_read", read)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """See `RestoredPart`."""
+        return self._schema
+
+    def batches(self, max_rows: int) -> Iterator[pa.RecordBatch]:
+        """See `RestoredPart`."""
+        for table in self._read():
+            yield from table.to_batches(max_chunksize=max_rows)

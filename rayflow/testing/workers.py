@@ -9,6 +9,7 @@ commits what it can.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from rayflow.runtime.messages import Cancel, CheckpointCompleted, Deploy, Deploy
 from rayflow.runtime.ports import WorkerEvents
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.state.disk.row_store import MemoryRows, RowStore
+from rayflow.state.storage import MemoryStore, ObjectStore
 from rayflow.testing.network import SimTransport
 from rayflow.testing.restoring import check_deploy, check_deployed
 from rayflow.testing.world import Process
@@ -123,9 +125,19 @@ class SimWorker:
 class SimDisk:
     """`Disk` of one simulated worker: gone with its process."""
 
+    def __init__(self) -> None:
+        self._spools = 0
+
     def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
         """See `Disk`."""
         return MemoryRows()
+
+    def spool(self, folder: str | None) -> ObjectStore:
+        """See `Disk`."""
+        self._spools += 1
+        store = MemoryStore(f"memory://spool-{id(self)}-{self._spools}")
+        weakref.finalize(store, MemoryStore(store.url).delete_prefix, "")
+        return store
 
     def ticks_ns(self) -> int:
         """See `Disk`. Nothing takes time."""

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from pathlib import Path
 from rayflow.model.errors import ConfigError
 from rayflow.state.disk.rocks import RocksRows
 from rayflow.state.disk.row_store import RowStore
+from rayflow.state.storage import LocalStore, ObjectStore
 
 _LOCK = "lock"
 
@@ -39,13 +41,23 @@ class Scratch:
 
     def open_rows(self, name: str, memory_bytes: int) -> RowStore:
         """Open an empty store; `name` is for people who look there. ConfigError where the folder cannot be used."""
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)[:80]
+        return RocksRows(self._new(safe), memory_bytes)
+
+    def spool(self) -> LocalStore:
+        """Return an empty object store, removed when nobody refers to it."""
+        folder = self._new("restored")
+        folder.mkdir()
+        store = LocalStore(folder)
+        weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+        return store
+
+    def _new(self, name: str) -> Path:
         with self._guard:
             if self._lock is None or self._owner != os.getpid():
                 self._begin()
             self._count += 1
-            number = self._count
-        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)[:80]
-        return RocksRows(self.path / f"{safe}-{number}", memory_bytes)
+            return self.path / f"{name}-{self._count}"
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
@@ -122,6 +134,10 @@ class LocalDisk:
     def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
         """Open an empty store in this process's scratch below `folder`."""
         return scratch_of(folder).open_rows(name, memory_bytes)
+
+    def spool(self, folder: str | None) -> ObjectStore:
+        """Return an empty object store there."""
+        return scratch_of(folder).spool()
 
     def ticks_ns(self) -> int:
         """Nanoseconds of a clock that only goes forward."""
