@@ -100,10 +100,9 @@ def test_it_is_restored_at_another_parallelism(lab: Any, ended: Path, tmp_path: 
     env = job(tmp_path, rate=None)
     env.parallelism = 3
     before_the_end = min(number for number, manifest in manifests(ended).items() if manifest.shared())
-    result = lab.finish(
-        env, restore_from=directory(ended) / f"chk-{before_the_end}", allow_duplicates=True, batch__rows=500
-    )
-    assert result.metrics["operators"]["count"]["rows_in"] < ROWS - KEYS
+    checkpoint = directory(ended) / f"chk-{before_the_end}"
+    result = lab.finish(env, restore_from=checkpoint, allow_duplicates=True, batch__rows=500)
+    assert 0 < result.metrics["operators"]["count"]["rows_in"] < ROWS
     final = {row["k"]: row["n"] for row in lab.read(tmp_path / "out").to_pylist()}
     again, rest = divmod(ROWS - KEYS, HOT)
     assert final
