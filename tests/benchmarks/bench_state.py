@@ -1,7 +1,7 @@
 """What state on disk costs beside state in memory: where it fits its share of memory, and where it is ten times that.
 
-Run: `python tests/benchmarks/bench_state.py [--rounds 3] [--json]`. One subtask's operator without an engine, batches of
-16,384 rows. `hot`: keys drawn from few, which fit the budget; `ten times`: drawn evenly from so many that a tenth of
+Run: `python tests/benchmarks/bench_state.py [--rounds 3] [--json]`. One subtask's operator, without an engine, batches
+of 16,384 rows. `hot`: keys drawn from few, which fit the budget; `ten times`: drawn evenly from so many that a tenth of
 them fits. Processor time of the whole process, RocksDB's threads included; medians of rounds taken in turns.
 """
 
