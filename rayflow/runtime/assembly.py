@@ -192,6 +192,7 @@ class Assembly:
             self._config.managed_bytes // sharing,
             self._disk.ticks_ns,
             metrics,
+            self._disk.give_back,
         )
 
     def _catch_up(self, chain: Chain, restored: RestoredState) -> CatchUp:

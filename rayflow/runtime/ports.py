@@ -46,6 +46,9 @@ class Disk(Protocol):
         """Return an empty store below `folder` for what is to be read once more soon; it goes when nobody refers to
         it."""
 
+    def give_back(self) -> None:
+        """Return to the system what memory the process holds and does not use."""
+
     def ticks_ns(self) -> int:
         """A clock for durations, which are counted and nothing else."""
 

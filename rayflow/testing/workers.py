@@ -139,6 +139,9 @@ class SimDisk:
         weakref.finalize(store, MemoryStore(store.url).delete_prefix, "")
         return store
 
+    def give_back(self) -> None:
+        """See `Disk`."""
+
     def ticks_ns(self) -> int:
         """See `Disk`. Nothing takes time."""
         return 0

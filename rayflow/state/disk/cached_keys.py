@@ -108,20 +108,24 @@ class DiskShare:
     """What an operator gets of the disk backend: a way to its store, and how much memory it may use in all.
 
     Of the memory, half is for columns by slot and the key index, a quarter for the store itself, and a quarter for
-    rows on their way between the two. `ticks_ns` is a clock for durations.
+    rows on their way between the two. `ticks_ns` is a clock for durations,
+    `give_back` is called when much was freed.
     """
 
     open_rows: Callable[[int], RowStore]
     memory_bytes: int
     ticks_ns: Callable[[], int]
     metrics: MetricGroup
+    give_back: Callable[[], None] = lambda: None
 
     def keys(self, schema: pa.Schema, rows: SlotRows) -> CachedKeys:
         """Return an empty index of keys of `schema` whose rows are `rows`. Raises TypeError where they cannot lie on
         disk."""
         RowCodec(rows.schema)
         store = self.open_rows(self.memory_bytes // 4)
-        return CachedKeys(schema, rows, store, self.memory_bytes // 2, self.ticks_ns, self.metrics)
+        return CachedKeys(
+            schema, rows, store, self.memory_bytes // 2, self.ticks_ns, self.metrics, self.give_back
+        )
 
 
 class CachedKeys(KeyIndex):
@@ -135,6 +139,7 @@ class CachedKeys(KeyIndex):
         budget_bytes: int,
         ticks_ns: Callable[[], int],
         metrics: MetricGroup,
+        give_back: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(schema)
         self._rows = rows
@@ -156,6 +161,7 @@ class CachedKeys(KeyIndex):
         self._next_due: list[int | None] = [None] * rows.kinds_of_due
         self._ticks_ns = ticks_ns
         self._metrics = metrics
+        self._give_back = give_back
 
     @property
     def nbytes(self) -> int:
@@ -281,6 +287,8 @@ class CachedKeys(KeyIndex):
         self._stored[cold] = False
         super().remove(cold)
         self._absent += len(cold)
+        # Allocators keep what is freed here, which is most of what the budget is for.
+        self._give_back()
         self._metrics.counter("state_evicted_keys").inc(len(cold))
         self._metrics.counter("state_evict_ns").inc(self._ticks_ns() - began_ns)
         self.measure()

@@ -8,6 +8,7 @@ were killed. Process ids alone would not tell: they are used again.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import fcntl
 import os
 import secrets
@@ -16,9 +17,11 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pyarrow as pa
 
 from rayflow.model.errors import ConfigError
 from rayflow.state.disk.rocks import RocksRows
@@ -26,6 +29,8 @@ from rayflow.state.disk.row_store import RowStore
 from rayflow.state.storage import LocalStore, ObjectStore
 
 _LOCK = "lock"
+# glibc's; others do without.
+_trim: Callable[[int], object] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
 
 
 class Scratch:
@@ -138,6 +143,11 @@ class LocalDisk:
     def spool(self, folder: str | None) -> ObjectStore:
         """Return an empty object store there."""
         return scratch_of(folder).spool()
+
+    def give_back(self) -> None:
+        """Return to the system what Arrow's pool and malloc hold and do not use."""
+        pa.default_memory_pool().release_unused()
+        _trim(0)
 
     def ticks_ns(self) -> int:
         """Nanoseconds of a clock that only goes forward."""
