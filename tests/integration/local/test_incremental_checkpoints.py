@@ -119,9 +119,8 @@ def test_a_damaged_file_of_an_earlier_checkpoint_is_found_before_anything_runs(
     data = path.read_bytes()
     path.write_bytes(data[:-9])
     try:
-        error = lab.fail(
-            job(tmp_path, rate=None), restore_from=directory(ended) / f"chk-{newest.checkpoint_id}"
-        )
+        checkpoint = directory(ended) / f"chk-{newest.checkpoint_id}"
+        error = lab.fail(job(tmp_path, rate=None), restore_from=checkpoint, allow_duplicates=True)
         assert f"chk-{file.origin}/{file.path} is corrupt" in str(error)
         assert not (tmp_path / "out").exists() or not lab.files(tmp_path / "out")
     finally:
