@@ -9,7 +9,7 @@ The only package, with those above it, that imports ray.
 | `ray_pool`, `launcher`, `spares`, `placement` | a job's workers: started, taken over, kept ready, spread |
 | `flight`, `flight_input`, `flight_output`, `frame_codec` | the data plane |
 | `output_capture`, `output_log` | what the processes print and log |
-| `last_words` | what is known of a process that ended inside a user's function |
+| `last_words`, `memory_watch` | what is known of a process that ended inside a user's function; its memory, watched |
 | `object_store`, `holder_group`, `object_holder`, `holder_calls` | `rayobj://`: objects kept by groups of actors |
 | `fault_agent` | faults on purpose, on the node where they happen |
 | `specs`, `code_path` | what actors are started with; where user code is imported from |

@@ -243,7 +243,6 @@ class JobManagerActor:
             reset_timeout_s=config.restart_reset_timeout_ms / 1000,
             heartbeat_interval_s=config.heartbeat_interval_ms / 1000,
             heartbeat_timeout_s=self._timeout_s,
-            memory_bytes=config.memory_process_bytes,
         )
 
     def _claim(self) -> int:

@@ -45,7 +45,6 @@ class WorkerSpec:
     reset_timeout_s: float
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
-    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

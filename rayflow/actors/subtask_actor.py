@@ -15,9 +15,11 @@ is sent before each report, so that by the time the manager knows of an end it h
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -29,16 +31,18 @@ from ray.exceptions import RayError
 
 from rayflow.actors.code_path import use_code_paths
 from rayflow.actors.flight import FlightTransport
-from rayflow.actors.last_words import own_stderr, tell_exits, watch_memory
+from rayflow.actors.last_words import own_stderr, tell_exits
 from rayflow.actors.lease import Lease, watch
+from rayflow.actors.memory_watch import MemoryWatch
 from rayflow.actors.object_store import open_any_store
 from rayflow.actors.output_capture import OutputBuffer, capture_output
 from rayflow.actors.specs import Located, WorkerSpec
 from rayflow.actors.warm_up import warm_up
 from rayflow.model.ids import SubtaskId
-from rayflow.runtime.at_work import AtWork
+from rayflow.runtime.at_work import AtWork, operator_at_work
 from rayflow.runtime.clock import SystemClock
 from rayflow.runtime.io_pool import ThreadIoPool
+from rayflow.runtime.memory import why_it_ends
 from rayflow.runtime.messages import (
     Cancel,
     Deploy,
@@ -47,6 +51,7 @@ from rayflow.runtime.messages import (
     TaskFailed,
     ToSubtask,
 )
+from rayflow.runtime.process_memory import GarbageMeter, resident_bytes, settle_garbage
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.runtime.task_thread import TaskThread
 
@@ -68,6 +73,8 @@ class SubtaskActor:
         use_code_paths(spec.code_paths)
         self._link = _ManagerLink(manager, self._output)
         self._inbox: SimpleQueue[ToSubtask | bytes | tuple[Deploy, bytes]] = SimpleQueue()
+        self._garbage = GarbageMeter()
+        self._settled = False
         self._clock = SystemClock()
         self._node_id = ray.get_runtime_context().get_node_id()
         self._subtask: SubtaskId | None = None
@@ -105,10 +112,19 @@ class SubtaskActor:
                 open_store=open_any_store,
                 wake=self._thread.wake,
                 host_statistics=self._host_statistics,
+                collect_garbage=gc.collect,
             )
             self._thread.start(self._engine)
             tell_exits(self._tell_end)
-            watch_memory(_rss_bytes, self._spec.memory_bytes, lambda: self._thread.ident, self._end)
+            engine = self._engine
+            watch = MemoryWatch(
+                lambda: engine.memory_limit,
+                lambda: engine.is_running,
+                engine.memory_pressed,
+                self._end_for_memory,
+            )
+            if not watch.start():
+                _log.warning("this platform does not say what a process takes: its memory is not watched")
         return self._located() if self.ping(tenure) else None
 
     def adopt(self, tenure: int, manager: Any) -> Located | None:
@@ -173,7 +189,12 @@ class SubtaskActor:
 
     def _host_statistics(self) -> dict[str, Any]:
         ratios = self._thread.account.ratios(time.monotonic())
-        return {**ratios, "pid": os.getpid(), "rss_bytes": _rss_bytes()}
+        return {
+            **ratios,
+            **self._garbage.statistics(),
+            "pid": os.getpid(),
+            "rss_bytes": resident_bytes(),
+        }
 
     def _load_all(self) -> None:
         while True:
@@ -191,6 +212,14 @@ class SubtaskActor:
         except Exception:
             # The deployment will meet the same, and report it.
             _log.warning("the job's code cannot be loaded ahead of need", exc_info=True)
+            return
+        self._settle()
+
+    def _settle(self) -> None:
+        """Everything is loaded that will be, for the first time."""
+        if not self._settled:
+            self._settled = True
+            settle_garbage()
 
     def _load(self, deploy: Deploy, graph: bytes) -> None:
         try:
@@ -204,6 +233,7 @@ class SubtaskActor:
                 TaskFailed(subtask=deploy.subtask, attempt=deploy.attempt, cause=cause, retryable=False)
             )
             return
+        self._settle()
         self._running().post(deploy)
 
     def _send_output(self) -> None:
@@ -212,17 +242,27 @@ class SubtaskActor:
             self._link.send_output()
 
     def _on_crash(self, error: BaseException) -> None:
-        self._tell(f"the engine crashed: {type(error).__name__}: {error}", None)
+        self._tell(f"the engine crashed: {type(error).__name__}: {error}")
         os._exit(_CRASHED)
 
-    def _end(self, at_work: AtWork, why: str) -> None:
-        self._tell_end(at_work, why)
+    def _end_for_memory(self, used_bytes: int, limit_bytes: int, node: bool) -> None:
+        engine = self._running()
+        use = engine.memory_use()
+        why = why_it_ends(used_bytes, limit_bytes, use)
+        if node:
+            why = f"the node's memory is running out, and {why}"
+        found = operator_at_work(sys._current_frames().get(self._thread.ident or 0))
+        if found is None or use.state_total > used_bytes // 2:
+            found = AtWork(use.state[0][0] if use.state else str(self._subtask), None)
+        # Numbers differ from one time to the next; the fault is the same.
+        self._tell(f"operator {found.operator!r} failed: {why}", found, f"{found.operator}: memory.process")
         os._exit(_CRASHED)
 
     def _tell_end(self, at_work: AtWork, why: str) -> None:
-        self._tell(f"operator {at_work.operator!r} failed: {why}", at_work)
+        cause = f"operator {at_work.operator!r} failed: {why}"
+        self._tell(cause, at_work, cause)
 
-    def _tell(self, cause: str, at_work: AtWork | None) -> None:
+    def _tell(self, cause: str, at_work: AtWork | None = None, fault: str | None = None) -> None:
         """Report that this process is about to end, and wait until that is told."""
         assert self._subtask is not None, "only a subtask has anything to tell"
         self._link.tell(
@@ -232,7 +272,7 @@ class SubtaskActor:
                 cause=cause,
                 operator=None if at_work is None else at_work.operator,
                 location=None if at_work is None else at_work.location,
-                fault=None if at_work is None else cause,
+                fault=fault,
                 process_ends=True,
             )
         )
@@ -270,8 +310,3 @@ class _ManagerLink:
         with self._lock:
             if lines := self._output.take():
                 self._manager.report.remote(None, lines)
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -44,6 +44,17 @@ def nbytes(batch: pa.RecordBatch) -> int:
     return size
 
 
+def row_bytes(schema: pa.Schema) -> float | None:
+    """Return the bytes that every row of `schema` takes, None where that differs from row to row."""
+    bits = 0
+    for field in schema:
+        try:
+            bits += field.type.bit_width + field.nullable
+        except ValueError:  # of no fixed width
+            return None
+    return bits / 8
+
+
 def slice_rows(
     batch: pa.RecordBatch, *, max_rows: int | None = None, limit_bytes: int | None = None
 ) -> list[pa.RecordBatch]:

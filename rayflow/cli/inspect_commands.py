@@ -87,6 +87,11 @@ def metrics_command(job: str, address: str | None, as_json: bool) -> None:
         [_metrics_row(uid, values) for uid, values in metrics["operators"].items()],
     )
     _echo_skew(metrics.get("skew", {}))
+    click.echo("\nmemory, and what the collector of cyclic garbage takes")
+    echo_table(
+        ("operator", "index", "process MiB", "state MiB", "collections", "paused ms", "longest ms"),
+        [_memory_row(subtask) for subtask in metrics["subtasks"]],
+    )
 
 
 @_job_command("cancel")
@@ -273,6 +278,18 @@ def _skew_row(uid: str, skew: dict[str, Any]) -> tuple[Any, ...]:
 def _metrics_row(uid: str, values: dict[str, Any]) -> tuple[Any, ...]:
     others = [f"{name} {cell_text(v)}" for name, v in sorted(values.items()) if name not in _OWN_COLUMN]
     return uid, values.get("rows_in"), values.get("watermark"), ", ".join(others) or None
+
+
+def _memory_row(subtask: dict[str, Any]) -> tuple[Any, ...]:
+    # Jobs that ended under an earlier version have not stored all of it.
+    resident = subtask.get("rss_bytes")
+    return (
+        subtask["operator"],
+        subtask["index"],
+        None if resident is None else resident >> 20,
+        round(subtask.get("state_bytes", 0) / (1 << 20), 2),
+        *(subtask.get(key) for key in ("gc_collections", "gc_ms", "gc_longest_ms")),
+    )
 
 
 def _subtask_row(subtask: dict[str, Any]) -> tuple[Any, ...]:

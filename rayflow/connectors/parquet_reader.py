@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from rayflow.model.errors import DataError
 from rayflow.operators.contracts import SplitReader
 
+_DECODED_ROWS = 65_536
+_DECODED_BYTES = 16 << 20
 _NANOS = {"milliseconds": 1_000_000, "microseconds": 1_000, "nanoseconds": 1}
 
 
@@ -59,8 +61,9 @@ class ParquetReader(SplitReader):
 
     def _next(self, max_rows: int) -> pa.RecordBatch | None:
         if self._batches is None:
+            # Decoded in large pieces, however few rows are wanted at first, but not in huge ones.
             self._batches = self._file.iter_batches(
-                batch_size=max_rows, row_groups=[self._group], columns=self._schema.names
+                batch_size=self._decoded_rows(max_rows), row_groups=[self._group], columns=self._schema.names
             )
         while self._rest is None or self._rest.num_rows == 0:
             self._rest = next(self._batches, None)
@@ -71,6 +74,11 @@ class ParquetReader(SplitReader):
         batch, self._rest = self._rest.slice(0, max_rows), self._rest.slice(max_rows)
         self._rows += batch.num_rows
         return batch
+
+    def _decoded_rows(self, max_rows: int) -> int:
+        group = self._file.metadata.row_group(self._group)
+        row_bytes = group.total_byte_size / max(1, group.num_rows)
+        return max(1, min(max(max_rows, _DECODED_ROWS), int(_DECODED_BYTES / max(row_bytes, 1))))
 
     def _fit(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if batch.schema.equals(self._schema):

@@ -36,6 +36,7 @@ from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.key_groups import KeyGroupRange
 from rayflow.state.disk.cached_keys import DiskShare
+from rayflow.state.measuring import held_bytes
 from rayflow.state.parts import RestoredPart, StatePart
 
 
@@ -159,6 +160,14 @@ class Operator(ABC):
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return the state as of now. Must be quick: slow work belongs into `StatePart.build`."""
         return ()
+
+    def state_bytes(self) -> int:
+        """Return about how much memory the state takes. Called every few seconds, of operators that override
+        `snapshot`."""
+        return held_bytes(value for name, value in vars(self).items() if name not in ("ctx", "out"))
+
+    def release_memory(self) -> None:
+        """The process is near its limit: emit or write now what is buffered for efficiency only. May emit."""
 
     def notify_complete(self, permit: CommitPermit) -> None:
         """Checkpoint `permit.checkpoint_id` is complete: effects prepared up to it may be published."""

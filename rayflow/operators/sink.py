@@ -88,6 +88,11 @@ class SinkOperator(Operator):
         if due is not None and due <= now_ms:
             self._sink.flush(now_ms)
 
+    def release_memory(self) -> None:
+        """Have a sink that flushes by time do so now."""
+        if self._sink.next_flush_ms() is not None:
+            self._sink.flush(self.ctx.now_ms())
+
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Stage what was written, and return all transactions not yet committed."""
         number = CheckpointId(checkpoint_id)

@@ -15,6 +15,7 @@ dropped and counted, and the event's docstring says so.
 |---|---|
 | `key_groups` | which subtask owns which keys |
 | `credit` | how much each producer may send: bounded memory, no channel starved |
+| `network_budget` | what the network share is spent on, so that all that waits stays within it |
 | `alignment` | when a task may snapshot, aligned or not, and what it records |
 | `departures` | when barriers that are stuck at outputs overtake |
 | `split_watermarks`, `watermark_merging` | how far event time has come: at a source, and where channels meet |
@@ -29,5 +30,6 @@ dropped and counted, and the event's docstring says so.
 | `failover` | whether and when a failed attempt is followed by another |
 | `batching` | when rows are written to a system outside, and what follows a failure |
 | `rate`, `pace` | static rate limits; how many rows a task takes at a time |
+| `memory_pressure` | when a process sheds buffers, and when it ends for its size |
 | `unhandled` | the end of an exhaustive `match` |
 """

@@ -3,7 +3,8 @@
 Theory of operation (after Flink's network stack, with bytes beside batches). An input gate has a budget of
 bytes for all its channels. `CreditReceiver` spends it as credits, `CreditSender` at the other end of a
 channel keeps the balance and stops that channel alone when it is used up. Half of the budget is *exclusive*:
-an equal share per channel, always coming back to it, so that no channel can starve. The other half *floats*:
+an equal share per channel, always coming back to it, so that no channel can starve; less where the producer, in whose
+memory lies what is under way, can give the channel less (`protocol.network_budget`). The rest *floats*:
 it extends the queue of channels whose producers report a backlog. Batches are counted beside bytes, in the
 same way, so that many small frames are bounded too.
 
@@ -20,11 +21,14 @@ Grants are held back until they are worth a message, except when the sender may 
 zero only when its unspent credit (credits and frames under way included) is: so either it can send, or the
 receiver holds frames of it whose consumption leads to a grant.
 
+When memory is short nothing floats (`FloatingStopped`) until there is room again: what was granted stays granted, and
+comes back as it is consumed.
+
 Invariants (bytes and batches alike, where not said otherwise):
 
 1. Frames arrive only on credit: unspent batches ≥ 1 and bytes > 0 before each. Batches never go below zero.
 2. Unspent credit of a channel ≤ its exclusive share.
-3. The sum over channels of what they use above their shares ≤ the floating half. Hence what all use together
+3. The sum over channels of what they use above their shares ≤ the floating part. Hence what all use together
    ≤ budget, and memory ≤ budget + one frame a channel (I7).
 4. A channel without queued frames uses nothing that floats.
 5. A channel without queued frames has unspent batches ≥ 1 and bytes > 0: its sender can go on (I8).
@@ -33,15 +37,13 @@ Invariants (bytes and batches alike, where not said otherwise):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import ChannelId
 from rayflow.protocol.unhandled import unhandled
-
-_SMALLEST_FRAME_LIMIT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,16 @@ class FrameConsumed:
 
     channel: ChannelId
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FloatingStopped:
+    """Memory is short: nothing is to float from now on. May come again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FloatingResumed:
+    """There is room again. May come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +102,7 @@ class FrameSent:
     nbytes: int
 
 
-ReceiverEvent = FrameReceived | FrameConsumed | GateOpened
+ReceiverEvent = FrameReceived | FrameConsumed | GateOpened | FloatingStopped | FloatingResumed
 SenderEvent = CreditGranted | FrameSent
 
 
@@ -101,21 +113,22 @@ class Credit(NamedTuple):
     nbytes: int
 
 
-def frame_limit_bytes(budget_bytes: int, channels: int) -> int:
-    """Return how large a producer should cut frames for a gate with this budget and number of channels.
-
-    Half an exclusive share, so that one frame can be under way while another is worked on, but no less than
-    4 KiB, where cutting costs more than it bounds. A single row may be larger; credit copes with that.
-    """
-    return max(_SMALLEST_FRAME_LIMIT_BYTES, budget_bytes // (4 * max(channels, 1)))
-
-
 class _Channel:
     """Books of one channel. What it uses is `batches` + `queued_batches`, and the same in bytes."""
 
-    __slots__ = ("backlog", "batches", "nbytes", "queued_batches", "queued_bytes")
+    __slots__ = (
+        "backlog",
+        "batches",
+        "nbytes",
+        "queued_batches",
+        "queued_bytes",
+        "share_bytes",
+        "worth_bytes",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, share_bytes: int) -> None:
+        self.share_bytes = share_bytes
+        self.worth_bytes = max(1, share_bytes // 4)
         self.batches = 0
         self.nbytes = 0
         self.queued_batches = 0
@@ -127,7 +140,8 @@ class CreditReceiver:
     """Grants credit to the channels of one input gate.
 
     `budget_bytes` must be at least one byte per channel. `exclusive_batches` (≥ 1) is each channel's share
-    in batches, `floating_batches` what floats between all of them.
+    in batches, `floating_batches` what floats between all of them. `most_bytes` bounds the shares of channels whose
+    producers cannot have more under way.
     """
 
     def __init__(
@@ -136,21 +150,24 @@ class CreditReceiver:
         budget_bytes: int,
         exclusive_batches: int = 4,
         floating_batches: int = 16,
+        most_bytes: Mapping[ChannelId, int] | None = None,
     ) -> None:
         if budget_bytes < len(channels) or exclusive_batches < 1 or floating_batches < 0:
             raise ProtocolViolation(
                 f"credit for {len(channels)} channels of {budget_bytes} bytes, {exclusive_batches} exclusive "
                 f"and {floating_batches} floating batches: expected at least a byte and a batch per channel"
             )
-        self._channels = {channel: _Channel() for channel in channels}
+        equal, most = budget_bytes // (2 * max(len(channels), 1)), most_bytes or {}
+        self._channels = {c: _Channel(max(1, min(equal, most.get(c, equal)))) for c in channels}
         self._share_batches = exclusive_batches
-        self._share_bytes = max(1, budget_bytes // (2 * max(len(channels), 1)))
         # What nobody holds of the floating part.
         self._free_batches = floating_batches
-        self._free_bytes = budget_bytes - self._share_bytes * len(self._channels)
+        self._free_bytes = budget_bytes - sum(books.share_bytes for books in self._channels.values())
         self._worth_batches = max(1, exclusive_batches // 2)
-        self._worth_bytes = max(1, self._share_bytes // 4)
         self._opened = False
+        self._floats = True
+        self.queued_bytes = 0
+        """Bytes received and not yet consumed, of all channels."""
 
     def handle(self, event: ReceiverEvent) -> tuple[GrantCredit, ...]:
         """Book `event`; return the credit to send now."""
@@ -161,6 +178,9 @@ class CreditReceiver:
                 return self._on_consumed(event)
             case GateOpened():
                 return self._on_opened()
+            case FloatingStopped() | FloatingResumed():
+                self._floats = isinstance(event, FloatingResumed)
+                return ()
             case _:
                 unhandled(event)
 
@@ -173,6 +193,10 @@ class CreditReceiver:
         """Return the batches and bytes received from a channel and not yet consumed."""
         books = self._channels[channel]
         return Credit(books.queued_batches, books.queued_bytes)
+
+    def share_bytes(self, channel: ChannelId) -> int:
+        """Return a channel's exclusive share."""
+        return self._channels[channel].share_bytes
 
     @property
     def floating(self) -> Credit:
@@ -199,6 +223,7 @@ class CreditReceiver:
         books.nbytes -= event.nbytes
         books.queued_batches += 1
         books.queued_bytes += event.nbytes
+        self.queued_bytes += event.nbytes
         books.backlog = event.backlog
         return self._grant(event.channel, books)
 
@@ -213,10 +238,11 @@ class CreditReceiver:
         over_batches = books.batches + books.queued_batches - self._share_batches
         if over_batches > 0:
             self._free_batches += 1
-        over_bytes = books.nbytes + books.queued_bytes - self._share_bytes
+        over_bytes = books.nbytes + books.queued_bytes - books.share_bytes
         if over_bytes > 0:
             self._free_bytes += min(over_bytes, event.nbytes)
         books.queued_batches, books.queued_bytes = left_batches, left_bytes
+        self.queued_bytes -= event.nbytes
         return self._grant(event.channel, books)
 
     def _books(self, channel: ChannelId) -> _Channel:
@@ -228,18 +254,18 @@ class CreditReceiver:
     def _grant(self, channel: ChannelId, books: _Channel) -> tuple[GrantCredit, ...]:
         """Grant what may be granted, if the sender might need it now or it is worth a message."""
         own_batches = max(0, self._share_batches - books.batches - books.queued_batches)
-        own_bytes = max(0, self._share_bytes - books.nbytes - books.queued_bytes)
+        own_bytes = max(0, books.share_bytes - books.nbytes - books.queued_bytes)
         batches, nbytes = own_batches, own_bytes
-        if books.backlog > 0:
+        if books.backlog > 0 and self._floats:
             wanted = min(books.backlog, self._share_batches) - books.batches
             batches = max(own_batches, min(wanted, own_batches + self._free_batches))
-            nbytes = min(self._share_bytes - books.nbytes, own_bytes + self._free_bytes)
+            nbytes = min(books.share_bytes - books.nbytes, own_bytes + self._free_bytes)
         if books.batches < 1 or books.nbytes <= 0:
             if books.batches + batches < 1 or books.nbytes + nbytes <= 0:
                 # It still could not send. Consuming its queue will give enough (invariant 5); until then
                 # what floats is of more use to others.
                 return ()
-        elif batches < self._worth_batches and nbytes < self._worth_bytes:
+        elif batches < self._worth_batches and nbytes < books.worth_bytes:
             return ()
         books.batches += batches
         books.nbytes += nbytes

@@ -1,4 +1,5 @@
-"""How many rows a task takes at a time, so that it is never busy with them for long.
+"""How many rows a task takes at a time: so that it is never busy with them for long (`Pace`), and so that they take no
+more memory than they may (`Portion`).
 
 Theory of operation. What waits for a task (barriers that overtake, above all) waits until the call of its operators
 that is under way returns. Large batches are cheap where a row costs microseconds, and take minutes where a user's
@@ -11,6 +12,7 @@ Invariant: 1 ≤ `rows` ≤ `most_rows`.
 from __future__ import annotations
 
 _FIRST_ROWS = 256
+_UNKNOWN_ROWS = 4096
 
 
 class Pace:
@@ -31,3 +33,27 @@ class Pace:
             self.rows = max(1, min(self.rows, rows * self._busy_ms // took_ms))
         elif took_ms <= self._busy_ms // 2:
             self.rows = min(self._most_rows, self.rows * 2)
+
+
+class Portion:
+    """How many rows make about `most_bytes`, `most_rows` at most: as many as the last ones were large. `row_bytes` is
+    what a row takes where that is known beforehand; else the first portion is a small one.
+
+    Invariant: 1 ≤ `rows` ≤ `most_rows`.
+    """
+
+    __slots__ = ("_most_bytes", "_most_rows", "rows")
+
+    def __init__(self, most_bytes: int, most_rows: int, row_bytes: float | None = None) -> None:
+        self._most_bytes = most_bytes
+        self._most_rows = most_rows
+        self.rows = min(_UNKNOWN_ROWS, most_rows)
+        if row_bytes is not None:
+            self._fit(row_bytes)
+
+    def took(self, rows: int, nbytes: int) -> None:
+        """So many rows (≥ 1) took so many bytes."""
+        self._fit(nbytes / rows)
+
+    def _fit(self, row_bytes: float) -> None:
+        self.rows = max(1, min(self._most_rows, int(self._most_bytes / max(row_bytes, 1 / 8))))

@@ -13,6 +13,7 @@
 | `messages`, `ports` | what the engines tell each other, and what they need from the world |
 | `correspondence` | a subtask's control messages, each once and in order |
 | `stepping`, `task_thread`, `accounting` | what a step tells its driver; the thread that drives; where its time goes |
+| `memory`, `process_memory` | what a subtask's memory goes to, and shedding it; that of the process, and garbage |
 | `faults`, `at_work` | which failures a restart would meet again; which operator a thread is at |
 | `clock`, `io_pool`, `event_loop` | ports as production has them |
 | `local`, `local_transport` | the whole in one process |

@@ -1,8 +1,7 @@
 """Builds the task of one subtask from its deployment: gate, chain, source, output edges, and their budgets.
 
-The network budget of a subtask (BACKGROUND M1) is halved: one half bounds what waits in the input gate, the
-other what waits in the output queues. Frames are cut to what the smallest credit share of a consumer allows,
-assuming consumers have the same budget.
+What the network share of a subtask (BACKGROUND M1) is spent on is `protocol.network_budget`'s; all subtasks of a job
+have the same.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.operators.sink import SinkOperator
 from rayflow.protocol.alignment import BarrierKind
 from rayflow.protocol.commits import CommitPermit
-from rayflow.protocol.credit import frame_limit_bytes
 from rayflow.protocol.key_groups import KeyGroupRange, key_group_range
+from rayflow.protocol.network_budget import NetworkBudget
 from rayflow.protocol.rate import RateLimiter
 from rayflow.runtime.barriers import BarrierMode
 from rayflow.runtime.catching_up import CatchUp, own_rows
@@ -102,6 +101,7 @@ class Assembly:
         self._run_in_background = run_in_background
         self._disk = disk
         self._metrics = MetricGroup()
+        self._budget = NetworkBudget(config.network_bytes)
 
     def build(self) -> TaskParts:
         """Return the parts, not yet opened."""
@@ -115,7 +115,9 @@ class Assembly:
         source = self._source(specs[0], piece_rows) if self._vertex.is_source else None
         gate = None
         if source is None:
-            gate = InputGate(ports, self._config.network_bytes // 2, self._config.batch_rows, self._grant)
+            graph = self._deploy.graph
+            outputs = {c: len(output_channels(graph, c.producer)) for c in ports}
+            gate = InputGate(ports, self._budget, self._config.batch_rows, self._grant, outputs)
         sink_metrics = chained[-1].context.metrics if chained else self._metrics
         chain = Chain(chained, self._emit, self._emit_watermark, self._emit_idle)
         return TaskParts(
@@ -229,6 +231,7 @@ class Assembly:
         restore = self._deploy.restore
         return SourceDriver(
             spec,
+            batch_bytes=self._budget.taken_bytes,
             parallelism=self._vertex.parallelism,
             batch_rows=min(self._config.batch_rows, piece_rows),
             watermark=None if restore is None else restore.watermark,
@@ -240,7 +243,7 @@ class Assembly:
         mine = [channels[c] for c in edge_output_channels(graph, edge, own)]
         consumers = graph.vertex(edge.target).parallelism
         senders = max(len(input_channels(graph, channel.id.consumer)) for channel in mine)
-        half = self._config.network_bytes // 2
+        budget = self._budget
         return OutputEdge(
             channels=mine,
             partitioner=make_partitioner(
@@ -257,8 +260,9 @@ class Assembly:
             tag=edge.tag,
             batch_rows=self._config.batch_rows,
             linger_ms=self._config.batch_linger_ms,
-            frame_bytes=frame_limit_bytes(half, senders),
-            limit_bytes=max(1, half // max(1, len(channels))),
+            gather_bytes=budget.gathered_bytes // len(graph.outputs(self._vertex.id)),
+            frame_bytes=budget.frame_bytes(senders, len(channels)),
+            limit_bytes=budget.queue_bytes(len(channels)),
             pinned=self._is_pinned(edge.id),
         )
 

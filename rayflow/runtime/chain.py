@@ -65,6 +65,7 @@ class Chain:
         self._holding = [
             op.operator for op in self._operators if type(op.operator).drained is not Operator.drained
         ]
+        self._stateful = [op for op in self._operators if type(op.operator).snapshot is not Operator.snapshot]
         self._watermarks: list[int | None] = [None] * len(self._operators)
         self._ending = 0
         self._ended = 0
@@ -147,8 +148,11 @@ class Chain:
 
     def _free(self) -> list[ChainedOperator]:
         """Return the operators with timers that are not before a blocked one."""
-        last_blocked = max((index for index, op in self._blockable if op.blocked()), default=0)
-        return [op for index, op in self._timed if index >= last_blocked]
+        return [op for index, op in self._timed if index >= self._last_blocked]
+
+    @property
+    def _last_blocked(self) -> int:
+        return max((index for index, op in self._blockable if op.blocked()), default=0)
 
     def end(self) -> bool:
         """All inputs ended: let every operator in turn emit what it still holds. Return whether all have; if
@@ -163,6 +167,22 @@ class Chain:
                 return False
             self._ended += 1
         return True
+
+    def measure_state(self) -> None:
+        """Set every stateful operator's metric `state_bytes`."""
+        for chained in self._stateful:
+            with _Blame(chained, None):
+                chained.context.metrics.gauge("state_bytes").set(chained.operator.state_bytes())
+
+    def state_bytes(self) -> list[tuple[str, int]]:
+        """Return name and size of every stateful operator's state, as last measured. Any thread."""
+        return [(c.context.name, int(c.context.metrics.gauge("state_bytes").value)) for c in self._stateful]
+
+    def release_memory(self) -> None:
+        """Have every operator that may emit now give back what it buffers."""
+        for chained in self._operators[self._last_blocked :]:
+            with _Blame(chained, None):
+                chained.operator.release_memory()
 
     def snapshot(self, checkpoint_id: int) -> list[tuple[str, StatePart]]:
         """Return (uid, part) of all operators' state."""

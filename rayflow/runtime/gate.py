@@ -4,11 +4,11 @@ Theory of operation
 -------------------
 Network threads hand frames to the engine's inbox; the task thread moves them here (`accept`) and takes them
 out again (`poll`) round-robin over the channels that are neither empty nor blocked by barrier alignment.
-Data frames of one channel that wait one behind the other are merged up to `batch_rows` rows, since every
-kernel costs the same for few rows as for many. Taking data out frees credit, which goes back to producers.
+Data frames of one channel that wait one behind the other are merged up to `batch_rows` rows and `budget.taken_bytes`,
+since every kernel costs the same for few rows as for many. Taking data out frees credit, which goes back to producers.
 
 For an unaligned checkpoint a channel is *recorded*: its frames before the checkpoint's barrier, whether queued or
-still to come, are kept beside the queue, which goes on as ever. What is kept may not exceed the budget either: from
+still to come, are kept beside the queue, which goes on as ever. What is kept is bounded too: from
 then on channels that are being recorded give no more rows, so that their producers run out of credit. Barriers need
 none.
 
@@ -16,20 +16,29 @@ Invariants
   G1  per channel, frames leave in the order they came (I4); a gap in sequence numbers is a violation.
   G2  bytes queued never exceed what was granted, plus one frame a channel (I7, see `protocol.credit`).
   G3  a blocked channel gives no frame.
-  G4  frames recorded never exceed the budget, plus what may be queued (G2).
+  G4  frames recorded never exceed `budget.recorded_bytes`, plus what is taken once, plus what may be queued (G2).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from rayflow.batch.tables import concat
 from rayflow.model.ids import ChannelId, CheckpointId
-from rayflow.protocol.credit import CreditReceiver, FrameConsumed, FrameReceived, GateOpened, GrantCredit
+from rayflow.protocol.credit import (
+    CreditReceiver,
+    FloatingResumed,
+    FloatingStopped,
+    FrameConsumed,
+    FrameReceived,
+    GateOpened,
+    GrantCredit,
+)
+from rayflow.protocol.network_budget import NetworkBudget
 from rayflow.protocol.sequencing import Accept, ChannelSequence, FrameArrived
 from rayflow.runtime.messages import (
     BarrierFrame,
@@ -63,23 +72,31 @@ class Arrival:
 
 
 class InputGate:
-    """All input channels of a subtask. Task thread only."""
+    """All input channels of a subtask. Task thread only.
+
+    `outputs` counts the output channels of each channel's producer (see `protocol.network_budget`).
+    """
 
     def __init__(
         self,
         ports: dict[ChannelId, int],
-        budget_bytes: int,
+        budget: NetworkBudget,
         batch_rows: int,
         grant: Callable[[ChannelId, CreditFrame], None],
+        outputs: Mapping[ChannelId, int],
     ) -> None:
         self.channels: tuple[ChannelId, ...] = tuple(ports)
         self._queues = {c: _Queue(port, ChannelSequence(c)) for c, port in ports.items()}
-        self._credit = CreditReceiver(self.channels, budget_bytes)
+        self._credit = CreditReceiver(
+            self.channels,
+            budget.gate_bytes,
+            most_bytes={c: budget.share_bytes(len(ports), outputs[c]) for c in ports},
+        )
+        self.budget = budget
         self._batch_rows = batch_rows
         self._grant = grant
         self._recorded: dict[ChannelId, list[Frame]] = {}
         self._recorded_bytes = 0
-        self._record_limit_bytes = budget_bytes
         self._ring: deque[ChannelId] = deque(self.channels)
         self.queued_frames = 0
         # A channel gets its first credit when its producer shows up.
@@ -123,6 +140,15 @@ class InputGate:
                 continue
             return self._take(channel, queue)
         return None
+
+    def restrain(self, restrained: bool) -> None:
+        """Memory is short: give no channel more than its own share, until there is room again."""
+        self._credit.handle(FloatingStopped() if restrained else FloatingResumed())
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that are queued. Any thread."""
+        return self._credit.queued_bytes
 
     def port(self, channel: ChannelId) -> int:
         """Return the operator input that the channel feeds."""
@@ -186,7 +212,7 @@ class InputGate:
         frames.append(frame)
 
     def _holds_back(self, queue: _Queue) -> bool:
-        return queue.recording and self._recorded_bytes >= self._record_limit_bytes
+        return queue.recording and self._recorded_bytes >= self.budget.recorded_bytes
 
     # ------------------------------------------------------------------------------- taking
 
@@ -203,7 +229,9 @@ class InputGate:
             if not isinstance(frame, DataFrame):
                 break
             if batches and (
-                rows + frame.batch.num_rows > self._batch_rows or frame.batch.schema != batches[0].schema
+                rows + frame.batch.num_rows > self._batch_rows
+                or nbytes + frame.nbytes > self.budget.taken_bytes
+                or frame.batch.schema != batches[0].schema
             ):
                 break
             queue.frames.popleft()

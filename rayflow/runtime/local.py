@@ -3,6 +3,9 @@
 The same job master and the same subtask engines as on Ray, with other ports: a worker is a `TaskThread`, control
 messages are method calls into mailboxes, channels are `local_transport`'s. The master runs on the calling thread.
 
+Memory is measured, and warned of, but `memory.process` limits nothing here: the process is the caller's too, and what
+else it holds is not the job's.
+
 `LocalCluster.crash` makes a worker die as a killed process would: its thread does nothing for the job any more,
 its channels break, and the master hears of it. (A thread cannot be killed: if it is inside a user's function
 it ends after that; fenced by then, since neither its reports nor its frames lead anywhere.)
@@ -31,6 +34,7 @@ from rayflow.runtime.job_master import FailureArgs, JobMaster
 from rayflow.runtime.local_transport import LocalNetwork, LocalTransport
 from rayflow.runtime.messages import Deploy, FromSubtask, ToSubtask
 from rayflow.runtime.ports import Clock, IoPool, WorkerEvents
+from rayflow.runtime.process_memory import GarbageMeter, resident_bytes
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.runtime.task_thread import TaskThread
 from rayflow.state.storage import open_store
@@ -180,6 +184,8 @@ class LocalCluster:
         self._ended: list[LocalWorker] = []
         self._lock = threading.Lock()
         self._events: WorkerEvents | None = None
+        # Of the process, so the same for all its subtasks.
+        self._garbage = GarbageMeter()
 
     def report_to(self, events: WorkerEvents) -> None:
         """Tell `events` what happens to workers; to be called once, before all else."""
@@ -192,7 +198,13 @@ class LocalCluster:
             if subtask in self._workers:
                 return
             worker = self._workers[subtask] = LocalWorker(
-                subtask, self._network.endpoint(), self._clock, self._io, events, self._crashed
+                subtask,
+                self._network.endpoint(),
+                self._clock,
+                self._io,
+                events,
+                self._crashed,
+                self._garbage,
             )
             # Still under the lock: told ready before anybody can find it lost.
             worker.start()
@@ -237,6 +249,7 @@ class LocalCluster:
         for worker in self._ended:
             worker.join(max(0.0, deadline_s - time.monotonic()))
         self._ended.clear()
+        self._garbage.close()
 
     def _crashed(self, worker: LocalWorker, error: BaseException) -> None:
         """The worker's thread ended with an error (called on that thread)."""
@@ -267,9 +280,11 @@ class LocalWorker:
         io: IoPool,
         events: WorkerEvents,
         on_crash: Callable[[LocalWorker, BaseException], None],
+        garbage: GarbageMeter,
     ) -> None:
         self.subtask = subtask
         self._endpoint = endpoint
+        self._garbage = garbage
         self._events: WorkerEvents | None = events
         self._thread = TaskThread(
             str(subtask), clock, lambda error: on_crash(self, error), lambda: self._engine.waiting_for()
@@ -316,7 +331,12 @@ class LocalWorker:
             self._engine.close()
 
     def _statistics(self) -> dict[str, Any]:
-        return {**self._thread.account.ratios(time.monotonic()), "pid": os.getpid()}
+        return {
+            **self._thread.account.ratios(time.monotonic()),
+            **self._garbage.statistics(),
+            "pid": os.getpid(),
+            "rss_bytes": resident_bytes(),
+        }
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-An operator's rows are gathered *before* they are partitioned, until there are `batch_rows` of them or the
-oldest has waited `linger_ms`: hashing, splitting and sending cost the same for a small batch as for a large
+An operator's rows are gathered *before* they are partitioned, until there are `batch_rows` or `gather_bytes` of them or
+the oldest has waited `linger_ms`: hashing, splitting and sending cost the same for a small batch as for a large
 one. The newest watermark waits with them. Anything else that is sent (barrier, end) flushes first, so that
 order within a channel is the order of emission.
 
@@ -133,7 +133,7 @@ class OutputChannel:
 class OutputEdge:
     """One edge of the job graph as its producing subtask sees it. Task thread only.
 
-    `frame_bytes` cuts frames, `limit_bytes` bounds each channel's queue, `batch_rows` and `linger_ms`
+    `frame_bytes` cuts frames, `limit_bytes` bounds each channel's queue, `batch_rows`, `gather_bytes` and `linger_ms`
     bound gathering.
     """
 
@@ -145,6 +145,7 @@ class OutputEdge:
         tag: str | None,
         batch_rows: int,
         linger_ms: int,
+        gather_bytes: int,
         frame_bytes: int,
         limit_bytes: int,
         pinned: bool = False,
@@ -156,10 +157,12 @@ class OutputEdge:
         self._traffic = partitioner.traffic
         self._batch_rows = batch_rows
         self._linger_ms = linger_ms
+        self._gather_bytes = gather_bytes
         self._frame_bytes = frame_bytes
         self._limit_bytes = limit_bytes
         self._gathered: list[pa.RecordBatch] = []
         self._gathered_rows = 0
+        self.gathered_bytes = 0
         self._watermark: int | None = None
         self._since_ms: int | None = None
 
@@ -169,8 +172,9 @@ class OutputEdge:
             self.flush()
         self._gathered.append(batch)
         self._gathered_rows += batch.num_rows
+        self.gathered_bytes += nbytes(batch)
         self._wait_from(now_ms)
-        if self._gathered_rows >= self._batch_rows:
+        if self._gathered_rows >= self._batch_rows or self.gathered_bytes >= self._gather_bytes:
             self.flush()
 
     def emit_watermark(self, watermark: int, now_ms: int) -> None:
@@ -195,7 +199,7 @@ class OutputEdge:
         self._since_ms = None
         if self._gathered:
             batch = concat(self._gathered)
-            self._gathered, self._gathered_rows = [], 0
+            self._gathered, self._gathered_rows, self.gathered_bytes = [], 0, 0
             for channel, part in zip(self.channels, self._partitioner.split(batch), strict=True):
                 if part is not None:
                     for piece in slice_rows(part, limit_bytes=self._frame_bytes):

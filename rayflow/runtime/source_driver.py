@@ -6,6 +6,8 @@ The driver asks the master for splits when it has nothing to read (`wants_splits
 says at a barrier where it is in each. A split that ends is recorded as finished until the attempt ends. Nothing is
 restored here: the master gives a restored split back as an ordinary assignment with a position.
 
+How many rows a read asks for follows from how large rows were, so that a batch takes no more than `batch_bytes`.
+
 Splits that end (files) are read one after the other, so that few files are open; splits that never end
 (partitions) are read in turns, and the driver goes on asking for more of them.
 
@@ -29,11 +31,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from rayflow.batch.tables import nbytes, row_bytes
 from rayflow.graph.plan import OperatorSpec
 from rayflow.model.errors import DataError, RayflowError, UserFunctionError
 from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
 from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import Source, Split, SplitReader
+from rayflow.protocol.pace import Portion
 from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermarks import (
     GoIdle,
@@ -72,6 +76,7 @@ class SourceDriver:
         *,
         parallelism: int,
         batch_rows: int,
+        batch_bytes: int,
         watermark: int | None,
         warn: Callable[[str, str], None] = lambda type, message: None,
     ) -> None:
@@ -80,7 +85,6 @@ class SourceDriver:
         self._source: Source = spec.payload
         self._metrics = MetricGroup()
         self._rows_in = self._metrics.counter("rows_in")
-        self._batch_rows = batch_rows
         self._endless_splits = not self._source.bounded and self._source.discovery_interval_ms() is None
         self._assigned: deque[SplitState] = deque()
         self._open: deque[_OpenSplit] = deque()
@@ -99,10 +103,10 @@ class SourceDriver:
         self._limiter: RateLimiter | None = None
         if rate is not None:
             share = rate / parallelism
-            self._read_rows = max(1, min(batch_rows, int(share / _BATCHES_PER_SECOND)))
-            self._limiter = RateLimiter(share, self._read_rows)
-        else:
-            self._read_rows = batch_rows
+            batch_rows = max(1, min(batch_rows, int(share / _BATCHES_PER_SECOND)))
+            self._limiter = RateLimiter(share, batch_rows)
+        schema = self._source.schema
+        self._portion = Portion(batch_bytes, batch_rows, None if schema is None else row_bytes(schema))
 
     @property
     def uid(self) -> str:
@@ -154,7 +158,7 @@ class SourceDriver:
                 self._open.rotate(-1)
                 continue
             with self._blamed():
-                batch = current.reader.read(min(self._read_rows, most_rows))
+                batch = current.reader.read(min(self._portion.rows, most_rows))
             self._count_skipped(current.reader.skipped())
             if batch is None:
                 self._finish(current)
@@ -262,6 +266,7 @@ class SourceDriver:
 
     def _read(self, current: _OpenSplit, batch: pa.RecordBatch, now_ms: int) -> pa.RecordBatch:
         self._rows_in.inc(batch.num_rows)
+        self._portion.took(batch.num_rows, nbytes(batch))
         if self._clock is not None:
             batch, newest = self._clock.read(current.split.id, batch, now_ms)
             if newest is not None:

@@ -46,6 +46,7 @@ from rayflow.runtime.correspondence import Correspondence
 from rayflow.runtime.event_loop import EventLoopCalls
 from rayflow.runtime.faults import fault_of
 from rayflow.runtime.in_flight import upload_in_flight
+from rayflow.runtime.memory import HostCommand, MemoryKeeper, MemoryUse, use_of
 from rayflow.runtime.messages import (
     AssignSplits,
     Cancel,
@@ -139,6 +140,7 @@ class SubtaskEngine:
         host_statistics: Callable[[], dict[str, Any]] = dict,
         async_runner: AsyncRunner = EventLoopCalls,
         disk: Disk | None = None,
+        collect_garbage: Callable[[], Any] = lambda: None,
     ) -> None:
         self._subtask = subtask
         self._host_statistics = host_statistics
@@ -149,6 +151,7 @@ class SubtaskEngine:
         self._wake = wake
         self._async_runner = async_runner
         self._disk: Disk = LocalDisk() if disk is None else disk
+        self._memory = MemoryKeeper(warn=self._warn, wake=wake, collect=collect_garbage)
         self._mail: deque[_Mail] = deque()
         self._inbox: deque[_Arrived] = deque()
         self._fence = AttemptFence(Attempt(0))
@@ -210,6 +213,30 @@ class SubtaskEngine:
             **(self._past if task is None else task.statistics()),
         }
 
+    def memory_pressed(self, command: HostCommand) -> None:
+        """Take what the host has found about the size of the process."""
+        self._memory.press(command)
+
+    @property
+    def memory_limit(self) -> tuple[int, bool]:
+        """What the process may take: `memory.process`, or what the operator asked of Ray where that is more. And
+        whether that is firm: somebody has set it."""
+        deploy = self._deploy
+        if deploy is None:
+            return self._config.memory_process_bytes, False
+        asked = deploy.graph.vertex(deploy.subtask.vertex).resources.memory
+        firm = asked is not None or "memory.process" in deploy.config
+        return max(self._config.memory_process_bytes, asked or 0), firm
+
+    @property
+    def is_running(self) -> bool:
+        """Whether an attempt runs here, restored and started."""
+        return self._state in ("RUNNING", "ENDED")
+
+    def memory_use(self) -> MemoryUse:
+        """Return where the memory of the process goes, as far as is known."""
+        return use_of(self._task)
+
     def waiting_for(self) -> Activity:
         """Why the last step made no progress."""
         task = self._task
@@ -233,6 +260,8 @@ class SubtaskEngine:
             self._guard(self._take_in, *self._inbox.popleft())
             progressed = True
         if self._task is not None:
+            progressed |= self._guard(self._keep_memory, self._task)
+        if self._task is not None:
             progressed |= self._guard(self._work, self._task)
         wake_at_ms = None if self._task is None else self._task.wake_at_ms(now_ms)
         return StepResult(progressed, wake_at_ms)
@@ -253,6 +282,9 @@ class SubtaskEngine:
         if progress is not None:
             self._master.report(SplitsProgressed(*self._here(), progress.uid, progress.watermark))
         return progressed
+
+    def _keep_memory(self, task: Task) -> bool:
+        return self._memory.advance(task, self._config, self.memory_limit, self._now_ms)
 
     def _guard(self, do: Callable[..., Any], *args: Any) -> bool:
         try:
@@ -363,6 +395,7 @@ class SubtaskEngine:
             run_in_background=self._run_in_background,
             disk=self._disk,
         ).build()
+        self._memory.begin()
         task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
         self._task = task
         task.open(message.state, self._now_ms)
@@ -508,6 +541,9 @@ class SubtaskEngine:
     def _deployment(self) -> Deploy:
         assert self._deploy is not None, "only called while deployed"
         return self._deploy
+
+    def _warn(self, type: str, message: str) -> None:
+        self._master.report(Warned(*self._here(), type, message))
 
     def _here(self) -> tuple[SubtaskId, Attempt]:
         return self._subtask, self._fence.attempt

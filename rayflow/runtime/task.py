@@ -441,6 +441,36 @@ class Task:
             merger=None if self._gate is None else self._merger.state(),
         )
 
+    # ------------------------------------------------------------------------------- memory
+
+    def measure_state(self) -> None:
+        """Have the operators measure their state."""
+        if self._opened:
+            self._chain.measure_state()
+
+    def state_bytes(self) -> list[tuple[str, int]]:
+        """Return what the state of each stateful operator takes, by name. Any thread."""
+        return self._chain.state_bytes()
+
+    def buffered_bytes(self) -> tuple[int, int]:
+        """Return the bytes that wait at the inputs and at the outputs. Any thread."""
+        gate = 0 if self._gate is None else self._gate.buffered_bytes
+        return gate, sum(channel.queued_bytes for channel in self._parts.channels.values())
+
+    def restrain(self, restrained: bool) -> None:
+        """Have the input gate give no credit beyond each channel's own share, or let it again."""
+        if self._gate is not None:
+            self._gate.restrain(restrained)
+
+    def release_memory(self) -> None:
+        """Give back what is held for efficiency only. Nothing may be emitted while an output is full (T2)."""
+        self.restrain(True)
+        if self._running and self._opened and not self._input_ended and not self.backpressured:
+            self._chain.release_memory()
+            for edge in self._parts.edges:
+                edge.flush()
+            self._pump()
+
     # ------------------------------------------------------------------------------- statistics
 
     def aligning(self) -> tuple[CheckpointId, int] | None:

@@ -81,13 +81,13 @@ def check_memory(sim: Simulation) -> None:
         buffered[name] = (
             buffered.get(name, 0) + channel.data.nbytes + _data_bytes(gate._queues[channel.id].frames)
         )
-        allowed[name] = allowed.get(name, gate._record_limit_bytes) + channel.largest_bytes
+        allowed[name] = allowed.get(name, gate.budget.gate_bytes) + channel.largest_bytes
     for name, gate in gates.items():
         inbox = sim.workers[name].engine._inbox
         found, limit = buffered[name] + _data_bytes(item for _, _, item in inbox), allowed[name]
         assert found <= limit, f"I7: {name} has {found} bytes buffered or under way to it, {limit} allowed"
         recorded = sum(_data_bytes(frames) for frames in gate._recorded.values())
-        limit += gate._record_limit_bytes
+        limit += gate.budget.recorded_bytes
         assert recorded <= limit, (
             f"I7: {name} has recorded {recorded} bytes of rows in flight, {limit} allowed"
         )

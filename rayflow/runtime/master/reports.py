@@ -18,6 +18,7 @@ from rayflow.runtime.master.run import JobRun
 _NUMBERS = ("rows_in", "rows_out", "batches_in", "bytes_in", "bytes_out", "queued_in", "queued_out")
 _RATIOS = ("busy", "backpressured", "idle")
 _GROUPS_DESCRIBED = 8
+_GARBAGE = ("gc_collections", "gc_ms", "gc_longest_ms")
 _SHOWN = ("uid", "name", "parallelism", "chained")
 
 
@@ -152,6 +153,8 @@ def _subtask(ctx: Context, run: JobRun | None, subtask: SubtaskId) -> dict[str, 
         "blocked_channels": list(told.get("blocked_channels", ())),
         "checkpoint": told.get("checkpoint"),
         "rss_bytes": told.get("rss_bytes") if worker is not None else None,
+        "state_bytes": int(sum(v.get("state_bytes", 0) for v in told.get("operators", {}).values())),
+        **{key: told.get(key, 0) if worker is not None else 0 for key in _GARBAGE},
     }
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from queue import Queue
 
 import pytest
 from ray.exceptions import RayActorError
 
-from rayflow.actors import last_words
-from rayflow.actors.last_words import crash_report, is_to_blame, node_memory, watch_memory
+from rayflow.actors.last_words import crash_report
 from rayflow.actors.ray_pool import what_ended
 
 CRASH = """
@@ -37,28 +35,6 @@ def test_a_stderr_that_tells_nothing_or_is_not_here_gives_no_report(tmp_path):
     assert crash_report(str(tmp_path / "quiet")) is None
     assert crash_report(str(tmp_path / "elsewhere")) is None
     assert crash_report("") is None
-
-
-@pytest.mark.parametrize(
-    ("own", "available", "blame"), [(90, 5, True), (90, 50, False), (20, 5, False), (20, 50, False)]
-)
-def test_only_a_process_over_its_share_ends_itself_and_only_when_memory_runs_out(own, available, blame):
-    assert is_to_blame(own, 30, available, 100) is blame
-
-
-def test_the_nodes_memory_is_read():
-    available, total = node_memory()
-    assert 0 < available <= total
-
-
-def test_the_memory_watch_ends_the_process_once_and_says_how_much_it_uses(monkeypatch):
-    monkeypatch.setattr(last_words, "node_memory", lambda: (1 << 20, 1 << 30))
-    ended = Queue()
-    watch_memory(lambda: 300 << 20, 100 << 20, lambda: None, lambda at_work, why: ended.put((at_work, why)))
-    at_work, why = ended.get(timeout=20)
-    assert at_work.operator == "unknown"
-    assert "uses 300 MiB, more than its share (memory.process is 100 MiB)" in why
-    assert ended.empty()
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from rayflow.protocol.credit import (
     CreditGranted,
     CreditReceiver,
     CreditSender,
+    FloatingResumed,
+    FloatingStopped,
     FrameConsumed,
     FrameReceived,
     FrameSent,
     GateOpened,
     GrantCredit,
-    frame_limit_bytes,
 )
 
 
@@ -93,6 +94,16 @@ def test_what_floats_is_not_wasted_on_a_debt_it_cannot_cover(channels):
     assert receiver.handle(FrameReceived(b, 100, backlog=3)) == (GrantCredit(b, 0, 100),)
 
 
+def test_nothing_floats_while_memory_is_short(channels):
+    a, _ = inputs = channels(2)
+    receiver, _ = opened(inputs, 4000)
+    assert receiver.handle(FloatingStopped()) == ()
+    assert receiver.handle(FrameReceived(a, 1000, backlog=2)) == ()
+    assert receiver.handle(FrameConsumed(a, 1000)) == (GrantCredit(a, 1, 1000),)
+    receiver.handle(FloatingResumed())
+    assert receiver.handle(FrameReceived(a, 1000, backlog=2)) == (GrantCredit(a, 0, 1000),)
+
+
 def test_small_grants_are_held_back_until_they_are_worth_a_message(channels):
     (a,) = channels(1)
     receiver, _ = opened((a,), 100_000)
@@ -135,11 +146,13 @@ def test_budget_below_a_byte_per_channel_is_refused(channels):
         CreditReceiver(channels(3), 2)
 
 
-def test_frame_limit_leaves_room_for_two_frames_in_a_share_but_does_not_shred():
-    assert frame_limit_bytes(64 << 20, 1) == 16 << 20
-    assert frame_limit_bytes(64 << 20, 128) == 128 << 10
-    assert frame_limit_bytes(1000, 128) == 4096
-    assert frame_limit_bytes(1000, 0) == 4096
+def test_a_channel_whose_producer_can_have_less_under_way_gets_a_smaller_share_and_more_floats(channels):
+    a, b = channels(2)
+    receiver, grants = opened((a, b), 4000, most_bytes={a: 300, b: 5000})
+    assert grants == (GrantCredit(a, 4, 300), GrantCredit(b, 4, 1000))
+    assert receiver.floating == Credit(16, 2700)
+    assert receiver.handle(FrameReceived(a, 1200, backlog=1)) == (GrantCredit(a, 0, 1200),)
+    assert receiver.granted(a).nbytes == 300
 
 
 class Link:
@@ -148,7 +161,8 @@ class Link:
     def __init__(self, channels, budget_bytes, frames, **kwargs) -> None:
         self.channels, self.budget = channels, budget_bytes
         self.receiver = CreditReceiver(channels, budget_bytes, **kwargs)
-        self.share = max(1, budget_bytes // (2 * len(channels)))
+        self.share = {c: self.receiver.share_bytes(c) for c in channels}
+        assert all(1 <= share <= max(1, budget_bytes // (2 * len(channels))) for share in self.share.values())
         self.float_limit = self.receiver.floating
         self.senders = {c: CreditSender() for c in channels}
         self.unsent = {c: deque(frames[c]) for c in channels}
@@ -167,7 +181,9 @@ class Link:
 
     def act(self, action: str, c) -> bool:
         """Do one thing to channel `c`; return whether there was anything to do."""
-        if action == "send" and self.unsent[c] and self.senders[c].can_send():
+        if action in ("stop", "resume"):
+            self.obey(self.receiver.handle(FloatingStopped() if action == "stop" else FloatingResumed()))
+        elif action == "send" and self.unsent[c] and self.senders[c].can_send():
             nbytes = self.unsent[c].popleft()
             self.senders[c].handle(FrameSent(nbytes))
             self.flying[c].append((nbytes, len(self.unsent[c])))
@@ -197,10 +213,10 @@ class Link:
         assert granted.nbytes == balance.nbytes + in_flight + sum(g.nbytes for g in self.credits[c])
         assert self.receiver.queued(c) == Credit(len(self.queued[c]), sum(self.queued[c]))
         assert granted.batches >= 0  # 1
-        assert granted.nbytes <= self.share  # 2
+        assert granted.nbytes <= self.share[c]  # 2
         assert floating.batches >= 0  # 3
         assert floating.nbytes >= 0
-        over = [self.receiver.granted(x).nbytes + sum(self.queued[x]) - self.share for x in self.channels]
+        over = [self.receiver.granted(x).nbytes + sum(self.queued[x]) - self.share[x] for x in self.channels]
         assert floating.nbytes == self.float_limit.nbytes - sum(max(0, o) for o in over)
         memory = sum(sum(q) for q in self.queued.values()) + sum(
             n for f in self.flying.values() for n, _ in f
@@ -209,7 +225,7 @@ class Link:
         if not self.queued[c]:
             assert granted.nbytes > 0  # 5
             assert granted.batches >= 1
-            assert max(0, granted.nbytes - self.share) == 0  # 4
+            assert max(0, granted.nbytes - self.share[c]) == 0  # 4
 
     def run_dry(self, order: Random) -> None:
         """Do everything there is to do, until nothing is left."""
@@ -235,9 +251,13 @@ def test_over_any_link_nothing_deadlocks_and_memory_stays_within_the_budget(chan
     width, budget, exclusive, floating, largest, seed = case
     order, inputs = Random(seed), channels(width)
     frames = {c: [order.randint(0, largest) for _ in range(order.randint(0, 25))] for c in inputs}
-    link = Link(inputs, budget, frames, exclusive_batches=exclusive, floating_batches=floating)
+    most = {c: order.randint(1, 2 * budget) for c in inputs if order.random() < 0.5}
+    link = Link(
+        inputs, budget, frames, exclusive_batches=exclusive, floating_batches=floating, most_bytes=most
+    )
+    actions = ["send", "receive", "consume", "credit"] * 5 + ["send"] * 5 + ["stop", "resume"]
     for _ in range(300):
-        link.act(order.choice(["send", "send", "receive", "consume", "credit"]), order.choice(inputs))
+        link.act(order.choice(actions), order.choice(inputs))
     link.run_dry(order)
     assert link.consumed == {c: len(frames[c]) for c in inputs}
     assert all(sender.can_send() for sender in link.senders.values())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rayflow.batch.partition import make_partitioner
 from rayflow.model.ids import ChannelId, CheckpointId, EdgeId, SubtaskId, VertexId
 from rayflow.protocol.alignment import BarrierKind
+from rayflow.protocol.network_budget import NetworkBudget
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import (
     BarrierFrame,
@@ -28,6 +29,11 @@ A = ChannelId(EdgeId(0), SubtaskId(VertexId("p"), 0), SubtaskId(VertexId("c"), 0
 B = ChannelId(EdgeId(0), SubtaskId(VertexId("p"), 1), SubtaskId(VertexId("c"), 0))
 
 
+def budget(gate_bytes: int) -> NetworkBudget:
+    """A network share of which input gates get so much."""
+    return NetworkBudget(4 * gate_bytes)
+
+
 def rows(*values: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({"v": pa.array(values, pa.int64())})
 
@@ -40,7 +46,9 @@ class Wire:
     ) -> None:
         self.forth: deque[tuple[ChannelId, Frame]] = deque()
         self.back: deque[tuple[ChannelId, CreditFrame]] = deque()
-        self.gate = InputGate({A: 0}, budget_bytes, batch_rows, lambda c, f: self.back.append((c, f)))
+        self.gate = InputGate(
+            {A: 0}, budget(budget_bytes), batch_rows, lambda c, f: self.back.append((c, f)), {A: 1}
+        )
         self.channel = OutputChannel(A, lambda c, f: self.forth.append((c, f)))
         self.edge = OutputEdge(
             channels=[self.channel],
@@ -48,6 +56,7 @@ class Wire:
             tag=None,
             batch_rows=batch_rows,
             linger_ms=20,
+            gather_bytes=1 << 20,
             frame_bytes=1 << 20,
             limit_bytes=limit_bytes,
         )
@@ -106,7 +115,7 @@ def test_waiting_data_frames_are_merged_but_never_over_a_barrier() -> None:
 
 def test_a_blocked_channel_gives_nothing_and_the_other_flows_on() -> None:
     grants: list[ChannelId] = []
-    gate = InputGate({A: 0, B: 1}, 1 << 20, 10, lambda c, f: grants.append(c))
+    gate = InputGate({A: 0, B: 1}, budget(1 << 20), 10, lambda c, f: grants.append(c), {A: 1, B: 1})
     gate.accept(A, OpenFrame())
     gate.accept(B, OpenFrame())
     gate.accept(A, DataFrame(0, rows(1), 8, 0))
@@ -239,7 +248,7 @@ def test_a_barrier_that_has_credit_after_all_is_not_sent_twice() -> None:
 
 
 def recording_gate(budget_bytes: int = 1 << 20) -> InputGate:
-    gate = InputGate({A: 0, B: 0}, budget_bytes, 10, lambda c, f: None)
+    gate = InputGate({A: 0, B: 0}, budget(budget_bytes), 10, lambda c, f: None, {A: 1, B: 1})
     for channel in (A, B):
         gate.accept(channel, OpenFrame())
     return gate

@@ -42,7 +42,7 @@ def test_a_bounded_source_that_waits_for_the_masters_last_word_does_not_stand_as
 ) -> None:
     # Windows behind it emit their last rows when it ends: another input of a join must not be ahead by then.
     spec = OperatorSpec(uid="source", name="source", kind="source", payload=source, time=TimeSpec(column="t"))
-    driver = SourceDriver(spec, parallelism=1, batch_rows=10, watermark=None)
+    driver = SourceDriver(spec, parallelism=1, batch_rows=10, batch_bytes=1 << 20, watermark=None)
     driver.assign(assign(source.splits(), no_more=False))
     read = [driver.poll(0), driver.poll(0)]
     assert [batch and batch.num_rows for batch in read] == [1, None]

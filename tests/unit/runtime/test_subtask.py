@@ -11,11 +11,13 @@ import pyarrow as pa
 import pytest
 
 from rayflow.connectors.memory_sources import RowsSource
-from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, TimeSpec
+from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, Resources, TimeSpec
 from rayflow.model.errors import StorageError
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
 from rayflow.operators.contracts import Operator, Source, Split
 from rayflow.protocol.alignment import BarrierKind
+from rayflow.protocol.memory_pressure import RelaxMemory, ShedMemory
+from rayflow.runtime.memory import MemoryUse, why_it_ends
 from rayflow.runtime.messages import (
     AssignSplits,
     BarrierFrame,
@@ -44,6 +46,7 @@ from rayflow.runtime.messages import (
     Stopped,
     TaskFailed,
     TriggerCheckpoint,
+    Warned,
     WatermarkFrame,
 )
 from rayflow.runtime.subtask import SubtaskEngine
@@ -699,3 +702,164 @@ def test_rows_in_flight_are_processed_before_anything_new_and_barriers_wait_for_
     world.run()
     assert not world.of(TaskFailed)
     assert Sunk.got == [1, "watermark 2", 4, 5, 6]
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+class Hoarding(Operator):
+    """Holds rows back until memory is short; its state is as large as the test says."""
+
+    bytes_of_state = 0
+
+    def open(self, ctx: Any, out: Any, restored: Any) -> None:
+        super().open(ctx, out, restored)
+        self.held: list[pa.RecordBatch] = []
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        self.held.append(batch)
+
+    def release_memory(self) -> None:
+        for batch in self.held:
+            self.out.emit(batch)
+        self.held.clear()
+
+    def snapshot(self, checkpoint_id: int) -> Any:
+        return ()
+
+    def state_bytes(self) -> int:
+        return self.bytes_of_state
+
+
+@pytest.fixture
+def hoarding(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """Make a source that reads nothing, whose operator's state takes so many MiB."""
+
+    def make(state_mib: int = 0, **config: Any) -> World:
+        world = running_source(work=Hoarding, config=config)
+        monkeypatch.setattr(Hoarding, "bytes_of_state", state_mib << 20)
+        world.engine.on_credit(Attempt(1), CHANNEL, PLENTY)
+        return world
+
+    return make
+
+
+def warnings(world: World, type: str) -> list[str]:
+    return [w.message for w in world.of(Warned) if w.type == type]
+
+
+def test_state_is_measured_and_shown_and_warned_of_near_the_managed_share(hoarding: Any) -> None:
+    world = hoarding(500)  # of 552.96
+    world.run(now_ms=10_000)
+    assert world.engine.statistics()["operators"]["op"]["state_bytes"] == 500 << 20
+    world.run(now_ms=60_000)
+    (message,) = warnings(world, "state_nears_budget")
+    assert "500 MiB of the 552.96 MiB" in message
+    assert "operator 'double' has 500 MiB" in message
+    assert "state.backend=disk" in message
+    assert not world.of(TaskFailed)
+
+
+def test_state_well_below_the_managed_share_is_not_warned_of(hoarding: Any) -> None:
+    world = hoarding(400)
+    world.run(now_ms=10_000)
+    assert world.engine.statistics()["operators"]["op"]["state_bytes"] == 400 << 20
+    assert not world.of(Warned)
+
+
+def test_more_state_than_the_managed_share_fails_nothing(hoarding: Any) -> None:
+    world = hoarding(5_000)
+    world.run(now_ms=10_000)
+    assert len(warnings(world, "state_nears_budget")) == 1
+    assert not world.of(TaskFailed)
+
+
+def test_what_is_measured_while_a_task_runs_is_new_every_few_seconds(hoarding: Any) -> None:
+    world = hoarding(1)
+    world.run(now_ms=10_000)
+    Hoarding.bytes_of_state = 2 << 20
+    world.run(now_ms=11_500)
+    assert world.engine.statistics()["operators"]["op"]["state_bytes"] == 1 << 20
+    world.run(now_ms=12_500)
+    assert world.engine.statistics()["operators"]["op"]["state_bytes"] == 2 << 20
+
+
+def test_when_memory_is_short_operators_let_go_of_what_they_hold(hoarding: Any) -> None:
+    world = hoarding()
+    world.engine.step(1_000)
+    world.engine.step(1_000)
+    assert world.rows() == []
+    world.engine.memory_pressed(ShedMemory(900 << 20, first=True))
+    world.engine.step(1_000)
+    assert 0 < len(world.rows()) < 100
+    (message,) = warnings(world, "memory_pressure")
+    assert "takes 900 MiB of its memory.process of 1,024 MiB" in message
+
+
+def test_again_short_of_memory_makes_no_second_event_until_it_was_relaxed(hoarding: Any) -> None:
+    world = hoarding()
+    for command in (
+        ShedMemory(900 << 20, first=True),
+        ShedMemory(910 << 20, first=False),
+        RelaxMemory(600 << 20),
+        ShedMemory(900 << 20, first=True),
+    ):
+        world.engine.memory_pressed(command)
+    world.run()
+    assert len(warnings(world, "memory_pressure")) == 2
+    assert len(warnings(world, "memory_relaxed")) == 1
+
+
+def test_a_task_that_is_stopped_or_not_yet_there_sheds_nothing() -> None:
+    world = World(SOURCE)
+    world.engine.memory_pressed(ShedMemory(900 << 20, first=True))
+    world.run()
+    assert world.reports == []
+
+
+def test_while_memory_is_short_a_consumer_lets_nothing_float() -> None:
+    def granted(pressed: bool) -> int:
+        """Bytes of credit after the first frame with a backlog."""
+        world = World(SubtaskId(DST, 0))
+        world.engine.post(deploy(SubtaskId(DST, 0)))
+        world.engine.post(Start(Attempt(1)))
+        world.run()
+        world.engine.on_frame(Attempt(1), CHANNEL, OpenFrame())
+        world.run()
+        (first,) = world.credits
+        if pressed:
+            world.engine.memory_pressed(ShedMemory(900 << 20, first=True))
+            world.run()
+        batch = pa.record_batch({"v": [1, 2, 3]})
+        world.engine._task._gate.block(CHANNEL)
+        world.engine.on_frame(Attempt(1), CHANNEL, DataFrame(0, batch, first[1].nbytes, 5))
+        world.run()
+        return sum(credit.nbytes for _, credit in world.credits[1:])
+
+    assert granted(pressed=False) > 0
+    assert granted(pressed=True) == 0
+
+
+def test_the_limit_is_what_was_set_or_asked_of_ray_and_without_either_it_is_not_firm() -> None:
+    world = World(SOURCE)
+    assert world.engine.memory_limit == (1 << 30, False)
+    message = deploy(SOURCE, config={"memory.process": "2g"})
+    world.engine.post(message)
+    world.run()
+    assert world.engine.memory_limit == (2 << 30, True)
+    source, sink = message.graph.vertices
+    large = replace(message.graph, vertices=(replace(source, resources=Resources(memory=5 << 30)), sink))
+    world.engine.post(replace(message, attempt=Attempt(2), graph=large))
+    world.run()
+    assert world.engine.memory_limit == (5 << 30, True)
+
+
+def test_the_end_of_a_process_names_the_largest_consumers_and_what_to_do() -> None:
+    use = MemoryUse((("join", 700 << 20), ("sum", 30 << 20)), inputs=8 << 20, outputs=2 << 20)
+    why = why_it_ends(1_100 << 20, 1 << 30, use)
+    assert "takes 1,100 MiB, more than its memory.process of 1,024 MiB" in why
+    assert "state about 730 MiB ('join' 700, 'sum' 30)" in why
+    assert "buffers between subtasks 10 MiB" in why
+    assert "the other 360 MiB" in why
+    assert "state.backend=disk" in why
+    assert "have the function hold less" in why_it_ends(1_100 << 20, 1 << 30, MemoryUse())

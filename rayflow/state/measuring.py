@@ -1,0 +1,160 @@
+"""How many bytes an operator's state takes in memory: found by walking what the operator holds.
+
+Theory of operation. State is NumPy columns, Arrow data, and containers of Python objects, held by instances of
+rayflow's own classes. The walk goes through these, counts every array and every Arrow buffer once, by the memory
+it owns (a slice counts as what it keeps alive; columns that have grown ahead of need count whole), and takes
+`SAMPLE` elements of a long container of Python objects for all of them. So its cost follows from the number of columns
+and batches, not of keys.
+
+What a user's object holds (the function itself, a model it has loaded) is not state, and is not entered; elements of
+containers are entered whatever they are, since users' accumulators and rows lie in these. An object that keeps its
+memory where the walk does not see it (a bitmap in C, a store on disk) has a method `measured_bytes()`, which is
+believed.
+
+The result is an estimate: allocators take more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable
+from itertools import islice
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+SAMPLE = 64
+_MOST_VISITS = 20_000
+_MOST_ELEMENTS = 4_096
+_ELEMENT_DEPTH = 4
+_OWN = "rayflow."
+_ARROW = (pa.Array, pa.ChunkedArray, pa.RecordBatch, pa.Table)
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque, OrderedDict, defaultdict, MappingProxyType)
+_COLUMNS = (np.ndarray, *_ARROW)
+_MEASURED_BYTES = "measured_bytes"
+
+
+def held_bytes(roots: Iterable[Any]) -> int:
+    """Return the bytes that `roots` hold together, for the process that has them. On the thread that changes them."""
+    return _Walk().total(roots)
+
+
+class _Walk:
+    """One measurement. Bounded: after `_MOST_VISITS` objects it stops, and what it has is the answer."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._buffers: set[int] = set()
+        self._left = _MOST_VISITS
+
+    def total(self, roots: Iterable[Any]) -> int:
+        return sum(self._size(root) for root in roots)
+
+    def _size(self, value: Any) -> int:
+        """Size of what an own object's attribute is."""
+        if self._left <= 0 or id(value) in self._seen:
+            return 0
+        self._left -= 1
+        if isinstance(value, np.ndarray):
+            return self._array(value)
+        if isinstance(value, _ARROW):
+            return self._arrow(value)
+        if isinstance(value, _CONTAINERS):
+            self._seen.add(id(value))
+            return self._container(value, _ELEMENT_DEPTH)
+        kind = type(value)
+        if isinstance(value, type) or not (kind.__module__ or "").startswith(_OWN):
+            return sys.getsizeof(value) if isinstance(value, bytes | bytearray | pa.Buffer) else 0
+        self._seen.add(id(value))
+        told = _told(value)
+        return sum(map(self._size, _attributes(value))) if told is None else told
+
+    def _element_or_own(self, value: Any, depth: int) -> int:
+        """Size of what lies in a container."""
+        if isinstance(value, _CONTAINERS):
+            return 0 if depth == 0 or id(value) in self._seen else self._container(value, depth - 1)
+        if _is_whole(value):
+            return self._size(value)
+        told = _told(value)
+        return self._element(value, depth) if told is None else told
+
+    def _element(self, value: Any, depth: int) -> int:
+        """Size of a plain or foreign object that lies in a container."""
+        if id(value) in self._seen or callable(value) or isinstance(value, type):
+            return 0
+        # Names of columns and small numbers are shared by all rows.
+        self._seen.add(id(value))
+        size = sys.getsizeof(value, 0)
+        inner = getattr(value, "__dict__", None)
+        if depth > 0 and isinstance(inner, dict):
+            size += self._container(inner, depth - 1)
+        return size
+
+    def _container(self, value: Any, depth: int) -> int:
+        count = len(value)
+        pairs = hasattr(value, "items")
+        taken = list(islice(value.items() if pairs else value, _MOST_ELEMENTS))
+        if not taken:
+            return sys.getsizeof(value, 0)
+        if not _is_whole(taken[0][1] if pairs else taken[0]):
+            taken = taken[:SAMPLE]
+        parts = (part for item in taken for part in (item if pairs else (item,)))
+        inner = sum(self._element_or_own(part, depth) for part in parts)
+        return sys.getsizeof(value, 0) + inner * count // len(taken)
+
+    def _array(self, array: np.ndarray[Any, Any]) -> int:
+        owner: Any = array
+        while isinstance(owner, np.ndarray) and owner.base is not None:
+            owner = owner.base
+        if id(owner) in self._seen:
+            return 0
+        self._seen.add(id(owner))
+        if not isinstance(owner, np.ndarray):
+            return self._buffer(owner) if isinstance(owner, pa.Buffer) else array.nbytes
+        if owner.dtype.hasobject and owner.size:
+            return owner.nbytes + self._objects(owner)
+        return owner.nbytes
+
+    def _objects(self, array: np.ndarray[Any, Any]) -> int:
+        taken = list(islice(array.flat, SAMPLE))
+        return sum(self._element_or_own(item, _ELEMENT_DEPTH) for item in taken) * array.size // len(taken)
+
+    def _arrow(self, value: Any) -> int:
+        if isinstance(value, pa.Array):
+            return sum(self._buffer(buffer) for buffer in value.buffers() if buffer is not None)
+        if isinstance(value, pa.ChunkedArray):
+            return sum(map(self._arrow, value.chunks))
+        return sum(map(self._arrow, value.columns))
+
+    def _buffer(self, buffer: pa.Buffer) -> int:
+        while buffer.parent is not None:
+            buffer = buffer.parent
+        if buffer.address in self._buffers:
+            return 0
+        self._buffers.add(buffer.address)
+        size: int = buffer.size
+        return size
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether elements like this may share memory, so that none can stand for others."""
+    return isinstance(value, _COLUMNS) or (type(value).__module__ or "").startswith(_OWN)
+
+
+def _told(value: Any) -> int | None:
+    method = getattr(type(value), _MEASURED_BYTES, None)
+    return int(method(value)) if callable(method) else None
+
+
+def _attributes(value: Any) -> list[Any]:
+    found = list(vars(value).values()) if hasattr(value, "__dict__") else []
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        names = (slots,) if isinstance(slots, str) else slots
+        found += [
+            getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)
+        ]
+    return found
