@@ -2,24 +2,25 @@
 
 Theory of operation. Whoever watches says now and then how many bytes the process has. From `SHED_AT` of the limit on
 the process is *pressed*: it sheds what it can do without (floating credit, buffers, what allocators keep unused), again
-every `SHED_EVERY_MS` while that lasts, until it is below `RELIEVED_BELOW`; the gap keeps it from going back and forth.
+every `SHED_EVERY_MS` while that lasts, until it is below `RELIEVED_BELOW` and has not shed for so long. The gap and the
+wait keep it from going back and forth where memory does: rows at work come and go many times a second.
 
 A limit that nobody has set is a budget, not a *firm* limit: a process over it sheds, and goes on while its node has
 room (who watches the node sees to the rest).
 
 Being over a firm limit for a moment is no harm: a window that fires takes room and gives it back. So the process ends
-only when every sample of `PATIENCE_MS` was over the limit although it shed at the beginning of that time, or at once
-when it has twice the limit, where whatever grows would get to the node's end before the patience does. Ending oneself
-beats being ended: the kernel, and Ray's monitor, do not know whose fault it is and say nothing.
+only when every sample of `PATIENCE_MS` was over the limit although it shed at the beginning of that time or shortly
+before, or at once when it has twice the limit, where whatever grows would get to the node's end before the patience
+does. Ending oneself beats being ended: the kernel, and Ray's monitor, do not know whose fault it is and say nothing.
 
 Invariants:
 
 1. Below the limit a process never ends, nor over one that is not firm.
 2. `EndForMemory` comes at most once, and nothing after it.
-3. Between the first sample over the limit and the end lies a `ShedMemory`, and `PATIENCE_MS`, unless the process has
-   twice the limit.
-4. Between two `ShedMemory` lie `SHED_EVERY_MS`, unless the first of them came below the limit and the second above.
-5. `RelaxMemory` follows `ShedMemory`s only, one for all of them.
+3. From less than `PATIENCE_MS` before the first sample over the limit on there was a `ShedMemory`, and `PATIENCE_MS`
+   lie between that sample and the end, unless the process has twice the limit.
+4. Between two `ShedMemory` lie `SHED_EVERY_MS`; `PATIENCE_MS` where the second comes as a firm limit is passed.
+5. `RelaxMemory` follows `ShedMemory`s only, one for all of them, `SHED_EVERY_MS` after the last.
 """
 
 from __future__ import annotations
@@ -100,18 +101,24 @@ class MemoryPressure:
         if self.firm and event.nbytes >= _AT_ONCE * self.limit_bytes:
             return self._end(event)
         if event.nbytes >= SHED_AT * self.limit_bytes:
-            return self._press(event, just_over)
-        if self.pressed and event.nbytes < RELIEVED_BELOW * self.limit_bytes:
+            return self._press(event, PATIENCE_MS if just_over and self.firm else SHED_EVERY_MS)
+        if event.nbytes < RELIEVED_BELOW * self.limit_bytes and self._shed_before(
+            event.now_ms - SHED_EVERY_MS
+        ):
             self._shed_ms = None
             return (RelaxMemory(event.nbytes),)
         return ()
 
-    def _press(self, event: MemorySampled, just_over: bool) -> tuple[PressureCommand, ...]:
+    def _press(self, event: MemorySampled, wait_ms: int) -> tuple[PressureCommand, ...]:
         first = self._shed_ms is None
-        if self._shed_ms is not None and not just_over and event.now_ms - self._shed_ms < SHED_EVERY_MS:
+        if not first and not self._shed_before(event.now_ms - wait_ms):
             return ()
         self._shed_ms = event.now_ms
         return (ShedMemory(event.nbytes, first),)
+
+    def _shed_before(self, ms: int) -> bool:
+        """Whether the process is pressed, and shed last at `ms` or before."""
+        return self._shed_ms is not None and self._shed_ms <= ms
 
     def _end(self, event: MemorySampled) -> tuple[PressureCommand, ...]:
         self._ended = True

@@ -126,6 +126,7 @@ class MemoryKeeper:
         if not isinstance(command, ShedMemory):
             return False
         self._pressed = True
+        task.measure_state()
         use = use_of(task)
         task.release_memory()
         self._collect()

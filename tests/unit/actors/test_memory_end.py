@@ -1,5 +1,5 @@
-"""What a subtask's process that takes too much memory tells its manager before it ends: the actor as it is, in a process
-of its own, with a Ray and a manager that only listen."""
+"""What a subtask's process that takes too much memory tells its manager before it ends: the actor as it is, in a
+process of its own, with a Ray and a manager that only listen."""
 
 from __future__ import annotations
 

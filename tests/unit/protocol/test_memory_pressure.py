@@ -28,12 +28,35 @@ def run(samples: list[tuple[int, int]]) -> list[tuple[int, object]]:
 
 def test_a_process_sheds_near_its_limit_again_after_a_while_and_relaxes_well_below():
     commands = run(
-        [(0, 500), (100, 850), (200, 900), (10_100, 900), (10_200, 800), (10_300, 749), (10_400, 500)]
+        [
+            (0, 500),
+            (100, 850),
+            (200, 900),
+            (10_100, 900),
+            (10_300, 749),
+            (20_100, 800),
+            (20_200, 749),
+            (20_300, 500),
+        ]
     )
     assert commands == [
         (100, ShedMemory(850, first=True)),
         (10_100, ShedMemory(900, first=False)),
-        (10_300, RelaxMemory(749)),
+        (20_200, RelaxMemory(749)),
+    ]
+
+
+def test_rows_at_work_that_come_and_go_do_not_have_it_shed_each_time():
+    commands = run([(ms, 950 if ms % 400 else 500) for ms in range(0, 10_000, 200)])
+    assert commands == [(200, ShedMemory(950, first=True))]
+
+
+def test_a_limit_that_nobody_set_is_passed_without_shedding_more_often_and_without_an_end():
+    machine = MemoryPressure(LIMIT, firm=False)
+    samples = [(0, 900), (3_000, 1100), (6_000, 2500), (9_000, 2500), (10_000, 2500)]
+    assert [c for ms, nbytes in samples for c in machine.handle(MemorySampled(nbytes, ms))] == [
+        ShedMemory(900, first=True),
+        ShedMemory(2500, first=False),
     ]
 
 
@@ -49,8 +72,8 @@ def test_over_the_limit_in_spite_of_shedding_ends_the_process_once():
 
 
 def test_shedding_is_tried_once_more_when_the_limit_is_passed():
-    commands = run([(0, 900), (100, 1100), (200, 1100)])
-    assert commands == [(0, ShedMemory(900, first=True)), (100, ShedMemory(1100, first=False))]
+    commands = run([(0, 900), (2_000, 1100), (2_100, 1100)])
+    assert commands == [(0, ShedMemory(900, first=True)), (2_000, ShedMemory(1100, first=False))]
 
 
 def test_twice_the_limit_ends_the_process_at_once():
@@ -72,31 +95,34 @@ def test_a_limit_of_nothing_is_a_mistake_of_ours():
 )
 def test_invariants_hold_whatever_the_samples(steps):
     machine, now_ms = MemoryPressure(LIMIT), 0
-    over_since_ms = shed_ms = shed_over = None
+    over_since_ms = shed_ms = None
     pressed = ended = False
     for step_ms, nbytes in steps:
         now_ms += step_ms
         if nbytes <= LIMIT:
             over_since_ms = None
         elif over_since_ms is None:
-            over_since_ms, shed_over = now_ms, False
+            over_since_ms = now_ms
         for command in machine.handle(MemorySampled(nbytes, now_ms)):
             assert not ended  # 2
             assert command.nbytes == nbytes
             if isinstance(command, EndForMemory):
                 assert nbytes > LIMIT  # 1
-                assert nbytes >= 2 * LIMIT or (shed_over and now_ms - over_since_ms >= PATIENCE_MS)  # 3
+                shed_in_time = shed_ms is not None and shed_ms > over_since_ms - PATIENCE_MS
+                assert nbytes >= 2 * LIMIT or (shed_in_time and now_ms - over_since_ms >= PATIENCE_MS)  # 3
                 ended = True
             elif isinstance(command, ShedMemory):
                 assert nbytes >= SHED_AT * LIMIT
                 assert command.first is not pressed
                 just_over = over_since_ms == now_ms
-                assert shed_ms is None or just_over or now_ms - shed_ms >= SHED_EVERY_MS  # 4
+                assert shed_ms is None or now_ms - shed_ms >= (
+                    PATIENCE_MS if just_over else SHED_EVERY_MS
+                )  # 4
                 pressed, shed_ms = True, now_ms
-                shed_over = shed_over or over_since_ms is not None
             else:
                 assert isinstance(command, RelaxMemory)
                 assert pressed  # 5
+                assert now_ms - shed_ms >= SHED_EVERY_MS  # 5
                 assert nbytes < RELIEVED_BELOW * LIMIT
                 pressed, shed_ms = False, None
         if not ended:
