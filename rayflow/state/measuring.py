@@ -11,20 +11,23 @@ containers are entered whatever they are, since users' accumulators and rows lie
 memory where the walk does not see it (a bitmap in C, a store on disk) has a method `measured_bytes()`, which is
 believed.
 
-The result is an estimate: allocators take more.
+The result is an estimate: allocators take more, and objects that raise when they are looked at count as nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+_log = logging.getLogger(__name__)
 
 SAMPLE = 64
 _MOST_VISITS = 20_000
@@ -64,7 +67,7 @@ class _Walk:
             return self._arrow(value)
         if isinstance(value, _CONTAINERS):
             self._seen.add(id(value))
-            return self._container(value, _ELEMENT_DEPTH)
+            return self._foreign(self._container, value, _ELEMENT_DEPTH)
         kind = type(value)
         if isinstance(value, type) or not (kind.__module__ or "").startswith(_OWN):
             return sys.getsizeof(value) if isinstance(value, bytes | bytearray | pa.Buffer) else 0
@@ -72,8 +75,19 @@ class _Walk:
         told = _told(value)
         return sum(map(self._size, _attributes(value))) if told is None else told
 
+    def _foreign(self, measure: Callable[[Any, int], int], value: Any, depth: int) -> int:
+        """Size of what may be a user's: code of its own may run, and must not fail the job for being looked at."""
+        try:
+            return measure(value, depth)
+        except Exception:
+            _log.debug("%s does not let itself be measured", type(value), exc_info=True)
+            return 0
+
     def _element_or_own(self, value: Any, depth: int) -> int:
         """Size of what lies in a container."""
+        return self._foreign(self._inside, value, depth)
+
+    def _inside(self, value: Any, depth: int) -> int:
         if isinstance(value, _CONTAINERS):
             return 0 if depth == 0 or id(value) in self._seen else self._container(value, depth - 1)
         if _is_whole(value):

@@ -124,3 +124,27 @@ def test_the_key_index_grows_with_its_keys():
         sizes.append(held_bytes([index]))
     assert 10_000 * 8 <= sizes[0] < 10_000 * 100
     assert 1_000_000 * 8 <= sizes[1] < 1_000_000 * 100
+
+
+class Shy:
+    __slots__ = ()
+
+    @property
+    def __dict__(self):
+        raise RuntimeError("outside of its context")
+
+
+class Stubborn(dict):
+    def items(self):
+        raise RuntimeError("not now")
+
+
+class Unweighed:
+    def __sizeof__(self):
+        raise RuntimeError("no size")
+
+
+@pytest.mark.parametrize("users", [Shy(), Stubborn(a=1), Unweighed()])
+def test_an_object_that_raises_when_it_is_looked_at_counts_as_nothing_and_the_rest_counts(users):
+    rest = np.zeros(1000)
+    assert 8000 <= held_bytes([[users], users, [[users, rest]], rest]) < 10_000
