@@ -107,7 +107,8 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     store = sim.store()
     retained = JobConfig.from_flat(job.config).checkpoint_retained
     files: dict[str, set[str]] = {}
-    for path in store.list(job.id):
+    paths = store.list(job.id)
+    for path in paths:
         if f"{store.url}/{path}" in sim.storage.by_outsiders:
             continue
         below = path.removeprefix(f"{job.id}/")
@@ -128,7 +129,7 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     assert len(complete) <= retained, f"I10: {sorted(complete)} are kept where {retained} are retained"
     named = _named(store, job.id, files)
     damaged = {path.removeprefix(f"{store.url}/{job.id}/") for path in sim.storage.damaged}
-    missing = named - damaged - {f"{d}/{name}" for d, names in everything.items() for name in names}
+    missing = named - damaged - {path.removeprefix(f"{job.id}/") for path in paths}
     assert not missing, f"I10: manifests name what is not there: {sorted(missing)}"
     named |= _named(store, job.id, everything)
     for directory, names in sorted(files.items()):

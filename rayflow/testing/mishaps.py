@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _GIVEN_UP_MS = 15_000
 _RESTART_MS = 6_000
-_STANDBY_MS = 3_000
+_STANDBY_MS = 1_000
 
 _ABOUT = re.compile(r"[\w.\-]+\[\d+\]/\d+|manager/\d+")
 

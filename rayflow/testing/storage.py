@@ -89,7 +89,7 @@ class SimStorage:
         else:
             self.by_outsiders.add(full)
         if name == MANIFEST and full not in self.damaged:
-            self._published(store, path, directory, data)
+            self._published(process, store, path, directory, data)
         elif directory.endswith("/attempts"):
             self._claim(directory, int(name.partition(".")[0]))
 
@@ -132,7 +132,9 @@ class SimStorage:
         shared = [file_path(below, file) for file in files if file.get("origin") is not None]
         return next((name for name in shared if name == path or name.startswith(f"{path}/")), None)
 
-    def _published(self, store: ObjectStore, path: str, directory: str, data: bytes) -> None:
+    def _published(
+        self, process: Process, store: ObjectStore, path: str, directory: str, data: bytes
+    ) -> None:
         manifest = json.loads(data)
         self.published[directory] = manifest["attempt"]
         self.manifests[directory] = data
@@ -150,6 +152,10 @@ class SimStorage:
                     self.injector.corrupted += 1
                     self.damaged.add(_full(store, name))
                     return
+                if not self.is_current(process):
+                    # By a manager that was given up, after its successor had swept up: it may not announce it.
+                    self.damaged.add(_full(store, name))
+                    continue
                 self.world.violated(f"I5: {path} names {file['path']}, which is not there")
                 continue
             if hashlib.sha256(found).hexdigest() != file["sha256"]:

@@ -25,7 +25,9 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="print every step of the seed")
     parser.add_argument("--report", type=Path, help="append to this file; what it has was run already")
     parser.add_argument(
-        "--isolated", action="store_true", help="with --seed: its manager is cut off as it publishes"
+        "--isolated",
+        action="store_true",
+        help="with --seed or --plant: the manager is cut off as it publishes",
     )
     parser.add_argument("--plant", choices=sorted(BUGS), help="break the runtime on purpose")
     mode = parser.add_mutually_exclusive_group()
@@ -40,14 +42,14 @@ def main() -> int:
         with planted(args.plant):
             if args.seed is not None:
                 return _replay(args.seed, args.trace, args.mode, args.isolated)
-            return _hunt(args.plant, range(first, last), args.mode)
+            return _hunt(args.plant, range(first, last), args.mode, args.isolated)
     if args.seed is not None:
         return _replay(args.seed, args.trace, args.mode, args.isolated)
     return sweep(range(first, last), jobs=args.jobs, mode=args.mode, report=args.report)
 
 
-def _hunt(name: str, seeds: range, mode: Mode | None) -> int:
-    found = first_failure(seeds, mode)
+def _hunt(name: str, seeds: range, mode: Mode | None, isolated: bool) -> int:
+    found = first_failure(seeds, mode, isolated=isolated)
     if found is None:
         print(f"{name}: not found in {len(seeds)} seeds")
         return 1

@@ -54,18 +54,14 @@ class Scenario:
     parallelism: int
     then_parallelism: int
     cancel_at_turn: int | None
+    machines: int = 3
 
 
 def simulate(seed: int, *, keep_trace: int = 400, mode: Mode | None = None, isolated: bool = False) -> Result:
-    """Run `seed`; AssertionError (or an engine's error) when an invariant is broken. `isolated`: beside its faults, its
-    manager is cut off with its machine as it publishes, and a standby takes over before it knows."""
+    """Run `seed`; AssertionError (or an engine's error) when an invariant is broken. `isolated`: see `_isolated`."""
     scenario = _scenario(seed, mode)
     if isolated:
-        nth = 1 + random.Random(seed * 11 + 1).randrange(12)
-        strike = Strike(moment="after ack", nth=nth, action="isolate master")
-        aimed = (*scenario.faults.aimed, strike)
-        faults = replace(scenario.faults, aimed=aimed, storage_slow_if_cut=0.8, longest_ms=6_000)
-        scenario = replace(scenario, faults=faults)
+        scenario = _isolated(seed, scenario)
     budget = scenario.budget
     # Budgets of a few frames, far below what a configuration may ask for, so that credit runs out.
     with patch.object(JobConfig, "network_bytes", property(lambda self: budget)):
@@ -106,6 +102,17 @@ def _scenario(seed: int, mode: Mode | None) -> Scenario:
     )
 
 
+def _isolated(seed: int, scenario: Scenario) -> Scenario:
+    """The same job, narrow, on two machines, with one fault: as the manager publishes its machine is cut off, with what
+    else is on it, and a standby takes over before it knows."""
+    nth = 1 + random.Random(seed * 11 + 1).randrange(6)
+    strike = Strike(moment="after ack", nth=nth, action="isolate master")
+    faults = Faults(aimed=(strike,), storage_slow_if_cut=0.8, longest_ms=6_000, active_ms=30_000)
+    bounded = tuple(SimSource(*source.args) for source in scenario.sources)
+    narrow = replace(scenario, sources=bounded, parallelism=1, machines=2)
+    return replace(narrow, faults=faults, mode="liveness", cancel_at_turn=None)
+
+
 def _barrier_mode(choice: random.Random) -> dict[str, object]:
     mode = choice.choice(["aligned", "timed", "unaligned"])
     if mode == "aligned":
@@ -129,7 +136,9 @@ class _Run:
         self.seed = seed
         self.scenario = scenario
         self.shape = SHAPES[scenario.kind]
-        self.sim = Simulation(seed=seed, faults=scenario.faults, keep_trace=keep_trace)
+        self.sim = Simulation(
+            seed=seed, faults=scenario.faults, machines=scenario.machines, keep_trace=keep_trace
+        )
         self.sim.storage_url = f"memory://simulation-{seed}"
         self.external = External(self.sim)
         self.outcomes: list[Outcome] = []

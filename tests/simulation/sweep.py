@@ -37,10 +37,12 @@ def sweep(seeds: range, *, jobs: int = 1, mode: Mode | None = None, report: Path
     return 1 if failed else 0
 
 
-def first_failure(seeds: Iterable[int], mode: Mode | None = None) -> tuple[int, str] | None:
-    """Return the first seed that fails, and how."""
+def first_failure(
+    seeds: Iterable[int], mode: Mode | None = None, *, isolated: bool = False
+) -> tuple[int, str] | None:
+    """Return the first seed that fails, and how. `isolated`: see `simulate`."""
     for seed in seeds:
-        _, failure, _ = _verdict(mode, seed)
+        _, failure, _ = _verdict(mode, seed, isolated)
         if failure is not None:
             return seed, failure
     return None
@@ -63,10 +65,10 @@ def settle() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-def _verdict(mode: Mode | None, seed: int) -> Verdict:
+def _verdict(mode: Mode | None, seed: int, isolated: bool = False) -> Verdict:
     logging.disable(logging.CRITICAL)
     try:
-        result = simulate(seed, keep_trace=20, mode=mode)
+        result = simulate(seed, keep_trace=20, mode=mode, isolated=isolated)
     except Exception as error:
         return seed, f"{type(error).__name__}: {str(error)[:400]}", "failed"
     return seed, None, " then ".join(result.ends)
