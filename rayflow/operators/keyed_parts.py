@@ -17,7 +17,8 @@ import pyarrow as pa
 from rayflow.batch.hashing import key_groups
 from rayflow.model.times import WATERMARK_MIN
 from rayflow.operators.contracts import OperatorContext
-from rayflow.state.disk.cached_keys import CachedKeys, SlotRows
+from rayflow.state.disk.cached_keys import CachedKeys
+from rayflow.state.disk.slot_rows import SlotRows
 from rayflow.state.disk.stored_rows import StoredRows
 from rayflow.state.key_index import KeyIndex
 from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS, KEY_GROUP_COLUMN, RestoredPart, StatePart

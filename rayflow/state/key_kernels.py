@@ -67,6 +67,13 @@ def _bytes_tag(data, begin, length):
 
 
 @njit(cache=True, nogil=True)
+def hash_bytes(data, offsets, out):
+    """Set `out` (uint64) to a hash of 32 bits of each row's bytes."""
+    for row in range(len(out)):
+        out[row] = _bytes_tag(data, offsets[row], offsets[row + 1] - offsets[row])
+
+
+@njit(cache=True, nogil=True)
 def _find_word(table, tag, word, stored):
     mask = np.uint64(len(table) - 1)
     at = tag & mask

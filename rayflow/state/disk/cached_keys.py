@@ -26,20 +26,21 @@ Invariants:
 
 1. A key is in memory, or its row is on disk, or it does not exist; if both, what is in memory counts.
 2. A clean slot's row is on disk as it is in memory.
-3. Between two barriers every key that was inserted or removed is logged by the next barrier.
+3. A key whose row is on disk only is in `AbsentKeys`.
+4. Between two barriers every key that was inserted or removed is logged by the next barrier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.observe.metrics import MetricGroup
+from rayflow.state.disk.absent_keys import AbsentKeys
 from rayflow.state.disk.key_bytes import (
     LOG,
     ROW,
@@ -55,6 +56,7 @@ from rayflow.state.disk.key_bytes import (
 )
 from rayflow.state.disk.row_codec import RowCodec, joined, pieces
 from rayflow.state.disk.row_store import RowStore
+from rayflow.state.disk.slot_rows import SlotRows
 from rayflow.state.disk.stored_rows import StoredRows
 from rayflow.state.key_codec import I64, ByteKeys, WordKeys
 from rayflow.state.key_index import KeyIndex
@@ -67,40 +69,7 @@ _EVICTED_SHARE = 0.25
 _ROOM_LEFT = 0.8
 _GREW = 1.05
 _CHUNK_ROWS = 16_384
-
-
-class SlotRows(Protocol):
-    """What an operator keeps for its keys, by slot."""
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of a row."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory held, at least about."""
-
-    @property
-    def kinds_of_due(self) -> int:
-        """Into how many kinds of timers a row's timers fall; see `Due`."""
-
-    def reserve(self, slot_limit: int) -> None:
-        """Make room for slots below `slot_limit`."""
-
-    def rows(self, slots: I64) -> pa.RecordBatch:
-        """Return the rows of `slots`."""
-
-    def restore(self, slots: I64, rows: pa.RecordBatch) -> None:
-        """Take rows that `rows` gave. The slots are as if never used, and none is given twice."""
-
-    def clear(self, slots: I64) -> None:
-        """Forget `slots`, timers included (none given twice): they are as if never used."""
-
-    def pinned(self) -> list[int]:
-        """Return slots that must stay in memory for now."""
-
-    def due(self, kind: int, slots: I64) -> dict[int, int]:
-        """Return when the first timer of this kind is due, of those slots that have any."""
+_FILTER_PART = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +126,7 @@ class CachedKeys(KeyIndex):
         self._epoch = 0
         self._entries = 0
         self._absent = 0
+        self._absent_keys = AbsentKeys(budget_bytes // _FILTER_PART)
         self._swept_to = ROW
         self._next_due: list[int | None] = [None] * rows.kinds_of_due
         self._ticks_ns = ticks_ns
@@ -167,7 +137,8 @@ class CachedKeys(KeyIndex):
     def nbytes(self) -> int:
         """Bytes of memory held, those of the rows included."""
         own = (self._used, self._dirty, self._stored, self._logged)
-        return self._table.nbytes + self._rows.nbytes + sum(array.nbytes for array in own)
+        kept = self._table.nbytes + self._rows.nbytes + self._absent_keys.nbytes
+        return kept + sum(array.nbytes for array in own)
 
     # ---------------------------------------------------------------------------------- batches
 
@@ -226,7 +197,9 @@ class CachedKeys(KeyIndex):
         if self._absent == 0:
             return fresh
         began_ns = self._ticks_ns()
-        nowhere = []
+        maybe = self._absent_keys.may_have(taken(encoded, fresh))
+        nowhere = [fresh[~maybe]]
+        fresh = fresh[maybe]
         for begin in range(0, len(fresh), _CHUNK_ROWS):
             chunk = fresh[begin : begin + _CHUNK_ROWS]
             found = self._store.get([ROW + key for key in key_bytes(taken(encoded, chunk))])
@@ -234,7 +207,7 @@ class CachedKeys(KeyIndex):
             self._take_in(slots[chunk[there]], [row for row in found if row is not None])
             nowhere.append(chunk[~there])
         self._metrics.counter("state_fetch_ns").inc(self._ticks_ns() - began_ns)
-        return np.concatenate(nowhere)
+        return np.sort(np.concatenate(nowhere))
 
     def _take_in(self, slots: I64, packed: list[bytes]) -> None:
         if not packed:
@@ -244,6 +217,8 @@ class CachedKeys(KeyIndex):
         self._logged[slots] = rows.column(_EPOCH).to_numpy()
         self._stored[slots] = True
         self._absent -= len(packed)
+        if self._absent == 0:
+            self._absent_keys.clear()
         self._metrics.counter("state_fetched_keys").inc(len(packed))
 
     # ---------------------------------------------------------------------------------- room
@@ -283,6 +258,7 @@ class CachedKeys(KeyIndex):
         self._write(cold[self._dirty[cold]])
         for kind in range(len(self._next_due)):
             self._index_due(kind, cold)
+        self._absent_keys.add(self._table.stored().gather(cold))
         self._rows.clear(cold)
         self._stored[cold] = False
         super().remove(cold)

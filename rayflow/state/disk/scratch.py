@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,7 +31,12 @@ from rayflow.state.storage import LocalStore, ObjectStore
 
 _LOCK = "lock"
 # glibc's; others do without.
-_trim: Callable[[int], object] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
+_libc = ctypes.CDLL(None)
+_trim: Callable[[int], object] = getattr(_libc, "malloc_trim", lambda pad: None)
+_mallopt: Callable[[int, int], object] = getattr(_libc, "mallopt", lambda option, value: None)
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_LARGE_BYTES = 256 << 10
+_ARENAS = 2
 
 
 class Scratch:
@@ -120,6 +126,16 @@ def _exclusive(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+@cache
+def _bound_malloc() -> None:
+    """Have malloc keep little of what is freed, and Arrow use it. By itself it would have eight heaps per core, each as
+    large as its threads ever needed, and, once arrays of up to 32 MiB have been freed, take such arrays from these.
+    Arrow's own pool has a heap per thread that once allocated, of which `release_unused` gives back the caller's."""
+    _mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    _mallopt(_M_ARENA_MAX, _ARENAS)
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 _scratches: dict[Path, Scratch] = {}
 _making = threading.Lock()
 
@@ -138,6 +154,7 @@ class LocalDisk:
 
     def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
         """Open an empty store in this process's scratch below `folder`."""
+        _bound_malloc()
         return scratch_of(folder).open_rows(name, memory_bytes)
 
     def spool(self, folder: str | None) -> ObjectStore:
