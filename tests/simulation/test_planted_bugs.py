@@ -65,7 +65,8 @@ def test_a_planted_bug_is_found(name: str, record_property: pytest.RecordPropert
     first = FOUND.get(name, 0)
     near = range(first, first + NEAR)
     with planted(name):
-        found = first_failure(near)
-    assert found is not None, f"{name} is not found by the seeds {near.start} to {near.stop - 1}"
+        # Any change of what runs moves the seeds: one that is not near is looked for anew.
+        found = first_failure(near) or first_failure(range(WITHIN))
+    assert found is not None, f"{name} is not found by {WITHIN} seeds"
     record_property("seeds", found[0] + 1)
     assert first_failure(range(found[0], found[0] + 1)) is None
