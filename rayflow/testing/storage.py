@@ -56,7 +56,7 @@ class SimStorage:
         self.by_outsiders: set[str] = set()
         """Paths last written by a process that had been given up, or for a checkpoint that was discarded before."""
         self.sweep_failed = False
-        """Some request to look at checkpoints failed since all of them were last listed: then not all can be swept."""
+        """A request to look at checkpoints, or to delete one, failed since all were last listed: not all can be swept."""
         self.closing = False
         """The job has ended; what it had under way comes to its end."""
         self.undeleted: set[str] = set()
@@ -233,6 +233,7 @@ class SimStore:
             storage.looked(self._process, verb, full, failed=fault is not None)
         if fault is not None and verb.startswith("delete"):
             storage.undeleted.add(re.sub(r"(/chk-\d+).*", r"\1", full))
+            storage.sweep_failed = True  # it ends there: what was to go next stays too
         if fault == "error":
             raise StorageError(f"simulated: {verb} {full} failed")
         if fault in ("torn", "flip", "missing"):
