@@ -25,7 +25,7 @@ FOUND: dict[str, int] = {
     "retention_discards_the_newest": 0,
     "final_checkpoint_skipped": 0,
     "attempt_number_used_again": 0,
-    "no_attempt_check_in_the_master": 55,
+    "no_attempt_check_in_the_master": 161,
     "no_attempt_in_the_sink": 200,
     "leaked_credit": 0,
     "lost_credit_return": 0,
@@ -44,11 +44,16 @@ FOUND: dict[str, int] = {
     "timers_skipped_on_restore": 264,
     "calls_under_way_not_restored": 99,
     "falls_back_past_a_commit": 58,
+    "split_assigned_twice": 93,
+    "loss_not_noticed": 54,
     "survivor_keeps_its_task": 76,
     "restore_of_an_old_checkpoint": 32,
     "no_attempt_check_in_the_subtask": 360,
     "watermark_overtakes_gathered_rows": 9,
+    "zombie_master_announces": 41,
 }
+ISOLATED = {"zombie_master_announces"}
+"""Found by seeds whose manager is cut off as it publishes (`--isolated`)."""
 
 NEAR = 10
 WITHIN = 1_000
@@ -64,9 +69,10 @@ def test_every_planted_bug_is_found_within_a_thousand_seeds() -> None:
 def test_a_planted_bug_is_found(name: str, record_property: pytest.RecordProperty) -> None:
     first = FOUND.get(name, 0)
     near = range(first, first + NEAR)
+    isolated = name in ISOLATED
     with planted(name):
         # Any change of what runs moves the seeds: one that is not near is looked for anew.
-        found = first_failure(near) or first_failure(range(WITHIN))
+        found = first_failure(near, isolated=isolated) or first_failure(range(WITHIN), isolated=isolated)
     assert found is not None, f"{name} is not found by {WITHIN} seeds"
     record_property("seeds", found[0] + 1)
-    assert first_failure(range(found[0], found[0] + 1)) is None
+    assert first_failure(range(found[0], found[0] + 1), isolated=isolated) is None

@@ -26,6 +26,8 @@ REGRESSIONS = {
     83: "TriggerCheckpoint told twice: two barriers of one checkpoint",
     93: "a new manager gave the job up since storage did not answer once",
     159: "a frame that made the task fail emptied the inbox that the step was going through",
+    330: "a checkpoint's number used again after its discard: its files were taken for gone (a checker's mistake)",
+    231: "a sweep ended at the deletion that failed (a checker's mistake)",
     389: "a checkpoint published while a cancelled job closed: the sink had discarded what it left pending",
     402: "of a job cut short one sink had committed, another not yet (a checker's mistake)",
     647: "a manifest published after the job's end, its files swept (told from damage now)",
