@@ -56,7 +56,7 @@ class SimStorage:
         self.by_outsiders: set[str] = set()
         """Paths last written by a process that had been given up, or for a checkpoint that was discarded before."""
         self.sweep_failed = False
-        """A request to look at checkpoints, or to delete one, failed since all were last listed: not all can be swept."""
+        """A request to look at checkpoints, or to delete one, failed since all were listed: not all can be swept."""
         self.closing = False
         """The job has ended; what it had under way comes to its end."""
         self.undeleted: set[str] = set()
