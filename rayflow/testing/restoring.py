@@ -17,7 +17,7 @@ from rayflow.runtime.job_master import FailureArgs
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.messages import Deploy, FromSubtask, WatermarkFrame
 from rayflow.testing.network import Channel
-from rayflow.testing.storage import MANIFEST, SimStorage
+from rayflow.testing.storage import MANIFEST, SimStorage, file_path
 
 if TYPE_CHECKING:
     from rayflow.testing.managers import SimManager
@@ -51,8 +51,10 @@ def check_deployed(worker: SimWorker, message: FromSubtask) -> None:
     if deploy is None or deploy.attempt != message.attempt or deploy.restore is None:
         return
     directory = deploy.restore.directory.partition("?")[0]
+    storage = worker.sim.storage
+    needed = _needed(storage, directory)
     used = sorted(
-        p for p in worker.sim.storage.read_damaged.get(worker.name, ()) if p.startswith(f"{directory}/")
+        p for p in storage.read_damaged.get(worker.name, ()) if p.startswith(f"{directory}/") or p in needed
     )
     if used:
         worker.sim.world.violated(
@@ -93,4 +95,11 @@ def check_failure(job: SimJob, storage: SimStorage, url: str, failure: FailureAr
 
 
 def _is_damaged(storage: SimStorage, directory: str) -> bool:
-    return any(path.startswith(f"{directory}/") for path in storage.damaged)
+    """Whether anything of a checkpoint is damaged: in its directory, or a file of an earlier one that it builds on."""
+    needed = _needed(storage, directory)
+    return any(path.startswith(f"{directory}/") or path in needed for path in storage.damaged)
+
+
+def _needed(storage: SimStorage, directory: str) -> set[str]:
+    manifest = storage.manifests.get(directory)
+    return set() if manifest is None else {file_path(directory, f) for f in json.loads(manifest)["files"]}
