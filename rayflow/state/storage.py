@@ -301,7 +301,8 @@ class MemoryStore:
     """Objects in this process: all stores of one `memory://name` share them. Use a fresh name per test."""
 
     _named: dict[str, dict[str, bytes]] = {}  # noqa: RUF012  by design shared by all instances
-    _lock = threading.Lock()
+    # Taken again by the thread that has it where the collector runs a finalizer that deletes another store's objects.
+    _lock = threading.RLock()
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url, allow_fragments=False)

@@ -184,3 +184,16 @@ def test_local_paths_are_absolute_whatever_they_are_written_as(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     assert local_path("out/x") == tmp_path / "out" / "x"
     assert local_path(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+
+
+@pytest.mark.timeout(20)
+def test_a_store_in_memory_can_be_emptied_by_a_finalizer_that_runs_while_another_is_written() -> None:
+    class Last:
+        def __bytes__(self) -> bytes:  # runs where a collection may: within a write
+            other.delete_prefix("")
+            return b"x"
+
+    one, other = MemoryStore("memory://finalizer-one"), MemoryStore("memory://finalizer-other")
+    other.write("gone", b"y")
+    one.write("kept", Last())  # type: ignore[arg-type]
+    assert (one.read("kept"), other.list("")) == (b"x", [])
