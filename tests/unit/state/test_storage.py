@@ -12,7 +12,7 @@ import pytest
 
 from rayflow.model.errors import ConfigError, StorageError
 from rayflow.state.s3 import parse_s3_url
-from rayflow.state.storage import MissingObject, ObjectStore, local_path, open_store
+from rayflow.state.storage import MemoryStore, MissingObject, ObjectStore, local_path, open_store
 
 
 @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.s3)])
