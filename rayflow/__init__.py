@@ -20,7 +20,7 @@ Each line imports only what is below it (checked by import-linter); `|` = mutual
 | `client` | finding a cluster, submitting, `JobHandle`, `JobResult`; ended jobs from stored metadata |
 | `actors` \\| `testing` | the only package that imports Ray: JobManager, Subtasks, Flight channels \\| simulation |
 | `runtime` | the engines behind ports, Ray-free, as `step(now)`: a subtask's loop, the job master, the local back end |
-| `connectors` \\| `skew` \\| `windows` | files, memory, console \\| combining, salting \\| windowed operators |
+| `connectors` \\| `skew` \\| `windows` | files, memory, databases, HTTP \\| combining, salting \\| windowed operators |
 | `graph` \\| `operators` | stream graph → chains → subtasks and channels \\| contracts and built-in operators |
 | `state` | key index, accumulators, rows on disk, object stores, manifests and state files |
 | `batch` | Arrow begins: expressions, hashing, splitting, hot keys, the changelog column |
