@@ -7,7 +7,8 @@ import logging
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +22,18 @@ Verdict = tuple[int, str | None, str]
 def sweep(seeds: range, *, jobs: int = 1, mode: Mode | None = None, report: Path | None = None) -> int:
     """Run the seeds; print failures and a summary; return the exit code."""
     started, failed, ends, done = time.monotonic(), [], Counter[str](), 0
-    for block in _blocks(seeds, report):
-        broken = []
-        for seed, failure, end in verdicts(block, jobs, mode):
-            done += 1
-            ends[end] += 1
-            if failure is not None:
-                broken.append((seed, failure))
-                print(f"FAILED {failure}", flush=True)
-        failed += [seed for seed, _ in broken]
-        if report is not None:
-            _record(report, block, broken)
+    with judges(jobs, mode) as verdicts:
+        for block in _blocks(seeds, report):
+            broken = []
+            for seed, failure, end in verdicts(block):
+                done += 1
+                ends[end] += 1
+                if failure is not None:
+                    broken.append((seed, failure))
+                    print(f"FAILED {failure}", flush=True)
+            failed += [seed for seed, _ in broken]
+            if report is not None:
+                _record(report, block, broken)
     took_s = time.monotonic() - started
     print(f"{done} seeds in {took_s:.1f} s, {len(failed)} failed {failed}; {dict(ends.most_common())}")
     return 1 if failed else 0
@@ -48,14 +50,15 @@ def first_failure(
     return None
 
 
-def verdicts(seeds: range, jobs: int, mode: Mode | None = None) -> Iterator[Verdict]:
-    """Run the seeds in so many processes; yield what became of each, in order."""
+@contextmanager
+def judges(jobs: int, mode: Mode | None = None) -> Iterator[Callable[[range], Iterator[Verdict]]]:
+    """Start so many processes; give a function that runs seeds in them, and yields what became of each, in order."""
     run = partial(_verdict, mode)
     if jobs == 1:
-        yield from map(run, seeds)
+        yield partial(map, run)
         return
     with multiprocessing.get_context("spawn").Pool(jobs, initializer=settle) as pool:
-        yield from pool.imap(run, seeds, chunksize=10)
+        yield lambda seeds: pool.imap(run, seeds, chunksize=10)
 
 
 def settle() -> None:

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.jobs import SHAPES
 from tests.simulation.simulate import Result, simulate
-from tests.simulation.sweep import verdicts
+from tests.simulation.sweep import Verdict, judges
 
 SEEDS = 2_000
 BLOCK = 500
@@ -38,10 +39,18 @@ REGRESSIONS = {
 product's, a unit test too.)"""
 
 
+@pytest.fixture(scope="module")
+def verdicts() -> Iterator[Callable[[range], Iterator[Verdict]]]:
+    with judges(JOBS) as run:
+        yield run
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
-def test_jobs_are_exactly_once_under_seeded_faults(first: int) -> None:
-    broken = [failure for _, failure, _ in verdicts(range(first, first + BLOCK), JOBS) if failure is not None]
+def test_jobs_are_exactly_once_under_seeded_faults(
+    first: int, verdicts: Callable[[range], Iterator[Verdict]]
+) -> None:
+    broken = [failure for _, failure, _ in verdicts(range(first, first + BLOCK)) if failure is not None]
     assert not broken
 
 
