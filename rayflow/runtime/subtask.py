@@ -28,32 +28,20 @@ from typing import Any
 
 from rayflow.graph.execution import input_channels, output_channels
 from rayflow.model.config import JobConfig
-from rayflow.model.errors import (
-    ConfigError,
-    CorruptCheckpointError,
-    PlanError,
-    ProtocolViolation,
-    UserFunctionError,
-)
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, SubtaskId
 from rayflow.protocol.commits import CommitPermit
-from rayflow.protocol.increments import Increment, Increments
 from rayflow.protocol.sequencing import AttemptFence
 from rayflow.runtime.accounting import Activity
 from rayflow.runtime.assembly import Assembly, own_key_groups
-from rayflow.runtime.barriers import Snapshot
 from rayflow.runtime.correspondence import Correspondence
 from rayflow.runtime.event_loop import EventLoopCalls
-from rayflow.runtime.faults import fault_of
-from rayflow.runtime.in_flight import upload_in_flight
+from rayflow.runtime.faults import failure_of
 from rayflow.runtime.memory import HostCommand, MemoryKeeper, MemoryUse, use_of
 from rayflow.runtime.messages import (
     AssignSplits,
     Cancel,
     CheckpointAborted,
-    CheckpointAcked,
     CheckpointCompleted,
-    CheckpointDeclined,
     Committed,
     CreditFrame,
     Deploy,
@@ -69,22 +57,20 @@ from rayflow.runtime.messages import (
     SplitsRequested,
     Start,
     Stopped,
-    TaskFailed,
     ToSubtask,
     TriggerCheckpoint,
     Warned,
 )
 from rayflow.runtime.ports import AsyncRunner, Disk, IoPool, MasterLink, Transport
 from rayflow.runtime.replay import RestoredState
-from rayflow.runtime.snapshots import OpenStore, restore, upload
+from rayflow.runtime.snapshots import OpenStore, restore
 from rayflow.runtime.stepping import StepResult
 from rayflow.runtime.task import Task
+from rayflow.runtime.uploads import Uploads
 from rayflow.state.disk.scratch import LocalDisk
-from rayflow.state.manifest import StateFile, checkpoint_directory
 
 _log = logging.getLogger(__name__)
 
-_NOT_RETRYABLE = (PlanError, ConfigError, CorruptCheckpointError, ProtocolViolation)
 _FRAMES_PER_STEP = 1024
 
 
@@ -159,8 +145,8 @@ class SubtaskEngine:
         self._config = JobConfig()
         self._task: Task | None = None
         self._state = "CREATED"
-        self._uploading: dict[CheckpointId, int] = {}
-        self._increments: Increments[StateFile] = Increments()
+        # The task's; there is one where there is a task.
+        self._uploads: Uploads | None = None
         self._now_ms = 0
         # What the current attempt's task had counted when it was closed.
         self._past: dict[str, Any] = {}
@@ -321,10 +307,7 @@ class SubtaskEngine:
             case CheckpointCompleted(_, checkpoint_id):
                 self._on_completed(checkpoint_id)
             case CheckpointAborted(_, checkpoint_id):
-                self._uploading.pop(checkpoint_id, None)
-                self._increments.aborted(checkpoint_id)
-                if self._task is not None:
-                    self._task.cancel_checkpoint(checkpoint_id)
+                self._on_aborted(checkpoint_id)
             case AssignSplits():
                 if self._task is not None:
                     self._task.assign(message)
@@ -343,7 +326,6 @@ class SubtaskEngine:
             return
         self._drop_task()
         self._past = {}
-        self._increments = Increments()
         self._transport.close_channels(self._fence.attempt)
         self._fence.advance(deploy.attempt)
         self._deploy = deploy
@@ -396,8 +378,16 @@ class SubtaskEngine:
             disk=self._disk,
         ).build()
         self._memory.begin()
-        task = Task(parts, on_snapshot=self._on_snapshot, on_ended=self._on_ended)
-        self._task = task
+        uploads = Uploads(
+            deploy,
+            self._config,
+            io=self._io,
+            open_store=self._open_store,
+            report=self._master.report,
+            now_ms=lambda: self._now_ms,
+        )
+        task = Task(parts, on_snapshot=uploads.begin, on_ended=self._on_ended)
+        self._task, self._uploads = task, uploads
         task.open(message.state, self._now_ms)
         transport.listen(self, attempt, input_channels(deploy.graph, deploy.subtask))
         self._state = "DEPLOYED"
@@ -412,71 +402,18 @@ class SubtaskEngine:
         self._state = "RUNNING"
         self._task.start()
 
-    def _on_snapshot(self, snapshot: Snapshot) -> None:
-        deploy, config = self._deployment(), self._config
-        directory = checkpoint_directory(deploy.job_id, snapshot.checkpoint_id)
-        self._uploading[snapshot.checkpoint_id] = self._now_ms
-        increments = self._increments
-        increment = increments.plan(snapshot.checkpoint_id)
-
-        def work() -> tuple[StateFile, ...]:
-            if not snapshot.parts and snapshot.in_flight is None:
-                return ()
-            assert config.checkpoint_storage is not None
-            store = self._open_store(config.checkpoint_storage, config.storage_options)
-            return upload(
-                store,
-                directory,
-                snapshot.parts,
-                subtask=deploy.subtask,
-                attempt=deploy.attempt,
-                key_groups=own_key_groups(deploy),
-                increment=increment,
-            ) + upload_in_flight(store, directory, snapshot.in_flight, deploy)
-
-        def done(files: tuple[StateFile, ...] | None, error: BaseException | None) -> None:
-            increments.written(snapshot.checkpoint_id, files or ())
-            self._on_state_written(deploy, snapshot, files or (), increment, error)
-
-        self._io.submit(work, done)
-
-    def _on_state_written(
-        self,
-        deploy: Deploy,
-        snapshot: Snapshot,
-        files: tuple[StateFile, ...],
-        increment: Increment[StateFile] | None,
-        error: BaseException | None,
-    ) -> None:
-        """Acknowledge, on whatever thread: the task may be in a long call. What is stale by now the master drops."""
-        checkpoint_id = snapshot.checkpoint_id
-        if deploy is self._deploy:
-            self._uploading.pop(checkpoint_id, None)
-        if error is not None:
-            reason = f"{type(error).__name__}: {error}"
-            self._master.report(CheckpointDeclined(deploy.subtask, deploy.attempt, checkpoint_id, reason))
-            return
-        self._master.report(
-            CheckpointAcked(
-                subtask=deploy.subtask,
-                attempt=deploy.attempt,
-                checkpoint_id=checkpoint_id,
-                files=files,
-                splits=snapshot.splits,
-                alignment_ms=snapshot.alignment_ms,
-                duration_ms=self._now_ms - snapshot.started_ms,
-                watermark=snapshot.watermark,
-                builds_on=increment.since if increment and any(f.origin is not None for f in files) else None,
-            )
-        )
-
     def _on_completed(self, checkpoint_id: CheckpointId) -> None:
-        self._increments.completed(checkpoint_id)
-        if self._task is None:
+        if self._task is None or self._uploads is None:
             return
         deploy = self._deployment()
+        self._uploads.completed(checkpoint_id)
         self._task.notify_complete(CommitPermit(deploy.job_id, deploy.attempt, checkpoint_id))
         self._report_committed(self._task)
+
+    def _on_aborted(self, checkpoint_id: CheckpointId) -> None:
+        if self._task is not None and self._uploads is not None:
+            self._uploads.aborted(checkpoint_id)
+            self._task.cancel_checkpoint(checkpoint_id)
 
     def _report_committed(self, task: Task) -> None:
         committed = task.committed()
@@ -511,24 +448,12 @@ class SubtaskEngine:
         self._state = "FAILED"
         if self._deploy is None:
             return
-        user = error if isinstance(error, UserFunctionError) else None
-        self._master.report(
-            TaskFailed(
-                subtask=self._deploy.subtask,
-                attempt=self._fence.attempt,
-                cause=str(error) if user else f"{type(error).__name__}: {error}",
-                operator=user.operator if user else None,
-                location=user.location if user else getattr(error, "location", None),
-                retryable=not isinstance(error, _NOT_RETRYABLE),
-                fault=fault_of(error),
-                corrupt_checkpoint=isinstance(error, CorruptCheckpointError),
-            )
-        )
+        self._master.report(failure_of(error, self._deploy.subtask, self._fence.attempt))
 
     def _drop_task(self) -> None:
         task, self._task = self._task, None
         self._inbox.clear()
-        self._uploading.clear()
+        self._uploads = None
         if task is not None:
             self._past = dict(task.statistics())
             for error in task.close():
@@ -549,10 +474,10 @@ class SubtaskEngine:
         return self._subtask, self._fence.attempt
 
     def _checkpoint_phase(self, task: Task | None) -> dict[str, Any] | None:
-        uploading = sorted(list(self._uploading.items()))
-        if uploading:
-            checkpoint_id, since_ms = uploading[0]
-            return {"id": checkpoint_id, "phase": "uploading", "since_ms": since_ms}
+        uploads = self._uploads
+        uploading = None if uploads is None else uploads.phase()
+        if uploading is not None:
+            return uploading
         aligning = None if task is None else task.aligning()
         if aligning is not None:
             return {"id": aligning[0], "phase": "aligning", "since_ms": aligning[1]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.planted import BUGS, planted
+from tests.simulation.planted.registry import SLIPS
 from tests.simulation.sweep import first_failure
 
 FOUND: dict[str, int] = {
@@ -70,9 +71,11 @@ def test_a_planted_bug_is_found(name: str, record_property: pytest.RecordPropert
     first = FOUND.get(name, 0)
     near = range(first, first + NEAR)
     isolated = name in ISOLATED
+    SLIPS.clear()
     with planted(name):
         # Any change of what runs moves the seeds: one that is not near is looked for anew.
         found = first_failure(near, isolated=isolated) or first_failure(range(WITHIN), isolated=isolated)
     assert found is not None, f"{name} is not found by {WITHIN} seeds"
+    assert not SLIPS, f"{name} stumbles itself: {SLIPS[0]}"
     record_property("seeds", found[0] + 1)
     assert first_failure(range(found[0], found[0] + 1), isolated=isolated) is None

@@ -8,7 +8,7 @@ from typing import Any
 from rayflow.model.ids import Attempt
 from rayflow.protocol.coordinator import CheckpointCoordinator, DiscardCheckpoint, PublishManifest
 from rayflow.protocol.delivery import Incoming, Outgoing
-from rayflow.runtime import subtask
+from rayflow.runtime import uploads
 from rayflow.runtime.barriers import Barriers
 from rayflow.runtime.chain import Chain
 from rayflow.runtime.gate import InputGate
@@ -16,10 +16,11 @@ from rayflow.runtime.master.checkpoints import Checkpoints
 from rayflow.runtime.master.run import JobRun
 from rayflow.runtime.master.running import Running
 from rayflow.runtime.master.storage import JobStorage
-from rayflow.runtime.messages import BarrierFrame, CheckpointAcked
+from rayflow.runtime.messages import BarrierFrame, CheckpointAcked, Deploy
 from rayflow.runtime.outputs import OutputEdge
 from rayflow.runtime.source_driver import SourceDriver
 from rayflow.runtime.subtask import SubtaskEngine
+from rayflow.runtime.uploads import Uploads
 from tests.simulation.external import SimSink
 from tests.simulation.planted.registry import Patch, around, bug
 
@@ -83,11 +84,11 @@ def in_flight_rows_not_recorded(patch: Patch) -> None:
 
 @bug
 def acknowledged_before_upload(patch: Patch) -> None:
-    def on_snapshot(original: Any, self: Any, snapshot: Any) -> None:
-        self._link.report(
+    def begin(original: Any, self: Any, snapshot: Any) -> None:
+        self._report(
             CheckpointAcked(
-                subtask=self._subtask,
-                attempt=self._fence.attempt,
+                subtask=self._deploy.subtask,
+                attempt=self._deploy.attempt,
                 checkpoint_id=snapshot.checkpoint_id,
                 files=(),
                 splits=snapshot.splits,
@@ -95,13 +96,13 @@ def acknowledged_before_upload(patch: Patch) -> None:
         )
         original(self, snapshot)
 
-    around(patch, SubtaskEngine, "_on_snapshot", on_snapshot)
+    around(patch, Uploads, "begin", begin)
 
 
 @bug
 def files_written_after_the_ack(patch: Patch) -> None:
     """The files are named, with their checksums, and then written."""
-    upload = subtask.upload
+    upload = uploads.upload
 
     class Later:
         def __init__(self, store: Any) -> None:
@@ -116,7 +117,7 @@ def files_written_after_the_ack(patch: Patch) -> None:
             for path, data in self.waiting:
                 self.store.write(path, data)
 
-    def on_snapshot(original: Any, self: Any, snapshot: Any) -> None:
+    def begin(original: Any, self: Any, snapshot: Any) -> None:
         made: list[Later] = []
 
         def late(store: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,15 +134,15 @@ def files_written_after_the_ack(patch: Patch) -> None:
 
                 submit(work, then)
 
-        subtask.upload, io = late, self._io
+        uploads.upload, io = late, self._io
         self._io = Io()
         try:
             original(self, snapshot)
         finally:
             self._io = io
 
-    patch.setattr(subtask, "upload", upload)
-    around(patch, SubtaskEngine, "_on_snapshot", on_snapshot)
+    patch.setattr(uploads, "upload", upload)
+    around(patch, Uploads, "begin", begin)
 
 
 # ------------------------------------------------------------------------------------------ the coordinator
@@ -234,7 +235,7 @@ def attempt_number_used_again(patch: Patch) -> None:
 @bug
 def no_attempt_check_in_the_subtask(patch: Patch) -> None:
     def serve(original: Any, self: Any, message: Any) -> None:
-        if not isinstance(message, subtask.Deploy) and self._deploy is not None:
+        if not isinstance(message, Deploy) and self._deploy is not None:
             message = replace(message, attempt=self._fence.attempt)
         original(self, message)
 

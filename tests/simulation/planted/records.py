@@ -13,7 +13,7 @@ from rayflow.runtime import assembly, subtask
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.master import beginning
 from rayflow.runtime.master.sources import SourceSplits
-from rayflow.runtime.messages import AssignSplits, EndFrame, WatermarkFrame
+from rayflow.runtime.messages import AssignSplits, CheckpointAcked, EndFrame, WatermarkFrame
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
 from rayflow.runtime.source_driver import SourceDriver
 from rayflow.runtime.subtask import SubtaskEngine
@@ -206,12 +206,18 @@ def committed_at_the_barrier(patch: Patch) -> None:
 
 @bug
 def committed_on_the_ack(patch: Patch) -> None:
-    def on_state_written(original: Any, self: Any, message: Any) -> None:
+    def on_state_read(original: Any, self: Any, message: Any) -> None:
         original(self, message)
-        if message.error is None and self._task is not None:
-            self._on_completed(message.snapshot.checkpoint_id)
+        report = self._uploads._report
 
-    around(patch, SubtaskEngine, "_on_state_written", on_state_written)
+        def report_and_commit(outcome: Any) -> None:
+            report(outcome)
+            if isinstance(outcome, CheckpointAcked):
+                self._on_completed(outcome.checkpoint_id)
+
+        self._uploads._report = report_and_commit
+
+    around(patch, SubtaskEngine, "_on_state_read", on_state_read)
 
 
 @bug
