@@ -10,7 +10,8 @@ the order of their keys, so that writers of other jobs lock them in the same ord
 A batch is one transaction, committed by a statement of its own: what a client had under way when it died is rolled
 back. A *fence* row says which attempt of the job may write. Each transaction holds it by a shared lock while it writes,
 and a new attempt moves it on, which waits for these to end: after that no process of an older attempt, however late it
-wakes up, can put an old row over a new one.
+wakes up, can put an old row over a new one. So that it waits for no longer than a write may last, the server itself
+ends the transaction of a client that has died or stands still: every connection asks it to.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class AttemptIsOver(RayflowError):
 
 
 class Server(ABC):
-    """A connection. `raw` is the driver's, whose statements begin transactions; `quote` quotes names."""
+    """A connection. `raw` is the driver's, whose statements begin transactions; `quote` quotes names; `timeout_ms` is
+    what `connect_args` was given."""
 
-    def __init__(self, raw: Any, table: str, quote: Any) -> None:
+    def __init__(self, raw: Any, table: str, quote: Any, timeout_ms: int) -> None:
         self.raw = raw
         self.quote = quote
         self.table = ".".join(quote(part) for part in table.rpartition(".") if part not in ("", "."))
@@ -118,9 +120,18 @@ class Postgres(Server):
     )
     SHARED = "FOR SHARE"
 
-    def __init__(self, raw: Any, table: str, quote: Any) -> None:
-        super().__init__(raw, table, quote)
+    def __init__(self, raw: Any, table: str, quote: Any, timeout_ms: int) -> None:
+        super().__init__(raw, table, quote, timeout_ms)
         self._staging: set[str] = set()
+        from psycopg import errors
+
+        try:
+            # Within a statement too, say one that waits for a lock, the server sees that its client has died.
+            raw.execute("SET client_connection_check_interval = '1s'")
+            raw.commit()
+        except (errors.UndefinedObject, errors.InvalidParameterValue):
+            # Not before PostgreSQL 14, nor on every system: there the statement's time limit has to do.
+            raw.rollback()
 
     @staticmethod
     def connect_args(timeout_ms: int) -> dict[str, Any]:
@@ -202,8 +213,15 @@ class MySql(Server):
     _MODE = "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
     _SPARE_BYTES = 1 << 16
 
-    def __init__(self, raw: Any, table: str, quote: Any) -> None:
-        super().__init__(raw, table, quote)
+    def __init__(self, raw: Any, table: str, quote: Any, timeout_ms: int) -> None:
+        super().__init__(raw, table, quote, timeout_ms)
+        seconds = max(1, timeout_ms // 1_000)
+        # Waits for locks end before the driver takes the connection for lost, and leaves the server waiting.
+        self.query(f"SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds}")
+        # MySQL has no limit for idle transactions, only one for connections: what finds its own closed makes another.
+        idle = "idle_transaction_timeout"
+        known = self.query("SHOW SESSION VARIABLES LIKE %s", idle)
+        self.query(f"SET SESSION {idle if known else 'wait_timeout'} = {seconds}")
         self.query(f"SET SESSION sql_mode = '{self._MODE}', time_zone = '+00:00'")
         self.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         ((limit,),) = self.query("SELECT @@max_allowed_packet")

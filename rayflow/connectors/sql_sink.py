@@ -194,11 +194,13 @@ class SqlSink(BatchedSink):
         import sqlalchemy as sa
 
         # Below the limit after which the attempt ends, so that a server that hangs is tried again.
-        limits = self._server_class.connect_args(max(1_000, self.batching.timeout_ms * 4 // 5))
+        timeout_ms = max(1_000, self.batching.timeout_ms * 4 // 5)
+        limits = self._server_class.connect_args(timeout_ms)
         self._engine = sa.create_engine(self.url, poolclass=sa.pool.NullPool, connect_args=limits)
         self._connection = self._engine.connect()
         raw = self._connection.connection.driver_connection
-        self._server = self._server_class(raw, self.table, self._engine.dialect.identifier_preparer.quote)
+        quote = self._engine.dialect.identifier_preparer.quote
+        self._server = self._server_class(raw, self.table, quote, timeout_ms)
         return self._server
 
     def _prepare_table(self) -> None:

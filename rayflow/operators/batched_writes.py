@@ -28,7 +28,8 @@ from rayflow.batch.changelog import visible
 from rayflow.batch.hashing import hash_columns
 from rayflow.batch.tables import concat, nbytes, render_sample, take
 from rayflow.model.durations import format_duration_ns
-from rayflow.model.errors import DataError, ProtocolViolation, RayflowError, UserFunctionError
+from rayflow.model.errors import DataError, ProtocolViolation, RayflowError, TransientError, UserFunctionError
+from rayflow.model.passing import may_pass
 from rayflow.model.tracebacks import describe_error
 from rayflow.operators.batched_sink import BatchedSink
 from rayflow.operators.contracts import Operator, OperatorContext, Output, SinkContext, sink_context
@@ -244,7 +245,7 @@ class BatchedSinkOperator(Operator):
         else:
             cause = describe_error(error)
         made = UserFunctionError(self.ctx.name, cause, self.ctx.location, render_sample(rows))
-        made.__cause__ = error
+        made.__cause__ = error if may_pass(error) or gave_up.reason != "retried" else _passing(error)
         return made
 
     # ------------------------------------------------------------------------------- checkpoints
@@ -336,6 +337,13 @@ class _Writer:
         except Exception as error:
             # What was to be left behind is broken: that is why.
             _log.info("closing a connection that failed: %s", error)
+
+
+def _passing(error: Exception) -> TransientError:
+    """Return what says of `error`, in the words of nobody's driver, that it may pass: the sink has judged so."""
+    made = TransientError(describe_error(error))
+    made.__cause__ = error
+    return made
 
 
 def _cut(lane: deque[pa.RecordBatch], rows: int) -> pa.RecordBatch:

@@ -28,7 +28,7 @@ from rayflow.actors.specs import NAMESPACE, worker_prefix
 from rayflow.actors.standby import find_seat, leads
 from rayflow.client import local_cluster
 from rayflow.client.ray_session import close_session, open_session
-from tests.chaos.victim import Victim, verdict
+from tests.chaos.victim import Victim
 
 PARTS = ("detect_ms", "reset_ms", "restore_ms", "replay_ms")
 LIMITS_S = {"subtask": 3.0, "manager": 12.0, "both": 12.0, "node": 8.0, "manager-node": 12.0}
@@ -76,7 +76,7 @@ def _run(folder: Path, faults: list[str], times: int, config: dict[str, str]) ->
         totals = [total_s for _, total_s in found]
         numbers = [*parts, statistics.median(totals), max(totals), LIMITS_S[fault]]
         print(f"{fault:<14}{times:>3}" + "".join(f"{number:>9.2f}" for number in numbers), flush=True)
-    print(f"verdict: {verdict(victim.finish())}")
+    print(f"verdict: {victim.verdict(victim.finish())}")
 
 
 def _measure(victim: Victim, fault: str) -> tuple[dict[str, Any], float]:

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,19 @@ import pyarrow.dataset as ds
 import rayflow as rf
 from rayflow.client.processes import is_alive, started_at
 
-WAIT_S = 120.0
+# For the busiest machine: two cores with thirty runnable processes take two minutes to bring up four workers.
+WAIT_S = 300.0
+NOTHING_WRONG = {"lost": 0, "never_read": 0, "duplicated": 0, "keys_with_wrong_state": 0}
 _POLL_S = 0.03
-_SPLIT = 10**9
+SPLIT = 10**9
+_SPLITS = 2
 _KEYS = 7
 
 
 class NumbersUntil(rf.Source):
     """Two splits of numbers from 0 and from 10⁹ on, until the file `end` exists. Where exactly they end the source
-    does not know before, but every run of a job begins the same."""
+    does not know before, but every run of a job begins the same. Each split then tells its end in a file beside
+    `end`, and keeps to it."""
 
     def __init__(self, end: Path, rows_per_second: int) -> None:
         self._end = end
@@ -40,7 +44,7 @@ class NumbersUntil(rf.Source):
         return pa.schema({"n": pa.int64(), "k": pa.int64()})
 
     def splits(self) -> list[rf.Split]:
-        return [rf.Split(id=str(i), payload={"first": i * _SPLIT}) for i in range(2)]
+        return [rf.Split(id=str(i), payload={"first": i * SPLIT}) for i in range(_SPLITS)]
 
     def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
         first = split.payload["first"] if position is None else position
@@ -52,14 +56,22 @@ class _Reader(rf.SplitReader):
         self._schema = schema
         self._next = first
         self._end = end
+        self._told_end = _told_end(end, first // SPLIT)
         self._rate = rows_per_second
         self._told_s = time.monotonic()
 
     def read(self, max_rows: int) -> pa.RecordBatch | None:
         now_s = time.monotonic()
         count = min(max_rows, int((now_s - self._told_s) * self._rate))
-        if count == 0:
-            return None if self._end.exists() else _none(self._schema)
+        if self._end.exists():
+            # Whoever reads it anew, after a failure at the end, has the same rows.
+            if not self._told_end.exists():
+                _publish(self._told_end, str(self._next))
+            count = min(max_rows, int(self._told_end.read_text()) - self._next)
+            if count == 0:
+                return None
+        elif count == 0:
+            return _none(self._schema)
         self._told_s = now_s
         numbers = np.arange(self._next, self._next + count)
         self._next += count
@@ -91,9 +103,17 @@ class Numbering(rf.KeyedProcessFunction):
 
 
 class Victim:
-    """A running job of two source and two keyed subtasks, to be hurt. Files in `folder` steer it."""
+    """A running job of two source and two keyed subtasks, to be hurt. Files in `folder` steer it. `sink` ends it with
+    something else than files of rows in `out`."""
 
-    def __init__(self, folder: Path, name: str, rows_per_second: int = 400, **config: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        rows_per_second: int = 400,
+        sink: Callable[[rf.DataStream], Any] | None = None,
+        **config: str,
+    ) -> None:
         self.out = folder / "out"
         self.hold = folder / "hold"
         self._end = folder / "end"
@@ -104,12 +124,15 @@ class Victim:
             "restart.max_attempts": "100",
         }
         env = rf.StreamEnvironment(name=name, parallelism=2, config={**settings, **config})
-        (
+        numbered = (
             env.from_source(NumbersUntil(self._end, rows_per_second))
             .key_by("k")
             .process(Numbering(self.hold), returns={"n": "int64", "k": "int64", "number": "int64"})
-            .write_parquet(str(self.out))
         )
+        if sink is None:
+            numbered.write_parquet(str(self.out))
+        else:
+            sink(numbered)
         self.env = env
         self.job = env.submit()
 
@@ -208,26 +231,44 @@ class Victim:
 
     # ------------------------------------------------------------------------------- judging
 
-    def finish(self) -> pa.Table:
-        """Let the input end; return the committed rows."""
+    def end(self) -> None:
+        """Let the input end, and wait for the job's end."""
         self._end.touch()
         assert self.job.wait(timeout=WAIT_S).state == "FINISHED"
+
+    def finish(self) -> pa.Table:
+        """Let the input end; return the committed rows."""
+        self.end()
         return ds.dataset(self.out, format="parquet").to_table()
 
+    def verdict(self, rows: pa.Table) -> dict[str, int]:
+        """Return how many rows are lost, duplicated, or carry a wrong number: all 0 after a run that was exactly
+        once. The job has ended."""
+        ends = [int(_told_end(self._end, split).read_text()) for split in range(_SPLITS)]
+        return _verdict(rows, ends)
 
-def verdict(rows: pa.Table) -> dict[str, int]:
-    """Return how many rows are lost, duplicated, or carry a wrong number: all 0 after a run that was exactly once."""
+
+def _told_end(end: Path, split: int) -> Path:
+    return end.with_name(f"{end.name}-{split}")
+
+
+def _publish(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
+
+
+def _verdict(rows: pa.Table, ends: Sequence[int]) -> dict[str, int]:
     numbers = rows["n"].to_numpy()
-    lost = 0
-    for first in (0, _SPLIT):
-        mine = numbers[(numbers >= first) & (numbers < first + _SPLIT)]
-        lost += int(mine.max(initial=first - 1)) - first + 1 - len(np.unique(mine))
+    expected = np.concatenate([np.arange(split * SPLIT, end) for split, end in enumerate(ends)])
     by_key = defaultdict(list)
     for key, number in zip(rows["k"].to_pylist(), rows["number"].to_pylist(), strict=True):
         by_key[key].append(number)
     wrong = sum(sorted(found) != list(range(1, len(found) + 1)) for found in by_key.values())
     return {
-        "lost": lost,
+        "lost": len(np.setdiff1d(expected, numbers)),
+        "never_read": len(np.setdiff1d(numbers, expected)),
         "duplicated": len(numbers) - len(np.unique(numbers)),
         "keys_with_wrong_state": wrong,
     }

@@ -15,11 +15,9 @@ import pytest
 import rayflow as rf
 from rayflow.client.chaos.effects import RayEffects
 from rayflow.client.processes import is_alive, started_at
-from tests.chaos.victim import WAIT_S, Victim, verdict
+from tests.chaos.victim import NOTHING_WRONG, WAIT_S, Victim
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-
-NOTHING_WRONG = {"lost": 0, "duplicated": 0, "keys_with_wrong_state": 0}
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(1_200)]
 
 
 def gone(processes) -> bool:
@@ -78,7 +76,7 @@ def test_a_job_that_is_killed_at_every_moment_is_exactly_once_and_leaves_nothing
     finally:
         with suppress(Exception):
             victim.job.cancel()
-    assert verdict(rows) == NOTHING_WRONG
+    assert victim.verdict(rows) == NOTHING_WRONG
     assert rows.num_rows > 1_000
     assert not set(before) & {pid for pid, _ in ours}
 
@@ -117,7 +115,7 @@ def test_a_standby_takes_the_managers_place_and_the_one_that_was_killed_stands_b
     finally:
         with suppress(Exception):
             victim.job.cancel()
-    assert verdict(rows) == NOTHING_WRONG
+    assert victim.verdict(rows) == NOTHING_WRONG
     assert len(victim.job.describe()["restarts"]) == 2
     given_up_s = time.monotonic() + WAIT_S
     while seats(victim.job.id) != [None, None]:

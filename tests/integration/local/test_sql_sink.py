@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import decimal
 import random
@@ -287,14 +288,9 @@ def test_a_zombie_of_an_older_attempt_writes_nothing(database: Database) -> None
     sink.validate(row.schema)
 
     def opened(attempt: int) -> rf.SqlSink:
-        import copy
-
         made = copy.copy(sink)
-        ctx = rf.SinkContext(
-            job_id="job", attempt=attempt, uid="sink", subtask_index=0, parallelism=1, max_parallelism=8
-        )
-        made.start_job(ctx)
-        made.open(ctx)
+        made.start_job(context(attempt))
+        made.open(context(attempt))
         return made
 
     zombie = opened(1)
@@ -309,14 +305,50 @@ def test_a_zombie_of_an_older_attempt_writes_nothing(database: Database) -> None
     with pytest.raises(rf.RayflowError, match="attempt 2 writes"):
         opened(1)
     assert database.rows() == [(1, "new")]
-    heir.finish_job(
-        rf.SinkContext(
-            job_id="job", attempt=2, uid="sink", subtask_index=-1, parallelism=1, max_parallelism=8
-        )
-    )
+    heir.finish_job(context(2))
     for each in (zombie, heir):
         each.close()
     assert database.fences("job/") == []
+
+
+def test_a_transaction_that_a_stopped_process_left_open_does_not_keep_its_heir_waiting(
+    database: Database,
+) -> None:
+    # A connection that is there, and silent: nobody closed it, nobody will commit.
+    sink = rf.SqlSink(database.url, database.table, keys="k", batching=rf.Batching(timeout="2s")).behind(None)
+    row = pa.record_batch({"k": [1], "v": ["old"]})
+    sink.validate(row.schema)
+    zombie, heir = (copy.copy(sink) for _ in range(2))
+    zombie.start_job(context(1))
+    zombie.open(context(1))
+    zombie._server.hold_fence(zombie._fence, 1)
+    zombie._server.write(row, ["k"], None)
+    refusals: list[Exception] = []
+    while (error := raised(lambda: heir.open(context(2)))) is not None:
+        heir.close()
+        refusals.append(error)
+        assert len(refusals) < 10, "the transaction of the zombie holds the fence for good"
+    assert {heir.classify(error) for error in refusals} <= {"retry"}
+    heir.write_batch(pa.record_batch({"k": [1], "v": ["new"]}))
+    assert raised(zombie._server.raw.commit) is not None
+    assert database.rows() == [(1, "new")]
+    heir.finish_job(context(2))
+    for each in (zombie, heir):
+        each.close()
+
+
+def raised(action: Callable[[], Any]) -> Exception | None:
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None
+
+
+def context(attempt: int) -> rf.SinkContext:
+    return rf.SinkContext(
+        job_id="job", attempt=attempt, uid="sink", subtask_index=0, parallelism=1, max_parallelism=8
+    )
 
 
 def test_the_example_job_loads_the_weather_again_and_again(

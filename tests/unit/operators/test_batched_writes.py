@@ -14,6 +14,7 @@ from rayflow.batch.changelog import DELETE, INSERT, OP_COLUMN, with_op
 from rayflow.model.errors import ConfigError, TransientError, UserFunctionError
 from rayflow.operators.batched_writes import BatchedSinkOperator
 from rayflow.protocol.key_groups import key_group_range
+from rayflow.runtime.faults import fault_of
 from rayflow.state.parts import KEY_GROUP_COLUMN
 
 
@@ -229,6 +230,29 @@ def test_a_failure_that_lasts_ends_the_attempt_with_the_operator_line_and_cause(
     assert "nobody there" in failed.value.cause
     assert failed.value.location == "job.py:7: stream.map(f)"
     assert isinstance(failed.value.__cause__, ConnectionRefusedError)
+
+
+class Driver(Exception):
+    """What a database's driver raises: no error of the system, though it is about a connection."""
+
+
+class Judging(Recording):
+    def classify(self, error: Exception) -> Any:
+        return "retry" if isinstance(error, Driver) else super().classify(error)
+
+
+@pytest.mark.parametrize(
+    "error", [Driver("server closed the connection"), ConnectionRefusedError("nobody there")]
+)
+def test_a_system_that_stays_away_is_no_fault_of_the_job_that_a_restart_would_only_meet_again(
+    harness: Any, error: Exception
+) -> None:
+    sink = Judging(retry_for="1s")
+    sink.fail = [error] * 100
+    driven = Driven(harness, sink).feed(1, 2, 3)
+    with pytest.raises(UserFunctionError) as failed:
+        driven.keep_trying()
+    assert fault_of(failed.value) is None
 
 
 def test_a_write_that_hangs_ends_the_attempt(harness: Any) -> None:
