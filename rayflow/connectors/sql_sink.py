@@ -41,7 +41,8 @@ class SqlSink(BatchedSink):
 
     `mode="upsert"` (the default where there are keys): a row replaces the one with equal `keys`, which for an upsert
     stream are the stream's own unless given; what the stream deletes is deleted. Key values cannot be null.
-    `mode="append"`: every row is inserted.
+    `mode="append"`: every row is inserted, at least once: those since the last checkpoint may be there twice after a
+    failure. Where that must not be and rows have no key, `rf.TransactionalSink` is the way.
 
     A missing table is made (`create=False`: an error) when the job starts, and one that is there checked: columns by
     name, and for an upsert a primary key or unique constraint over exactly the keys. For upserts a small table
@@ -85,13 +86,22 @@ class SqlSink(BatchedSink):
         self.create = create
         # Wide enough that a round trip costs little, small enough that a lock is not held for long.
         self.batching = batching or Batching(rows=10_000, bytes="8MiB", linger="200ms", in_flight=2)
-        self.detail = f"{self.mode or 'upsert'} into {table} at {redact({'': url})['']}"
+        self._shown_url = redact({"": url})[""]
         self._schema: pa.Schema | None = None
         self._engine: Any = None
         self._connection: Any = None
         self._server: Server | None = None
 
     # --------------------------------------------------------------------------------------- plan
+
+    @property
+    def detail(self) -> str:  # type: ignore[override]
+        """See `BatchedSink`: what becomes of rows, also after a failure."""
+        if self.mode == "upsert":
+            how = f"upsert into {self.table} by {', '.join(self.keys) or 'key'}, exactly-once in effect"
+        else:
+            how = f"append to {self.table}, at least once: after a failure rows may be there twice"
+        return f"{how}; {self._shown_url}"
 
     def behind(self, upsert_key: Sequence[str] | None) -> SqlSink:
         """See `BatchedSink`."""

@@ -505,6 +505,20 @@ def test_a_type_that_no_column_can_take_is_a_plan_error_at_the_users_line(
     assert "test_sql_sink.py" in str(wrong.value)
 
 
+def test_the_plan_says_what_becomes_of_rows_after_a_failure() -> None:
+    env = environment()
+    rows = env.from_arrow(pa.table({"k": [1], "v": [1]}))
+    url = "postgresql://u:p@h/d"
+    # The same sink, where the stream decides.
+    sink = rf.SqlSink(url, "t")
+    rows.sink_to(sink)
+    rows.key_by("k").aggregate(v=col("v").sum()).sink_to(sink)
+    rows.sink_to(rf.SqlSink(url, "t", keys="k"))
+    details = [node.spec.detail for node in env._nodes if node.spec.name == "SqlSink"]
+    assert ["append to t, at least once" in shown for shown in details] == [True, False, False], details
+    assert ["upsert into t by k, exactly-once in effect" in shown for shown in details] == [False, True, True]
+
+
 def test_streams_that_the_mode_cannot_take_are_plan_errors() -> None:
     env = environment()
     rows = env.from_arrow(pa.table({"k": [1], "v": [1]}))
