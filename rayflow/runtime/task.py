@@ -486,6 +486,7 @@ class Task:
             "bytes_out": sum(c.bytes_sent for c in channels.values()),
             "queued_in": 0 if gate is None else gate.queued_frames,
             "queued_out": sum(c.queued_frames for c in channels.values()),
+            "buffered_bytes": sum(self.buffered_bytes()),
             "blocked_channels": [] if gate is None else [str(c) for c in gate.blocked_channels],
             "watermark": self.watermark,
             "keyed_traffic": [t for edge in self._parts.edges if (t := edge.keyed_traffic()) is not None],

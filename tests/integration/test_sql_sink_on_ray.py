@@ -15,7 +15,12 @@ import rayflow as rf
 from rayflow.client.processes import is_alive, started_at
 from tests.chaos.victim import NOTHING_WRONG, SPLIT, Victim
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(1_200)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.timeout(2_400),
+]
 
 TABLE = "loaded_on_ray"
 # Shorter than the default: what waits for a transaction that a dead or stopped process left open waits that long.

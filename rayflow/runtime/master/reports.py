@@ -15,7 +15,10 @@ from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.events import iso_utc
 from rayflow.runtime.master.run import JobRun
 
-_NUMBERS = ("rows_in", "rows_out", "batches_in", "bytes_in", "bytes_out", "queued_in", "queued_out")
+_NUMBERS = (
+    *("rows_in", "rows_out", "batches_in", "bytes_in", "bytes_out"),
+    *("queued_in", "queued_out", "buffered_bytes"),
+)
 _RATIOS = ("busy", "backpressured", "idle")
 _GROUPS_DESCRIBED = 8
 _GARBAGE = ("gc_collections", "gc_ms", "gc_longest_ms")
