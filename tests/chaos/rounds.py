@@ -29,7 +29,7 @@ from tests.chaos.storage_effects import StorageEffects
 from tests.faulty_proxy import faulty_proxy
 from tests.s3 import running_s3
 
-RATE = 800
+RATE = 200
 END_WITHIN_S = 400
 """A job that was told its end is given up after so long without a checkpoint, or …"""
 AT_MOST_S = 1_500
@@ -39,6 +39,7 @@ CONFIG = {
     "restart.strategy": "exponential",
     "restart.max_attempts": 1_000_000,
     "source.rate_limit": RATE,
+    "batch.linger": "100ms",
 }
 LEASE_MS = 15_000
 

@@ -51,6 +51,7 @@ CONFIG = {
     "restart.strategy": "fixed",
     "restart.max_attempts": 1_000_000,
     "heartbeat.interval": "500ms",
+    "batch.linger": "100ms",
 }
 
 
