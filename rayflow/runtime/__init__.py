@@ -5,7 +5,7 @@
 | `job_master`, `master` | the engine that runs one job, and what it is made of |
 | `subtask` | the engine of one subtask, over all its attempts |
 | `assembly`, `task` | what one attempt is built from; its one attempt, running |
-| `gate`, `intake`, `chain`, `outputs` | rows in, through the operators, and out |
+| `gate`, `intake`, `chain`, `emitter`, `outputs` | rows in, through the operators, and out |
 | `source_driver`, `event_clock` | reads a source's splits; makes its watermarks |
 | `barriers` | checkpoints: alignment, what is recorded, and when a snapshot is whole |
 | `uploads` | an attempt's snapshots on their way to storage, and their acks |

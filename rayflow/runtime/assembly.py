@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from rayflow.batch.key_traffic import KeyTraffic
 from rayflow.batch.partition import make_partitioner
 from rayflow.graph.execution import edge_output_channels, input_channels, output_channels
@@ -32,6 +30,7 @@ from rayflow.protocol.rate import RateLimiter
 from rayflow.runtime.barriers import BarrierMode
 from rayflow.runtime.catching_up import CatchUp, own_rows
 from rayflow.runtime.chain import Chain, ChainedOperator
+from rayflow.runtime.emitter import Emitter
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, Deploy, Frame
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
@@ -67,8 +66,8 @@ def barrier_mode(config: JobConfig) -> BarrierMode:
 class Assembly:
     """Makes the parts of a task.
 
-    `send` and `grant` lead to the transport, `emit…` to the task that will own the parts; `now_ms` and
-    `open_async_calls` are for its operators.
+    `send` and `grant` lead to the transport; `open_async_calls`, `warn`, `run_in_background` and `disk` are for its
+    operators.
     """
 
     def __init__(
@@ -78,9 +77,6 @@ class Assembly:
         *,
         send: Callable[[ChannelId, Frame], None],
         grant: Callable[[ChannelId, CreditFrame], None],
-        emit: Callable[[str | None, pa.RecordBatch], None],
-        emit_watermark: Callable[[int], None],
-        emit_idle: Callable[[], None],
         now_ms: Callable[[], int],
         open_async_calls: OpenAsyncCalls,
         warn: Callable[[str, str], None],
@@ -92,9 +88,6 @@ class Assembly:
         self._vertex: JobVertex = deploy.graph.vertex(deploy.subtask.vertex)
         self._send = send
         self._grant = grant
-        self._emit = emit
-        self._emit_watermark = emit_watermark
-        self._emit_idle = emit_idle
         self._now_ms = now_ms
         self._open_async_calls = open_async_calls
         self._warn = warn
@@ -119,13 +112,16 @@ class Assembly:
             outputs = {c: len(output_channels(graph, c.producer)) for c in ports}
             gate = InputGate(ports, self._budget, self._config.batch_rows, self._grant, outputs)
         sink_metrics = chained[-1].context.metrics if chained else self._metrics
-        chain = Chain(chained, self._emit, self._emit_watermark, self._emit_idle)
+        edges = [self._edge(e, channels) for e in self._deploy.graph.outputs(self._vertex.id)]
+        emitter = Emitter(edges, self._metrics, drained=lambda: chain.drained(), now_ms=self._now_ms)
+        chain = Chain(chained, emitter.emit, emitter.emit_watermark, emitter.emit_idle)
         return TaskParts(
             chain=chain,
-            catch_up=partial(self._catch_up, chain),
+            catch_up=partial(self._catch_up, chain, emitter),
             gate=gate,
             source=source,
-            edges=[self._edge(e, channels) for e in self._deploy.graph.outputs(self._vertex.id)],
+            edges=edges,
+            emitter=emitter,
             channels=channels,
             metrics=self._metrics,
             throttle=throttle,
@@ -197,7 +193,7 @@ class Assembly:
             self._disk.give_back,
         )
 
-    def _catch_up(self, chain: Chain, restored: RestoredState) -> CatchUp:
+    def _catch_up(self, chain: Chain, emitter: Emitter, restored: RestoredState) -> CatchUp:
         specs = [spec for spec in self._vertex.operators if spec.kind != "source"]
         restore = self._deploy.restore
         return CatchUp(
@@ -206,7 +202,7 @@ class Assembly:
             width=len(specs),
             sink=next((i for i, spec in enumerate(specs) if spec.kind == "sink"), len(specs)),
             fresh=chain.fresh,
-            emit=self._emit,
+            emit=emitter.emit,
             own=own_rows(own_key_groups(self._deploy), self._deploy.graph.max_parallelism),
             checkpoint_id=0 if restore is None else restore.checkpoint_id,
         )

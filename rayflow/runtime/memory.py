@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from rayflow.model.config import JobConfig
 from rayflow.model.memory import mebibytes
 from rayflow.protocol.memory_pressure import PressureCommand, RelaxMemory, ShedMemory
+from rayflow.runtime.messages import Deploy
 from rayflow.runtime.task import Task
 
 WARN_AT = 0.8
@@ -61,6 +62,16 @@ def use_of(task: Task | None) -> MemoryUse:
     state = sorted(task.state_bytes(), key=lambda item: -item[1])
     inputs, outputs = task.buffered_bytes()
     return MemoryUse(tuple(state), inputs, outputs)
+
+
+def limit_of(deploy: Deploy | None, config: JobConfig) -> tuple[int, bool]:
+    """Return what the process may take, in bytes: `memory.process`, or what the operator asked of Ray where that is
+    more. And whether that is firm: somebody has set it."""
+    if deploy is None:
+        return config.memory_process_bytes, False
+    asked = deploy.graph.vertex(deploy.subtask.vertex).resources.memory
+    firm = asked is not None or "memory.process" in deploy.config
+    return max(config.memory_process_bytes, asked or 0), firm
 
 
 def why_it_ends(used_bytes: int, limit_bytes: int, use: MemoryUse) -> str:

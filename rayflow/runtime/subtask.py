@@ -36,7 +36,7 @@ from rayflow.runtime.assembly import Assembly, own_key_groups
 from rayflow.runtime.correspondence import Correspondence
 from rayflow.runtime.event_loop import EventLoopCalls
 from rayflow.runtime.faults import failure_of
-from rayflow.runtime.memory import HostCommand, MemoryKeeper, MemoryUse, use_of
+from rayflow.runtime.memory import HostCommand, MemoryKeeper, MemoryUse, limit_of, use_of
 from rayflow.runtime.messages import (
     AssignSplits,
     Cancel,
@@ -205,14 +205,8 @@ class SubtaskEngine:
 
     @property
     def memory_limit(self) -> tuple[int, bool]:
-        """What the process may take: `memory.process`, or what the operator asked of Ray where that is more. And
-        whether that is firm: somebody has set it."""
-        deploy = self._deploy
-        if deploy is None:
-            return self._config.memory_process_bytes, False
-        asked = deploy.graph.vertex(deploy.subtask.vertex).resources.memory
-        firm = asked is not None or "memory.process" in deploy.config
-        return max(self._config.memory_process_bytes, asked or 0), firm
+        """What the process may take, and whether that is firm."""
+        return limit_of(self._deploy, self._config)
 
     @property
     def is_running(self) -> bool:
@@ -352,25 +346,11 @@ class SubtaskEngine:
         if message.error is not None:
             raise message.error
         attempt, transport = deploy.attempt, self._transport
-        task: Task
-
-        def emit(tag: str | None, batch: Any) -> None:
-            task.emit(tag, batch)
-
-        def emit_watermark(watermark: int) -> None:
-            task.emit_watermark(watermark)
-
-        def emit_idle() -> None:
-            task.emit_idle()
-
         parts = Assembly(
             deploy,
             self._config,
             send=lambda channel, frame: transport.send(attempt, channel, frame),
             grant=lambda channel, credit: transport.send_credit(attempt, channel, credit),
-            emit=emit,
-            emit_watermark=emit_watermark,
-            emit_idle=emit_idle,
             now_ms=lambda: self._now_ms,
             open_async_calls=lambda: self._async_runner(self._wake),
             warn=lambda type, message: self._master.report(Warned(self._subtask, attempt, type, message)),

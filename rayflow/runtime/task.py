@@ -13,9 +13,8 @@ When all inputs have ended the watermark becomes WATERMARK_MAX, operators emit w
 drained, an EndFrame goes out; barriers go on being served.
 
 While an operator is blocked (its asynchronous calls are at their limit) no rows are taken, but watermarks and
-barriers that nothing precedes are, so that a checkpoint does not wait for the calls. Word that the input is idle
-waits until the chain owes nothing: who hears it stops waiting for this task's rows. It is said again behind rows
-that a timer brings out meanwhile, since rows make a channel active.
+barriers that nothing precedes are, so that a checkpoint does not wait for the calls. What leaves, and when the task may
+call itself idle: `runtime.emitter`.
 
 Invariants
   T1  rows taken before a barrier are in the snapshot, or before the barrier on every output, or recorded with it; rows
@@ -54,6 +53,7 @@ from rayflow.protocol.watermarks import (
 from rayflow.runtime.barriers import BarrierMode, Barriers, Snapshot
 from rayflow.runtime.catching_up import CatchUp, Recovery
 from rayflow.runtime.chain import Chain
+from rayflow.runtime.emitter import Emitter
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.intake import Intake
 from rayflow.runtime.messages import (
@@ -81,6 +81,7 @@ class TaskParts:
     gate: InputGate | None
     source: SourceDriver | None
     edges: list[OutputEdge]
+    emitter: Emitter
     channels: dict[ChannelId, OutputChannel]
     metrics: MetricGroup
     throttle: RateLimiter | None
@@ -103,6 +104,7 @@ class Task:
         self._chain = parts.chain
         self._gate = parts.gate
         self._source = parts.source
+        self._emitter = parts.emitter
         self._on_ended = on_ended
         channels = parts.gate.channels if parts.gate else ()
         # Channels that have not ended, by the input they feed.
@@ -129,14 +131,10 @@ class Task:
         self._now_ms = 0
         self._running = False
         self._input_ended = False
-        self._owes_idle = False
-        # Said, and nothing has come in since.
-        self._idle = False
         self._committing: CheckpointId | None = None
         self._rows_in = parts.metrics.counter("rows_in")
         self._bytes_in = parts.metrics.counter("bytes_in")
         self._batches_in = parts.metrics.counter("batches_in")
-        self._rows_out = parts.metrics.counter("rows_out")
         self.ended = False
         self.watermark: int | None = None
 
@@ -228,14 +226,13 @@ class Task:
         self._now_ms = now_ms
         if not self._running:
             return False
-        sent = self._pump() | self._barriers.tick(now_ms)
+        sent = self._emitter.pump() | self._barriers.tick(now_ms)
         if self.backpressured or self._intake.wait_ms(now_ms) > 0:
             return sent
         if not self._opened:
             return self._recover()
         worked = self._chain.fire_timers(now_ms)
-        if self._owes_idle:
-            self.emit_idle()
+        self._emitter.catch_up_on_idle()
         if self._input_ended and not self.ended:
             self._end()
         blocked = self._chain.blocked()
@@ -254,7 +251,7 @@ class Task:
     @property
     def backpressured(self) -> bool:
         """Whether some output is full."""
-        return any(edge.full for edge in self._parts.edges)
+        return self._emitter.full
 
     @property
     def blocked(self) -> bool:
@@ -269,7 +266,7 @@ class Task:
         """When there may be something to do without any message."""
         if not self._running:
             return None  # nothing is done before Start, however much is due: restored calls, for one
-        times = [self._barriers.deadline_ms, *(edge.deadline_ms for edge in self._parts.edges)]
+        times = [self._barriers.deadline_ms, self._emitter.deadline_ms]
         if not self.backpressured and self._opened:
             wait = self._intake.wait_ms(now_ms)
             if wait > 0:
@@ -279,12 +276,6 @@ class Task:
                 if self._source is not None and not self._input_ended and not self.blocked:
                     times.append(self._source.wake_at_ms(now_ms))
         return min((t for t in times if t is not None), default=None)
-
-    def _pump(self) -> bool:
-        sent = False
-        for edge in self._parts.edges:
-            sent |= edge.pump(self._now_ms)
-        return sent
 
     def _recover(self) -> bool:
         """Process some of what was in flight in the checkpoint that was restored."""
@@ -310,7 +301,7 @@ class Task:
             self._admit(batch, 0, None)
         news = source.watermark(self._now_ms)
         if isinstance(news, GoIdle):
-            self.emit_idle()
+            self._emitter.emit_idle()
         elif news is not None:
             self._advance_watermark(news)
         if source.ended and not self._intake:
@@ -351,7 +342,7 @@ class Task:
             self._end()
 
     def _count(self, batch: pa.RecordBatch) -> None:
-        self._idle = self._owes_idle = False
+        self._emitter.resume()
         self._rows_in.inc(batch.num_rows)
         self._batches_in.inc()
         self._bytes_in.inc(nbytes(batch))
@@ -363,7 +354,7 @@ class Task:
     def _process(self) -> None:
         self._chain.process(*self._intake.next())
         self._intake.processed(self._now_ms)
-        self._pump()
+        self._emitter.pump()
 
     def _merge(self, commands: tuple[AdvanceWatermark | GoIdle, ...]) -> None:
         for command in commands:
@@ -371,10 +362,10 @@ class Task:
                 case AdvanceWatermark(watermark):
                     self._advance_watermark(watermark)
                 case GoIdle():
-                    self.emit_idle()
+                    self._emitter.emit_idle()
 
     def _advance_watermark(self, watermark: int) -> None:
-        self._idle = self._owes_idle = False
+        self._emitter.resume()
         # What was restored in flight may have brought it further than the channels have come yet. It is said again
         # all the same: who was told that this task is idle has to hear that it is not.
         if self.watermark is None or watermark > self.watermark:
@@ -383,46 +374,13 @@ class Task:
 
     def _end(self) -> None:
         self._input_ended = True
+        self._emitter.end_input()
         if not self._chain.end():
             return
         self.ended = True
-        self._broadcast(EndFrame())
-        self._pump()
+        self._emitter.broadcast(EndFrame())
+        self._emitter.pump()
         self._on_ended()
-
-    # ------------------------------------------------------------------------------- output
-
-    def emit(self, tag: str | None, batch: pa.RecordBatch) -> None:
-        """The chain emitted rows (tag None: the main output)."""
-        self._rows_out.inc(batch.num_rows)
-        # A timer's: to whoever gets them, the channel is active again.
-        self._owes_idle |= self._idle
-        for edge in self._parts.edges:
-            if edge.tag == tag:
-                edge.emit(batch, self._now_ms)
-
-    def emit_watermark(self, watermark: int) -> None:
-        """A watermark has passed the chain."""
-        self._owes_idle |= self._idle
-        for edge in self._parts.edges:
-            edge.emit_watermark(watermark, self._now_ms)
-
-    def emit_idle(self) -> None:
-        """The chain has nothing to say about event time for now, once it owes no rows."""
-        if self._input_ended:
-            # The end says more, and nothing may follow it.
-            self._idle = self._owes_idle = False
-            return
-        self._owes_idle = not self._chain.drained()
-        self._idle = not self._owes_idle
-        if self._idle:
-            self._broadcast(IdleFrame())
-            # Now: where time alone made it idle, nothing may come that would have it sent later.
-            self._pump()
-
-    def _broadcast(self, frame: Frame) -> None:
-        for edge in self._parts.edges:
-            edge.broadcast(frame)
 
     # ------------------------------------------------------------------------------- barriers
 
@@ -467,9 +425,7 @@ class Task:
         self.restrain(True)
         if self._running and self._opened and not self._input_ended and not self.backpressured:
             self._chain.release_memory()
-            for edge in self._parts.edges:
-                edge.flush()
-            self._pump()
+            self._emitter.flush()
 
     # ------------------------------------------------------------------------------- statistics
 
