@@ -34,10 +34,10 @@ from rayflow.runtime.emitter import Emitter
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.messages import CreditFrame, Deploy, Frame
 from rayflow.runtime.outputs import OutputChannel, OutputEdge
+from rayflow.runtime.parts import TaskParts
 from rayflow.runtime.ports import Disk
 from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver
-from rayflow.runtime.task import TaskParts
 from rayflow.state.disk.cached_keys import DiskShare
 
 _THROTTLED_PIECES_PER_SECOND = 20

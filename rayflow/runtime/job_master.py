@@ -199,7 +199,7 @@ class JobMaster:
         with self._lock:
             if self._over is not None:
                 return list(self._over.job["checkpoints"])
-            return [] if self._run is None else self._run.checkpoints.reports()
+            return [] if self._run is None else self._run.checkpoints.books.to_json(self._ctx.now_ms)
 
     def events(self, since: int = 0) -> list[dict[str, Any]]:
         """Return the events whose `seq` is `since` or more, oldest first."""

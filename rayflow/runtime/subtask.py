@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from rayflow.graph.execution import input_channels, output_channels
@@ -36,6 +35,7 @@ from rayflow.runtime.assembly import Assembly, own_key_groups
 from rayflow.runtime.correspondence import Correspondence
 from rayflow.runtime.event_loop import EventLoopCalls
 from rayflow.runtime.faults import failure_of
+from rayflow.runtime.mail import Arrived, ChannelBroke, Mail, StateRead
 from rayflow.runtime.memory import HostCommand, MemoryKeeper, MemoryUse, limit_of, use_of
 from rayflow.runtime.messages import (
     AssignSplits,
@@ -74,40 +74,6 @@ _log = logging.getLogger(__name__)
 _FRAMES_PER_STEP = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _StateRead:
-    """The I/O pool read the state to restore, or failed to."""
-
-    attempt: Attempt
-    state: RestoredState
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True)
-class _ChannelBroke:
-    """The transport lost a channel."""
-
-    attempt: Attempt
-    channel: ChannelId
-    reason: str
-
-
-_Mail = (
-    Deploy
-    | Start
-    | TriggerCheckpoint
-    | CheckpointCompleted
-    | CheckpointAborted
-    | AssignSplits
-    | SaltKeys
-    | Cancel
-    | Finish
-    | _StateRead
-    | _ChannelBroke
-)
-_Arrived = tuple[Attempt, ChannelId, Frame | CreditFrame]
-
-
 class SubtaskEngine:
     """One subtask over all its attempts. `post` and the `on_…` methods on any thread, the rest on one.
 
@@ -138,8 +104,8 @@ class SubtaskEngine:
         self._async_runner = async_runner
         self._disk: Disk = LocalDisk() if disk is None else disk
         self._memory = MemoryKeeper(warn=self._warn, wake=wake, collect=collect_garbage)
-        self._mail: deque[_Mail] = deque()
-        self._inbox: deque[_Arrived] = deque()
+        self._mail: deque[Mail] = deque()
+        self._inbox: deque[Arrived] = deque()
         self._fence = AttemptFence(Attempt(0))
         self._deploy: Deploy | None = None
         self._config = JobConfig()
@@ -184,7 +150,7 @@ class SubtaskEngine:
 
     def on_channel_broken(self, attempt: Attempt, channel: ChannelId, reason: str) -> None:
         """Take the transport's word that a channel is gone."""
-        self._mail.append(_ChannelBroke(attempt, channel, reason))
+        self._mail.append(ChannelBroke(attempt, channel, reason))
         self._wake()
 
     def statistics(self) -> dict[str, Any]:
@@ -248,8 +214,7 @@ class SubtaskEngine:
 
     def close(self) -> None:
         """Drop the task and its channels; the engine is done."""
-        self._drop_task()
-        self._transport.close_channels(self._fence.attempt)
+        self._end_attempt()
 
     def _work(self, task: Task) -> bool:
         progressed = task.advance(self._now_ms)
@@ -283,7 +248,7 @@ class SubtaskEngine:
 
     # ------------------------------------------------------------------------------- control
 
-    def _serve(self, message: _Mail) -> None:
+    def _serve(self, message: Mail) -> None:
         if isinstance(message, Deploy):
             self._on_deploy(message)
             return
@@ -291,7 +256,7 @@ class SubtaskEngine:
             self.stale_messages += 1
             return
         match message:
-            case _StateRead():
+            case StateRead():
                 self._on_state_read(message)
             case Start():
                 self._on_start()
@@ -308,7 +273,7 @@ class SubtaskEngine:
             case SaltKeys(_, uid, keys):
                 if self._task is not None:
                     self._task.salt(uid, keys)
-            case _ChannelBroke(_, channel, reason):
+            case ChannelBroke(_, channel, reason):
                 self._master.report(PeerLost(*self._here(), channel, reason))
             case Cancel():
                 self._stop("CANCELLED")
@@ -318,16 +283,15 @@ class SubtaskEngine:
     def _on_deploy(self, deploy: Deploy) -> None:
         if deploy.attempt <= self._fence.attempt:
             return
-        self._drop_task()
+        self._end_attempt()
         self._past = {}
-        self._transport.close_channels(self._fence.attempt)
         self._fence.advance(deploy.attempt)
         self._deploy = deploy
         self._state = "DEPLOYING"
         self._config = JobConfig.from_flat(deploy.config)
         info, attempt = deploy.restore, deploy.attempt
         if info is None:
-            self._on_state_read(_StateRead(attempt, RestoredState(), None))
+            self._on_state_read(StateRead(attempt, RestoredState(), None))
             return
         options, own = self._config.storage_options, own_key_groups(deploy)
         on_disk, folder = self._config.state_backend == "disk", self._config.state_dir
@@ -338,10 +302,10 @@ class SubtaskEngine:
 
         self._io.submit(
             read,
-            lambda state, error: self._mailed(_StateRead(attempt, state or RestoredState(), error)),
+            lambda state, error: self._mailed(StateRead(attempt, state or RestoredState(), error)),
         )
 
-    def _on_state_read(self, message: _StateRead) -> None:
+    def _on_state_read(self, message: StateRead) -> None:
         deploy = self._deployment()
         if message.error is not None:
             raise message.error
@@ -414,8 +378,7 @@ class SubtaskEngine:
         self._master.report(InputsEnded(*self._here()))
 
     def _stop(self, state: str) -> None:
-        self._drop_task()
-        self._transport.close_channels(self._fence.attempt)
+        self._end_attempt()
         self._state = state
         self._master.report(Stopped(*self._here(), self.statistics()))
 
@@ -423,14 +386,13 @@ class SubtaskEngine:
 
     def _fail(self, error: Exception) -> None:
         _log.warning("attempt %s failed here: %s", self._fence.attempt, error, exc_info=error)
-        self._drop_task()
-        self._transport.close_channels(self._fence.attempt)
+        self._end_attempt()
         self._state = "FAILED"
         if self._deploy is None:
             return
         self._master.report(failure_of(error, self._deploy.subtask, self._fence.attempt))
 
-    def _drop_task(self) -> None:
+    def _end_attempt(self) -> None:
         task, self._task = self._task, None
         self._inbox.clear()
         self._uploads = None
@@ -438,8 +400,9 @@ class SubtaskEngine:
             self._past = dict(task.statistics())
             for error in task.close():
                 _log.warning("closing attempt %s: %s", self._fence.attempt, error, exc_info=error)
+        self._transport.close_channels(self._fence.attempt)
 
-    def _mailed(self, message: _Mail) -> None:
+    def _mailed(self, message: Mail) -> None:
         self._mail.append(message)
         self._wake()
 

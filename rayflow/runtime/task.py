@@ -26,8 +26,7 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
@@ -35,10 +34,8 @@ from rayflow.batch.tables import nbytes
 from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.model.times import WATERMARK_MAX
-from rayflow.observe.metrics import MetricGroup
 from rayflow.protocol.alignment import BarrierKind
 from rayflow.protocol.commits import CommitPermit
-from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermark_merging import (
     ChannelEnded,
     ChannelIdled,
@@ -46,14 +43,9 @@ from rayflow.protocol.watermark_merging import (
     WatermarkArrived,
     WatermarkMerger,
 )
-from rayflow.protocol.watermarks import (
-    AdvanceWatermark,
-    GoIdle,
-)
-from rayflow.runtime.barriers import BarrierMode, Barriers, Snapshot
-from rayflow.runtime.catching_up import CatchUp, Recovery
-from rayflow.runtime.chain import Chain
-from rayflow.runtime.emitter import Emitter
+from rayflow.protocol.watermarks import AdvanceWatermark, GoIdle
+from rayflow.runtime.barriers import Barriers, Snapshot
+from rayflow.runtime.catching_up import Recovery
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.intake import Intake
 from rayflow.runtime.messages import (
@@ -67,28 +59,9 @@ from rayflow.runtime.messages import (
     OpenFrame,
     WatermarkFrame,
 )
-from rayflow.runtime.outputs import OutputChannel, OutputEdge
+from rayflow.runtime.parts import TaskParts
 from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver, SplitProgress
-
-
-@dataclass(slots=True, kw_only=True)
-class TaskParts:
-    """What a task is made of; see `runtime.assembly`. `source` or `gate` is None, never both."""
-
-    chain: Chain
-    catch_up: Callable[[RestoredState], CatchUp]
-    gate: InputGate | None
-    source: SourceDriver | None
-    edges: list[OutputEdge]
-    emitter: Emitter
-    channels: dict[ChannelId, OutputChannel]
-    metrics: MetricGroup
-    throttle: RateLimiter | None
-    throttle_rows: Callable[[], float]
-    piece_rows: int
-    mode: BarrierMode
-    pinned: Collection[ChannelId]
 
 
 class Task:
@@ -412,8 +385,7 @@ class Task:
 
     def buffered_bytes(self) -> tuple[int, int]:
         """Return the bytes that wait at the inputs and at the outputs. Any thread."""
-        gate = 0 if self._gate is None else self._gate.buffered_bytes
-        return gate, sum(channel.queued_bytes for channel in self._parts.channels.values())
+        return self._parts.buffered_bytes()
 
     def restrain(self, restrained: bool) -> None:
         """Have the input gate give no credit beyond each channel's own share, or let it again."""
@@ -435,21 +407,4 @@ class Task:
 
     def statistics(self) -> dict[str, object]:
         """Numbers for `HeartbeatAnswered`; may be called on any thread."""
-        gate, channels = self._gate, self._parts.channels
-        values = self._parts.metrics.snapshot()
-        return {
-            **{k: values.get(k, 0) for k in ("rows_in", "rows_out", "batches_in", "bytes_in")},
-            "bytes_out": sum(c.bytes_sent for c in channels.values()),
-            "queued_in": 0 if gate is None else gate.queued_frames,
-            "queued_out": sum(c.queued_frames for c in channels.values()),
-            "buffered_bytes": sum(self.buffered_bytes()),
-            "blocked_channels": [] if gate is None else [str(c) for c in gate.blocked_channels],
-            "watermark": self.watermark,
-            "keyed_traffic": [t for edge in self._parts.edges if (t := edge.keyed_traffic()) is not None],
-            "hot_keys": self._chain.hot_keys() if self._opened else {},
-            "operators": {**self._source_statistics(), **self._chain.statistics()},
-        }
-
-    def _source_statistics(self) -> dict[str, dict[str, float | None]]:
-        source = self._source
-        return {} if source is None else {source.uid: {**source.statistics(), "watermark": self.watermark}}
+        return self._parts.statistics(self.watermark, opened=self._opened)

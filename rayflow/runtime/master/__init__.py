@@ -18,7 +18,8 @@
 | `salting` | which keys are salted where hot ones are to be |
 | `key_skew` | how rows lie on subtasks and keys, and the warning where they lie badly |
 | `sources` | split discovery and assignment |
-| `checkpoints` | the coordinator's shell: triggers, acks, manifests, retention, reports |
+| `checkpoints` | the coordinator's shell: triggers, acks, manifests, retention |
+| `checkpoint_books` | what became of each checkpoint |
 | `events` | the job's event log |
 | `reports` | `describe`, `metrics`: what the inspecting commands print |
 """

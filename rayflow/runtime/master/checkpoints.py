@@ -1,17 +1,15 @@
-"""The shell of the checkpoint coordinator: it carries out what the machine decides, and keeps the books.
+"""The shell of the checkpoint coordinator: it carries out what the machine decides.
 
 Theory of operation. `protocol.coordinator` decides when to trigger, when a checkpoint is complete, aborted or
 to be discarded. This module turns its commands into messages and storage work, and the outcomes into events
 again. The manifest of a complete checkpoint is made of the acks' files and of every source's splits.
 
-What happens to each checkpoint is kept as a `Report`, newest last, for `rayflow checkpoints`.
+What happens to each checkpoint is entered in the books (`checkpoint_books`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from rayflow.model.ids import CheckpointId, SubtaskId
@@ -44,8 +42,8 @@ from rayflow.protocol.retention import (
 )
 from rayflow.protocol.retention import Event as RetentionEvent
 from rayflow.runtime.master.beginning import Beginning
+from rayflow.runtime.master.checkpoint_books import CheckpointBooks, Report
 from rayflow.runtime.master.context import Context
-from rayflow.runtime.master.events import iso_utc
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.sources import SourceSplits
 from rayflow.runtime.messages import (
@@ -57,59 +55,7 @@ from rayflow.runtime.messages import (
 )
 from rayflow.state.manifest import Manifest, SplitState
 
-MAX_REPORTS = 100
-
 _SWEEPS_AFTER_ABORT = 3
-
-
-@dataclass(slots=True)
-class Report:
-    """What is known of one checkpoint. `status` is pending, completed, failed or aborted; `nbytes` what was written for
-    it, `state_bytes` what it consists of, files of earlier ones included."""
-
-    id: CheckpointId
-    path: str
-    triggered_ms: int
-    subtasks: int
-    status: str = "pending"
-    final: bool = False
-    ended_ms: int | None = None
-    failure: str | None = None
-    retained: bool = False
-    acks: dict[SubtaskId, CheckpointAcked] = field(default_factory=dict)
-    alignment_ms_max: float = 0
-    nbytes: int = 0
-    state_bytes: int = 0
-    acknowledged: int = 0
-    in_flight_bytes: int = 0
-
-    def acked(self, ack: CheckpointAcked) -> None:
-        """Add a subtask's ack."""
-        self.acks[ack.subtask] = ack
-        self.acknowledged = len(self.acks)
-        self.nbytes += sum(file.nbytes for file in ack.files if file.origin is None)
-        self.state_bytes += sum(file.nbytes for file in ack.files)
-        self.in_flight_bytes += sum(file.nbytes for file in ack.files if file.kind == "in-flight")
-        self.alignment_ms_max = max(self.alignment_ms_max, ack.alignment_ms)
-
-    def to_json(self, now_ms: int) -> dict[str, Any]:
-        """Return it as `rayflow checkpoints` prints it."""
-        return {
-            "id": self.id,
-            "status": self.status,
-            "path": self.path,
-            "triggered_at": iso_utc(self.triggered_ms),
-            "duration_ms": (now_ms if self.ended_ms is None else self.ended_ms) - self.triggered_ms,
-            "alignment_ms_max": self.alignment_ms_max,
-            "bytes": self.nbytes,
-            "in_flight_bytes": self.in_flight_bytes,
-            "state_bytes": self.state_bytes,
-            "acknowledged": self.acknowledged,
-            "subtasks": self.subtasks,
-            "failure": self.failure,
-            "final": self.final,
-            "retained": self.retained,
-        }
 
 
 class Checkpoints:
@@ -132,16 +78,13 @@ class Checkpoints:
         self._superseded = superseded
         self._progressed = progressed
         self._running = False
-        self._earlier = deque(earlier_reports, MAX_REPORTS)
-        self._reports: dict[CheckpointId, Report] = {}
+        self.books = CheckpointBooks(earlier_reports, ctx.job.subtasks, self._phase)
         self._publishing: set[CheckpointId] = set()
         # What is deleted when, where checkpoints are built on each other's files.
         self._retention = Retention()
         self._shares = ctx.job.config.state_backend == "disk"
         # An upload of a checkpoint that was aborted may come in after its directory was deleted.
         self._sweeps_due = 0
-        self.completed = 0
-        self.failed = 0
         self.final_completed: CheckpointId | None = None
         self._coordinator: CheckpointCoordinator | None = None
 
@@ -192,9 +135,7 @@ class Checkpoints:
                 SubtaskDeclined(ack.attempt, ack.checkpoint_id, ack.subtask, reason, self._ctx.now_ms)
             )
             return
-        report = self._reports.get(ack.checkpoint_id)
-        if report is not None and report.status == "pending" and ack.subtask not in report.acks:
-            report.acked(ack)
+        self.books.acked(ack)
         event = SubtaskAcked(ack.attempt, ack.checkpoint_id, ack.subtask, self._ctx.now_ms)
         self._handle(event)
 
@@ -206,12 +147,6 @@ class Checkpoints:
             )
         )
 
-    # ------------------------------------------------------------------------------- reports
-
-    def reports(self) -> list[dict[str, Any]]:
-        """Return what happened to each checkpoint, newest last."""
-        return [*self._earlier, *(self._report_json(report) for report in self._reports.values())]
-
     @property
     def latest(self) -> CheckpointId | None:
         """The newest complete checkpoint."""
@@ -221,33 +156,6 @@ class Checkpoints:
     def kept(self) -> tuple[CheckpointId, ...]:
         """Complete checkpoints that stay on storage; none before the first attempt has begun."""
         return () if self._coordinator is None else self._coordinator.completed
-
-    @property
-    def newest_ever(self) -> CheckpointId | None:
-        """The newest checkpoint that was ever completed, by whichever job manager."""
-        done = (CheckpointId(report["id"]) for report in self.reports() if report["status"] == "completed")
-        return max(done, default=None)
-
-    @property
-    def newest_kept(self) -> CheckpointId | None:
-        """The newest complete checkpoint that nobody discarded: it should be there."""
-        kept = (CheckpointId(r["id"]) for r in self.reports() if r["status"] == "completed" and r["retained"])
-        return max(kept, default=None)
-
-    def _report_json(self, report: Report) -> dict[str, Any]:
-        document = report.to_json(self._ctx.now_ms)
-        if report.status == "pending":
-            document["waiting_for"] = [
-                {"operator": s.vertex, "index": s.index, "phase": self._phase(s, report.id)}
-                for s in self._ctx.job.subtasks
-                if s not in report.acks
-            ]
-        return document
-
-    def _phase(self, subtask: SubtaskId, checkpoint_id: CheckpointId) -> str:
-        worker = self._ctx.fleet.ready.get(subtask)
-        told = worker.statistics.get("checkpoint") if worker is not None else None
-        return str(told["phase"]) if told and told["id"] == checkpoint_id else "waiting for barriers"
 
     # ------------------------------------------------------------------------------- commands
 
@@ -273,14 +181,7 @@ class Checkpoints:
 
     def _trigger(self, command: TriggerSources) -> None:
         ctx, checkpoint_id = self._ctx, command.checkpoint_id
-        self._reports[checkpoint_id] = Report(
-            id=checkpoint_id,
-            path=ctx.storage.url(checkpoint_id),
-            triggered_ms=ctx.now_ms,
-            subtasks=len(ctx.job.subtasks),
-            final=command.final,
-        )
-        self._forget_old_reports()
+        self.books.enter(checkpoint_id, ctx.storage.url(checkpoint_id), ctx.now_ms, final=command.final)
         self._retained(CheckpointBegun(checkpoint_id))
         kind = "final checkpoint" if command.final else "checkpoint"
         ctx.note("checkpoint_triggered", f"{kind} {checkpoint_id} triggered", checkpoint_id=checkpoint_id)
@@ -288,7 +189,7 @@ class Checkpoints:
         ctx.fleet.broadcast(TriggerCheckpoint(ctx.attempt, checkpoint_id, aligned), ctx.job.source_subtasks)
 
     def _publish(self, checkpoint_id: CheckpointId) -> None:
-        ctx, report = self._ctx, self._reports[checkpoint_id]
+        ctx, report = self._ctx, self.books.report(checkpoint_id)
         manifest, attempt = self._manifest(report), ctx.attempt
         self._publishing.add(checkpoint_id)
         ctx.background.run(
@@ -307,12 +208,12 @@ class Checkpoints:
         else:
             if report.status == "aborted":
                 # The attempt ended while the manifest was written: the checkpoint is good to restore from.
-                self._settle(report, "completed", None)
+                self.books.settle(report, "completed", None, self._ctx.now_ms)
             self._handle(ManifestPublished(report.id, self._ctx.now_ms))
 
     def _announce(self, command: AnnounceCompleted) -> None:
-        ctx, report = self._ctx, self._reports[command.checkpoint_id]
-        self._settle(report, "completed", None)
+        ctx, report = self._ctx, self.books.report(command.checkpoint_id)
+        self.books.settle(report, "completed", None, self._ctx.now_ms)
         ctx.note(
             "checkpoint_completed",
             f"checkpoint {report.id} completed in {ctx.now_ms - report.triggered_ms} ms, {report.nbytes} bytes",
@@ -327,9 +228,9 @@ class Checkpoints:
         ctx.fleet.broadcast(CheckpointCompleted(permit.attempt, permit.checkpoint_id))
 
     def _abort(self, command: AbortCheckpoint) -> None:
-        ctx, report = self._ctx, self._reports[command.checkpoint_id]
+        ctx, report = self._ctx, self.books.report(command.checkpoint_id)
         status = "failed" if self._running else "aborted"
-        self._settle(report, status, command.reason)
+        self.books.settle(report, status, command.reason, ctx.now_ms)
         ctx.note(
             f"checkpoint_{status}",
             f"checkpoint {report.id} {status}: {command.reason}",
@@ -354,9 +255,7 @@ class Checkpoints:
         )
 
     def _discard(self, checkpoint_id: CheckpointId) -> None:
-        report = self._reports.get(checkpoint_id)
-        if report is not None:
-            report.retained = False
+        self.books.discarded(checkpoint_id)
         if self._shares:
             self._retained(CheckpointDiscarded(checkpoint_id))
         else:
@@ -366,19 +265,17 @@ class Checkpoints:
         for command in self._retention.handle(event):
             self._delete(command.checkpoint_id)
 
-    def _settle(self, report: Report, status: str, failure: str | None) -> None:
-        report.status, report.failure, report.ended_ms = status, failure, self._ctx.now_ms
-        report.retained = status == "completed"
-        report.acks = {}
-        self.completed += status == "completed"
-        self.failed += status == "failed"
-
     def _delete(self, checkpoint_id: CheckpointId) -> None:
         ctx, attempt = self._ctx, self._ctx.attempt
         what = f"checkpoint {checkpoint_id}"
         ctx.background.run(
             lambda: ctx.storage.discard(checkpoint_id, attempt), self._tidied(what), critical=True
         )
+
+    def _phase(self, subtask: SubtaskId, checkpoint_id: CheckpointId) -> str:
+        worker = self._ctx.fleet.ready.get(subtask)
+        told = worker.statistics.get("checkpoint") if worker is not None else None
+        return str(told["phase"]) if told and told["id"] == checkpoint_id else "waiting for barriers"
 
     def _tidied(self, what: str) -> Callable[[Any, BaseException | None], None]:
         def ended(_result: Any, error: BaseException | None) -> None:
@@ -406,13 +303,6 @@ class Checkpoints:
             sources={uid: source.merged(acked[uid]) for uid, source in self._sources.items()},
             watermarks=_watermarks(acks),
         )
-
-    def _forget_old_reports(self) -> None:
-        while len(self._reports) > MAX_REPORTS:
-            oldest = next(iter(self._reports))
-            if self._reports[oldest].status == "pending":
-                return
-            del self._reports[oldest]
 
 
 def _coordinator(job: Job, highest: CheckpointId) -> CheckpointCoordinator:

@@ -127,7 +127,7 @@ def job_document(
         "storage": redact({"url": job.config.checkpoint_storage})["url"],
         "config": redact(job.flat),
         "sinks_started": run.opening.sinks_started,
-        "checkpoints": run.checkpoints.reports(),
+        "checkpoints": run.checkpoints.books.to_json(ctx.now_ms),
         "describe": description,
         "metrics": metrics(ctx, run, run.coming_state if ended else run.state),
     }
@@ -183,7 +183,7 @@ def _checkpoint_counts(run: JobRun | None) -> dict[str, Any]:
         return {"completed": 0, "failed": 0, "latest": None}
     checkpoints = run.checkpoints
     return {
-        "completed": checkpoints.completed,
-        "failed": checkpoints.failed,
+        "completed": checkpoints.books.completed,
+        "failed": checkpoints.books.failed,
         "latest": checkpoints.latest,
     }

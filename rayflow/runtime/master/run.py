@@ -99,7 +99,7 @@ class JobRun:
             fresh=not past.get("sinks_started", False),
             restore_from=restore_from,
             allow_duplicates=allow_duplicates,
-            newest=lambda: self.checkpoints.newest_kept,
+            newest=lambda: self.checkpoints.books.newest_kept,
         )
         self.phase = Phase.BEGINNING
         self.ending: JobEvent | None = None
@@ -431,9 +431,9 @@ class JobRun:
             self._closed,
             STOP_LIMIT_MS,
             succeeded=state is JobState.FINISHED,
-            completed=self.checkpoints.newest_ever,
+            completed=self.checkpoints.books.newest_ever,
             kept=self.checkpoints.kept,
-            known=self.checkpoints.newest_kept,
+            known=self.checkpoints.books.newest_kept,
         )
 
     def _closed(self) -> None:

@@ -177,7 +177,7 @@ def aborted_checkpoint_published(patch: Patch) -> None:
     """What is aborted is published with the acks that are there, and restored later."""
 
     def abort(original: Any, self: Any, command: Any) -> None:
-        report = self._reports[command.checkpoint_id]
+        report = self.books.report(command.checkpoint_id)
         for missing in self._ctx.job.subtasks:
             report.acks.setdefault(
                 missing,
@@ -186,7 +186,7 @@ def aborted_checkpoint_published(patch: Patch) -> None:
                 ),
             )
         manifest, attempt = self._manifest(report), self._ctx.attempt
-        self._settle(report, "aborted", command.reason)
+        self.books.settle(report, "aborted", command.reason, self._ctx.now_ms)
         self._ctx.background.run(
             lambda: self._ctx.storage.publish(manifest, attempt), lambda r, e: None, critical=True
         )
