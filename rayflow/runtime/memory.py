@@ -113,15 +113,18 @@ class MemoryKeeper:
         """An attempt begins."""
         self._measured_ms, self._warned = None, False
 
-    def advance(self, task: Task, config: JobConfig, limit: tuple[int, bool], now_ms: int) -> bool:
-        """Carry out what was commanded, measure if it is time; return whether anything was shed."""
+    def advance(
+        self, task: Task, config: JobConfig, limit: Callable[[], tuple[int, bool]], now_ms: int
+    ) -> bool:
+        """Carry out what was commanded, measure if it is time; return whether anything was shed. `limit()`: what the
+        process may take, and whether that is firm."""
         if self._measured_ms is None or now_ms - self._measured_ms >= _MEASURE_MS:
             self._measured_ms = now_ms
             task.measure_state()
             self._judge(task, config)
         shed = False
         while self._commands:
-            shed |= self._obey(self._commands.popleft(), task, *limit)
+            shed |= self._obey(self._commands.popleft(), task, *limit())
         if self._pressed:
             task.restrain(True)  # also a task that began meanwhile
         return shed

@@ -229,7 +229,7 @@ class SubtaskEngine:
         return progressed
 
     def _keep_memory(self, task: Task) -> bool:
-        return self._memory.advance(task, self._config, self.memory_limit, self._now_ms)
+        return self._memory.advance(task, self._config, lambda: self.memory_limit, self._now_ms)
 
     def _guard(self, do: Callable[..., Any], *args: Any) -> bool:
         try:

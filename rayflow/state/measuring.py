@@ -38,6 +38,10 @@ _ARROW = (pa.Array, pa.ChunkedArray, pa.RecordBatch, pa.Table)
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque, OrderedDict, defaultdict, MappingProxyType)
 _COLUMNS = (np.ndarray, *_ARROW)
 _MEASURED_BYTES = "measured_bytes"
+# Most of what is found: nothing lies within, and the questions below would cost more than all the rest.
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+# Names of the slots of our own classes, of which there are only so many.
+_SLOTS: dict[type, list[str]] = {}
 
 
 def held_bytes(roots: Iterable[Any]) -> int:
@@ -58,7 +62,7 @@ class _Walk:
 
     def _size(self, value: Any) -> int:
         """Size of what an own object's attribute is."""
-        if self._left <= 0 or id(value) in self._seen:
+        if type(value) in _PLAIN or self._left <= 0 or id(value) in self._seen:
             return 0
         self._left -= 1
         if isinstance(value, np.ndarray):
@@ -85,6 +89,11 @@ class _Walk:
 
     def _element_or_own(self, value: Any, depth: int) -> int:
         """Size of what lies in a container."""
+        if type(value) in _PLAIN:
+            if id(value) in self._seen:
+                return 0
+            self._seen.add(id(value))
+            return sys.getsizeof(value)
         return self._foreign(self._inside, value, depth)
 
     def _inside(self, value: Any, depth: int) -> int:
@@ -155,6 +164,8 @@ class _Walk:
 
 def _is_whole(value: Any) -> bool:
     """Whether elements like this may share memory, so that none can stand for others."""
+    if type(value) in _PLAIN:
+        return False
     return isinstance(value, _COLUMNS) or (type(value).__module__ or "").startswith(_OWN)
 
 
@@ -165,10 +176,17 @@ def _told(value: Any) -> int | None:
 
 def _attributes(value: Any) -> list[Any]:
     found = list(vars(value).values()) if hasattr(value, "__dict__") else []
-    for cls in type(value).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        found += [
-            getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)
-        ]
-    return found
+    kind = type(value)
+    names = _SLOTS.get(kind)
+    if names is None:
+        names = _SLOTS[kind] = _slots(kind)
+    return found + [getattr(value, name) for name in names if hasattr(value, name)]
+
+
+def _slots(cls: type) -> list[str]:
+    """Return the names of the slots of one of our own classes."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        names += (slots,) if isinstance(slots, str) else slots
+    return [name for name in names if not name.startswith("__")]

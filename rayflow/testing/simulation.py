@@ -42,7 +42,7 @@ PROGRESS_BOUND_MS = 400_000
 
 _DETECTION_MS = 1_100
 _DUPLICATE_MS = 3_000
-_CHECK_EVERY = 5
+_CHECK_EVERY = 10
 _CHECK_MEMORY_EVERY = 25
 CancelWhen = Callable[[JobMaster, int], bool]
 """Whether to cancel the job now, given its master and the turns it has had; asked before each turn."""
@@ -170,18 +170,21 @@ class Simulation:
         return open_store(self.storage_url, {})
 
     def _over(self, job: SimJob, began_ms: int, began_turns: int, cancel_when: CancelWhen | None) -> bool:
-        injector, manager = self.injector, job.manager
-        turns = self._turns - began_turns
-        due = cancel_when is not None and manager is not None and cancel_when(manager.master, turns)
+        manager = job.manager
+        due = (
+            cancel_when is not None
+            and manager is not None
+            and cancel_when(manager.master, self._turns - began_turns)
+        )
         if due and manager is not None:
             manager.master.cancel()
         if self._ended(job):
             return True
-        now = self.world.now
-        if self.faults.active_ms is None:
+        now, active_ms, ended_ms = self.world.now, self.faults.active_ms, self.injector.ended_ms
+        if active_ms is None:
             return now - began_ms >= self.safety_ms
-        since_ms = began_ms if injector.ended_ms is None else max(began_ms, injector.ended_ms)
-        if now - since_ms > PROGRESS_BOUND_MS + self.faults.active_ms:
+        since_ms = began_ms if ended_ms is None or ended_ms < began_ms else ended_ms
+        if now - since_ms > PROGRESS_BOUND_MS + active_ms:
             raise AssertionError(f"I8: the job did not end {now - since_ms} ms after the last fault")
         return False
 
@@ -189,7 +192,7 @@ class Simulation:
         manager = job.manager
         if manager is None or not manager.process.alive:
             return False
-        if manager.master.state is not JobState.CREATED:
+        if self.injector.began_ms is None and manager.master.state is not JobState.CREATED:
             # A job that cannot even be stored fails at once, by design: faults begin when it runs.
             self.injector.begin()
         return manager.master.closed and manager.master.state.ended

@@ -196,9 +196,9 @@ class _Run:
             job_id=name,
             restore_from=restore_from,
             # Told again and again, as a user does who sees no effect: managers die.
-            cancel_when=lambda master, turns: (
-                cancel_at_turn is not None and turns >= cancel_at_turn and (turns - cancel_at_turn) % 50 == 0
-            ),
+            cancel_when=None
+            if cancel_at_turn is None
+            else lambda _, turns: turns >= cancel_at_turn and (turns - cancel_at_turn) % 50 == 0,
         )
         self.outcomes.append(outcome)
         return outcome
