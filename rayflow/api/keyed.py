@@ -47,7 +47,7 @@ class KeyedStream(KeyedJoins):
     def _changes(self) -> DataStream:
         """The stream, for steps that want all rows of a key in one subtask."""
         if self._skew is not None:
-            raise no_merging("a step of a keyed stream other than aggregate and window")
+            raise no_merging("a step of a keyed stream other than aggregate, reduce and window")
         return self._input
 
     @property
@@ -105,8 +105,11 @@ class KeyedStream(KeyedJoins):
     def reduce(self, fn: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> DataStream:
         """Keep one row per key: the first, then `fn(row so far, next row)` for each further one. An upsert stream by
         key with the columns of this one. Rows are dicts of all columns; a returned dict may lack the keys, which a
-        row keeps, and other columns it lacks are null."""
-        return reduced(self._changes, self._keys, fn)
+        row keeps, and other columns it lacks are null.
+
+        With `skew=` rows are reduced in parts, and what comes of these is reduced again: `fn` must be associative,
+        `fn(a, fn(b, c)) == fn(fn(a, b), c)`. Rows of a key that one subtask sends stay in their order."""
+        return reduced(self._input, self._keys, fn, self._skew)
 
     def aggregate(self, **aggs: AggregateExpr | Aggregate) -> DataStream:
         """Keep one row per key: the key columns, then `name=aggregate`. An upsert stream by key.

@@ -14,7 +14,8 @@ checkpoint of the job with one setting restores into the job with another.
 
 Where a result depends on which of two rows comes first (`first`, `last`, `collect_list`), all that one subtask sends
 of a key takes the same salt, which keeps its rows in order: such a key is spread over as many subtasks as send it.
-With "auto", which has two ways, such keys are not salted, and the plan says so.
+With "auto", which has two ways, such keys are not salted, and the plan says so. So it is with `reduce`, whose function
+must be associative (see `skew.reducing`), but may go by order.
 
 What cannot be combined passes as it did, and the plan says so: upsert streams, whose rows may have to be taken back
 in the order in which they came; windows of processing time, in which a row belongs when it arrives; sessions, of
@@ -24,7 +25,7 @@ merging is a plan error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,7 @@ from rayflow.api.side_outputs import SideOutputs, read_side_output
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.graph.plan import Exchange, StreamEdge
 from rayflow.model.errors import PlanError
+from rayflow.operators.contracts import Operator
 from rayflow.skew.combiner import CombineOperator
 from rayflow.skew.combining import Combination, Slices
 from rayflow.skew.salting import SALTED, SaltOperator
@@ -56,7 +58,8 @@ class Skew:
     `local_aggregation`: rows of a key (in windows: of a key and slice) become one partial aggregate before they
     leave a subtask, whenever `skew.rows` of these are held, `skew.linger` has passed, or a barrier comes. `salt=n`:
     each key is split over n subtasks, which aggregate it in parts that are then merged. `salt="auto"`: only keys
-    that are hot while the job runs are split. Sums, means and variances of floats may differ in the last digits, as
+    that are hot while the job runs are split. For aggregates that merge, in windows of event time or without, and for
+    `reduce` with an associative function. Sums, means and variances of floats may differ in the last digits, as
     their order of addition does; `approx_quantile` within its error."""
 
     local_aggregation: bool = True
@@ -96,11 +99,32 @@ class KeyedInput:
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class Combiner:
+    """What makes fewer rows of many before an exchange: `make` gives the operator, `schema` its rows. `goes_by_order`:
+    what becomes of rows depends on which comes first."""
+
+    make: Callable[[], Operator]
+    schema: pa.Schema
+    detail: str
+    goes_by_order: bool
+
+    @staticmethod
+    def of_aggregates(combination: Combination) -> Combiner:
+        """Return what makes partial aggregates."""
+        by = ", ".join(combination.keys) + (" and slice" if combination.slices is not None else "")
+        names = ", ".join(name for name, _ in combination.aggregates)
+        with at_user_line():
+            schema = _partial_schema(combination)
+        detail = f"{names} by {by}, in part"
+        return Combiner(partial(CombineOperator, combination), schema, detail, combination.goes_by_order)
+
+
 def keyed_input(
-    stream: DataStream, keys: tuple[str, ...], skew: Skew | None, combination: Combination | str
+    stream: DataStream, keys: tuple[str, ...], skew: Skew | None, combination: Combination | Combiner | str
 ) -> KeyedInput:
-    """Return how the rows of `stream` come to an operator that takes rows, and partial aggregates of `combination`;
-    a text says why there are none."""
+    """Return how the rows of `stream` come to an operator that takes rows, and what comes of combining them (partial
+    aggregates of a `Combination`); a text says why nothing is combined."""
     plain = KeyedInput([stream._edge(Exchange("hash", keys))])
     if skew is None or not (skew.local_aggregation or skew.salt):
         return plain
@@ -108,24 +132,24 @@ def keyed_input(
         combination = "the rows lie by these keys already, so nothing is sent"
     if isinstance(combination, str):
         return replace(plain, warnings=(f"skew={skew} has no effect: {combination}",))
-    with at_user_line():
-        schema = _partial_schema(combination)
+    combiner = combination if isinstance(combination, Combiner) else Combiner.of_aggregates(combination)
     if skew.local_aggregation:
-        stream = _combined(stream, "combine", combination, schema, beside=True)
+        stream = _combined(stream, "combine", combiner, beside=True)
     if skew.salt == "auto":
-        return _hot_keys_salted(stream, keys, combination, schema)
+        return _hot_keys_salted(stream, keys, combiner)
     if skew.salt:
-        salted = Exchange("hash", keys, salts=skew.salt, by_producer=combination.goes_by_order)
-        stream = _combined(stream, "combine salted", combination, schema, edge=stream._edge(salted))
+        salted = Exchange("hash", keys, salts=skew.salt, by_producer=combiner.goes_by_order)
+        stream = _combined(stream, "combine salted", combiner, edge=stream._edge(salted))
     return KeyedInput([stream._edge(Exchange("hash", keys))])
 
 
-def _hot_keys_salted(
-    stream: DataStream, keys: tuple[str, ...], combination: Combination, schema: pa.Schema
-) -> KeyedInput:
+def _hot_keys_salted(stream: DataStream, keys: tuple[str, ...], combiner: Combiner) -> KeyedInput:
     by_key = Exchange("hash", keys)
-    if combination.goes_by_order:
-        text = "skew: salt='auto' salts no keys: first, last and collect_list go by the order of rows; salt=n keeps it"
+    if combiner.goes_by_order:
+        text = (
+            "skew: salt='auto' salts no keys: first, last, collect_list and reduce go by the order of rows; "
+            "salt=n keeps it"
+        )
         return KeyedInput([stream._edge(by_key)], (text,))
     info = StreamInfo(schema=stream._info.schema)
     named = ", ".join(keys)
@@ -136,7 +160,7 @@ def _hot_keys_salted(
     rows._env._side_outputs[rows._node.id] = SideOutputs({SALTED: info})
     hot = read_side_output(rows, SALTED, None)
     spread = hot._edge(Exchange("hash", keys, salts=MOST_SALTS))
-    parts = _combined(hot, "combine salted", combination, schema, edge=spread)
+    parts = _combined(hot, "combine salted", combiner, edge=spread)
     return KeyedInput([rows._edge(by_key), replace(parts._edge(by_key), port=1)])
 
 
@@ -144,10 +168,10 @@ def no_merging(what: str) -> PlanError:
     """Return the error that `what` gets nothing from `skew=`."""
     return plan_error(
         f"{what}: skew= is for what is merged from parts: aggregate(…) of a keyed stream and of its windows, but for "
-        "count windows. Here all rows of a key have to come to one subtask. To spread a hot key nevertheless, make a "
-        "column of random or counted prefixes part of the key, .with_columns(part=…).key_by('part', …), and bring the "
-        "parts together behind; work that needs no key can be dealt out evenly with .rebalance(), which gives up "
-        "that rows of a key stay in order and share state"
+        "count windows, and reduce(…). Here all rows of a key have to come to one subtask. To spread a hot key "
+        "nevertheless, make a column of random or counted prefixes part of the key, .with_columns(part=…)"
+        ".key_by('part', …), and bring the parts together behind; work that needs no key can be dealt out evenly with "
+        ".rebalance(), which gives up that rows of a key stay in order and share state"
     )
 
 
@@ -165,21 +189,13 @@ def _partial_schema(combination: Combination) -> pa.Schema:
 
 
 def _combined(
-    stream: DataStream,
-    name: str,
-    combination: Combination,
-    schema: pa.Schema,
-    *,
-    beside: bool = False,
-    edge: StreamEdge | None = None,
+    stream: DataStream, name: str, combiner: Combiner, *, beside: bool = False, edge: StreamEdge | None = None
 ) -> DataStream:
-    by = ", ".join(combination.keys) + (" and slice" if combination.slices is not None else "")
-    names = ", ".join(name for name, _ in combination.aggregates)
     made = stream._then(
         name,
-        partial(CombineOperator, combination),
-        StreamInfo(schema=schema),
-        detail=f"{names} by {by}, in part",
+        combiner.make,
+        StreamInfo(schema=combiner.schema),
+        detail=combiner.detail,
         edges=None if edge is None else [edge],
     )
     made._node.beside_input = beside

@@ -6,12 +6,13 @@ A hash exchange sends 10 M rows a second; to count each of them by key would cos
 `stride` consecutive rows one is looked at, and stands for all of them. Which one is drawn from a fixed table of
 random numbers, so that data with a period of its own does not meet the sample's (a plain "every 64th row" of keys that
 repeat after 64 rows sees a single one). The stride follows the rate: it doubles as soon as a *span* of
-`SPAN_MS` has brought `SAMPLES_PER_SPAN`, and the next span begins with what the last one should have had. So
+`SPAN_MS` has brought its `samples`, and the next span begins with what the last one should have had. So
 a slow stream is counted exactly, and a fast one costs the same as any other.
 
-Sampled hashes gather until there are `_DIGEST_ROWS`, then go into a `HeavyHitters` sketch and into rows per key group.
-The sketch is halved at the end of every span: it shows the keys of the last seconds. An entry with a share worth
-telling gets its readable text from the next sampled row that has it.
+Sampled hashes gather until there is a quarter of a span's, then go into a `HeavyHitters` sketch and into rows per key
+group. The sketch is halved at the end of every span, and so is a second count of rows per key group: they show the
+keys and groups of the last seconds. An entry with a share worth telling gets its readable text from the next sampled
+row that has it.
 
 Measured (tests/benchmarks/bench_key_traffic.py, one run on a busy machine): 4 to 6 µs of CPU a batch, which is 1.0, 0.7
 and 0.3 % of what an exchange of 4k, 16k and 64k rows a batch costs in one process, without a network.
@@ -28,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.batch.hashing import Hashes, groups_of_hashes, hash_arrays, hash_columns
-from rayflow.batch.heavy_hitters import HeavyHitters
+from rayflow.batch.heavy_hitters import DEFAULT_CAPACITY, HeavyHitter, HeavyHitters
 from rayflow.batch.tables import short_text
 
 SPAN_MS = 2_000
@@ -38,8 +39,9 @@ KEY_GROUPS_TOLD = 128
 NAMED_KEYS = 10
 NAMED_SHARE = 0.002
 
-_BATCH_SAMPLES = 1_024
-_DIGEST_ROWS = 2_048
+_SPAN_BATCHES = 8
+"""The samples of a span are of so many batches at least."""
+_SPAN_DIGESTS = 4
 _NONE = np.empty(0, np.int64)
 _DRAWS: npt.NDArray[np.int64] = (hash_arrays([pa.array(range(4_096))]) >> np.uint64(1)).view(np.int64)
 
@@ -47,17 +49,27 @@ _DRAWS: npt.NDArray[np.int64] = (hash_arrays([pa.array(range(4_096))]) >> np.uin
 class KeyTraffic:
     """Watches the rows of one hash exchange at one sender, by the columns `keys`.
 
-    `observe` and `tick` on the task thread, `statistics` on any. Without `show_keys` no value of a key is kept:
-    keys are called by their hash.
+    `observe` and `tick` on the task thread, `statistics` and `recent` on any. Without `show_keys` no value of a key is
+    kept: keys are called by their hash. `counters` and `samples` (a span) say how closely it looks.
     """
 
-    def __init__(self, keys: Sequence[str], max_parallelism: int, *, show_keys: bool = True) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        max_parallelism: int,
+        *,
+        show_keys: bool = True,
+        counters: int = DEFAULT_CAPACITY,
+        samples: int = SAMPLES_PER_SPAN,
+    ) -> None:
         self._keys = tuple(keys)
         self._max_parallelism = max_parallelism
         self._show_keys = show_keys
         self._lock = threading.Lock()
-        self._sketch = HeavyHitters()
+        self._samples = samples
+        self._sketch = HeavyHitters(counters)
         self._group_rows = np.zeros(max_parallelism)
+        self._recent_group_rows = np.zeros(max_parallelism)
         self._stride = 1
         # Of the next row, and of the sampled ones from `_drawn[0]` on; both count since the stride last changed.
         self._position = 0
@@ -72,7 +84,7 @@ class KeyTraffic:
     def observe(self, batch: pa.RecordBatch, hashes: Hashes | None = None) -> None:
         """Count rows that are about to be sent; `hashes` are those of all their keys, where they are known."""
         with self._lock:
-            while batch.num_rows > _BATCH_SAMPLES * self._stride:
+            while batch.num_rows * _SPAN_BATCHES > self._samples * self._stride:
                 self._coarsen()
             rows = self._sampled_rows(batch.num_rows)
             self._span_rows += batch.num_rows
@@ -86,11 +98,11 @@ class KeyTraffic:
             self._gathered_rows += len(sampled)
             self._span_samples += len(sampled)
             # The first at once, so that a short stream gets names too.
-            if self._gathered_rows >= _DIGEST_ROWS or not len(self._sketch):
+            if self._gathered_rows * _SPAN_DIGESTS >= self._samples or not len(self._sketch):
                 self._digest()
             if len(self._nameless):
                 self._name(batch, rows, sampled)
-            if self._span_samples >= SAMPLES_PER_SPAN:
+            if self._span_samples >= self._samples:
                 self._coarsen()
                 self._span_samples = 0
 
@@ -114,6 +126,13 @@ class KeyTraffic:
                 "key_groups": [[int(g), float(self._group_rows[g])] for g in busiest if self._group_rows[g]],
                 "hot_keys": self._sketch.to_data(KEYS_TOLD),
             }
+
+    def recent(self, keys: int) -> tuple[list[HeavyHitter], npt.NDArray[np.float64]]:
+        """Return the `keys` most frequent keys of the last seconds, largest first, and the rows of each key group in
+        the same time."""
+        with self._lock:
+            self._digest()
+            return self._sketch.top(keys), self._recent_group_rows.copy()
 
     def _sampled_rows(self, count: int) -> npt.NDArray[np.int64]:
         """Return the numbers of the sampled ones among the next `count` rows."""
@@ -145,7 +164,9 @@ class KeyTraffic:
         self._gathered, self._gathered_rows = [], 0
         self._sketch.update(hashes, self._stride)
         groups = groups_of_hashes(hashes, self._max_parallelism)
-        self._group_rows += np.bincount(groups, minlength=self._max_parallelism) * float(self._stride)
+        rows = np.bincount(groups, minlength=self._max_parallelism) * float(self._stride)
+        self._group_rows += rows
+        self._recent_group_rows += rows
         if self._show_keys:
             least = NAMED_SHARE * self._sketch.total
             worth = [entry for entry in self._sketch.top(NAMED_KEYS) if entry.guaranteed >= least]
@@ -164,8 +185,9 @@ class KeyTraffic:
     def _end_span(self, spans: int) -> None:
         self._digest()
         self._sketch.scale(0.5 ** min(spans, 64))
+        self._recent_group_rows *= 0.5 ** min(spans, 64)
         wanted = 1
-        while wanted * SAMPLES_PER_SPAN < self._span_rows // spans:
+        while wanted * self._samples < self._span_rows // spans:
             wanted *= 2
         if wanted != self._stride:
             self._set_stride(wanted)

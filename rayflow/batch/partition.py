@@ -161,8 +161,9 @@ class HashPartitioner(Partitioner):
 
 class SaltedPartitioner(HashPartitioner):
     """Spreads the rows of each key over `salts` subtasks, from the one that owns the key's group on; over all of them
-    where there are no more. Rows take the salts in turn, beginning anew with each attempt; with a `salt` all get that
-    one. What comes so must be right at any of these subtasks: invariant 2 does not hold."""
+    where there are no more. Rows take the salts in turn: all rows where every subtask is reached, which makes these
+    equal to a row, whatever the keys; else those of each owner. With a `salt` all rows take that one. Turns begin
+    anew with each attempt. What comes so must be right at any of these subtasks: invariant 2 does not hold."""
 
     keyed = False
 
@@ -173,18 +174,30 @@ class SaltedPartitioner(HashPartitioner):
         self._spread = min(salts, consumers)
         self._salt = salt
         self._next = 0
+        # By owner.
+        self._turns = np.zeros(consumers, np.int64)
 
     def targets(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
         """See `HashPartitioner`."""
+        dtype = self._subtasks.dtype
+        if self._salt is None and self._spread == self.consumers:
+            numbers = np.arange(self._next, self._next + batch.num_rows)
+            self._next = (self._next + batch.num_rows) % self.consumers
+            return (numbers % self.consumers).astype(dtype)
         owners = super().targets(batch)
-        rows = batch.num_rows
-        if self._salt is not None:
-            salts: Any = self._salt % self._spread
-        else:
-            salts = (np.arange(self._next, self._next + rows) % self._spread).astype(np.int64)
-            self._next = (self._next + rows) % self._spread
-        targets: npt.NDArray[Any] = ((owners + salts) % self.consumers).astype(owners.dtype)
+        salts = self._in_turn(owners) if self._salt is None else self._salt % self._spread
+        targets: npt.NDArray[Any] = ((owners.astype(np.int64) + salts) % self.consumers).astype(dtype)
         return targets
+
+    def _in_turn(self, owners: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Return the salt of each row: the rows of one owner count up."""
+        order, bounds = _sort_by_target(owners, self.consumers)
+        numbers = np.empty(len(owners), np.int64)
+        for owner in range(self.consumers):
+            rows = order[bounds[owner] : bounds[owner + 1]]
+            numbers[rows] = np.arange(self._turns[owner], self._turns[owner] + len(rows))
+            self._turns[owner] = (self._turns[owner] + len(rows)) % self._spread
+        return numbers % self._spread
 
 
 def _sort_by_target(targets: npt.NDArray[Any], consumers: int) -> tuple[npt.NDArray[np.int64], list[int]]:

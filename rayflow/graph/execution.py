@@ -37,6 +37,12 @@ def output_channels(graph: JobGraph, subtask: SubtaskId) -> list[ChannelId]:
     return [c for edge in graph.outputs(subtask.vertex) for c in edge_output_channels(graph, edge, subtask)]
 
 
+def main_consumers(graph: JobGraph, vertex: VertexId) -> int:
+    """Return how many subtasks the rows go to that leave `vertex`, but for side outputs; 1 where none do."""
+    main = [edge for edge in graph.outputs(vertex) if edge.tag is None]
+    return max((graph.vertex(edge.target).parallelism for edge in main), default=1)
+
+
 def input_channels(graph: JobGraph, subtask: SubtaskId) -> list[ChannelId]:
     """Return the channels that `subtask` reads, by edge, then by the producer's index."""
     return [c for edge in graph.inputs(subtask.vertex) for c in edge_input_channels(graph, edge, subtask)]

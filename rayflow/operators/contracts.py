@@ -98,6 +98,8 @@ class OperatorContext:
     batch_rows: int = 65_536
     config: JobConfig = field(default_factory=JobConfig)
     """The job's settings."""
+    consumers: int = 1
+    """How many subtasks the rows go to that leave the chain, but for side outputs."""
     side_outputs: Mapping[str, pa.Schema | None] = field(default_factory=dict)
     """Tags of the side outputs that somebody reads, with their columns where the plan knows them."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -178,9 +180,9 @@ class Operator(ABC):
         return False
 
     def hot_keys(self) -> dict[str, Any] | None:
-        """What the job master should know of the keys of the last rows, with every heartbeat, as plain data: `rows` in
-        all, `counts` of the most frequent keys as [hash, rows], and the hashes that are `salted`. None: nothing. On any
-        thread."""
+        """What the job master should know of the keys of the last rows, with every heartbeat, as plain data: rows by
+        the consumer they belong to (`consumers`), the most frequent `keys` as [hash, consumer, rows], and the hashes
+        that are `salted`. None: nothing. On any thread."""
         return None
 
     def salt(self, keys: Sequence[int]) -> None:

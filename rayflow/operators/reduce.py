@@ -1,8 +1,8 @@
 """Reduction by a user's function: one row per key, which the function makes of it and each further row.
 
-State is the current row of every key, in columns. Per input batch every key that it touches gives one row, as in
-a running aggregate (`operators.aggregate`): `INSERT` when the key is new, else `UPDATE_AFTER`, with, where asked
-for, an `UPDATE_BEFORE` just before it.
+State is the current row of every key, in columns (`ReducedRows`). Per input batch every key that it touches gives one
+row, as in a running aggregate (`operators.aggregate`): `INSERT` when the key is new, else `UPDATE_AFTER`, with, where
+asked for, an `UPDATE_BEFORE` just before it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.batch.changelog import INSERT, UPDATE_AFTER, UPDATE_BEFORE, visible, with_op
@@ -37,39 +38,80 @@ class ReduceOperator(Operator):
     def __init__(
         self, fn: Callable[[Any, Any], Any], keys: tuple[str, ...], schema: pa.Schema, emit_before: bool
     ) -> None:
-        self._fn = UserFunction(fn)
-        self._shape = ResultShape(self._fn, schema)
-        self._keys, self._schema, self._emit_before = list(keys), schema, emit_before
-        self._index = KeyIndex(pa.schema([schema.field(key) for key in keys]))
-        self._values = RowsBySlot(schema, keys)
-        self._groups = SlotGroups()
+        self._rows = ReducedRows(fn, keys, schema)
+        self._emit_before = emit_before
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
-        self._fn.open(ctx)
-        for keys, rows in restored_batches(restored, _PART, self._index.schema):
-            self._values.put(self._index.slots(keys), rows, self._index.slot_limit)
+        self._rows.fn.open(ctx)
+        for keys, rows in restored_batches(restored, _PART, self._rows.index.schema):
+            self._rows.put(keys, rows)
 
     def close(self) -> None:
         """See `Operator`."""
-        self._fn.close()
+        self._rows.fn.close()
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
-        rows = visible(batch)
-        slots, fresh = self._index.insert(rows.select(self._keys))
-        self._groups.reserve(self._index.slot_limit)
-        touched, places = self._groups.group(slots)
-        is_new = np.isin(touched, slots[fresh], assume_unique=True)
-        before = self._rows(touched[~is_new])
-        after = self._reduced(rows, places, is_new, before)
-        self._values.put(touched, after, self._index.slot_limit)
+        before, after, is_new = self._rows.reduce(visible(batch))
         changes = with_op(after, np.where(is_new, INSERT, UPDATE_AFTER).astype(np.int8))
         if self._emit_before and before.num_rows:
             changes = _interleaved(with_op(before, UPDATE_BEFORE), changes, is_new)
         for piece in slice_rows(changes, max_rows=self.ctx.batch_rows):
             self.out.emit(piece)
+
+    def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
+        """Return keys and rows as one keyed part."""
+        rows = self._rows
+        build = partial(
+            _build, rows.index.freeze(), rows.values.freeze(), rows.index.live(), self.ctx.max_parallelism
+        )
+        return (StatePart(name=_PART, kind="keyed", build=build),)
+
+
+class ReducedRows:
+    """One row per key, in columns: what `fn` has made of all rows of the key. Arguments as of `ReduceOperator`."""
+
+    def __init__(self, fn: Callable[[Any, Any], Any], keys: tuple[str, ...], schema: pa.Schema) -> None:
+        self.fn = UserFunction(fn)
+        self._shape = ResultShape(self.fn, schema)
+        self._keys, self._schema = list(keys), schema
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin with new, small tables."""
+        self.index = KeyIndex(pa.schema([self._schema.field(key) for key in self._keys]))
+        self.values = RowsBySlot(self._schema, self._keys)
+        self._groups = SlotGroups()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return self.index.nbytes + self.values.nbytes + self._groups.nbytes
+
+    def put(self, keys: pa.RecordBatch, rows: pa.RecordBatch) -> None:
+        """Take over rows that another one had; none twice."""
+        self.values.put(self.index.slots(keys), rows, self.index.slot_limit)
+
+    def reduce(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch, npt.NDArray[np.bool_]]:
+        """Take in rows. Return the old rows of the keys among them that were known, the new row of every key among
+        them, in order of first appearance, and which of these are of keys that were not known."""
+        slots, fresh = self.index.insert(rows.select(self._keys))
+        self._groups.reserve(self.index.slot_limit)
+        touched, places = self._groups.group(slots)
+        is_new = np.isin(touched, slots[fresh], assume_unique=True)
+        before = self.rows(touched[~is_new])
+        after = self._reduced(rows, places, is_new, before)
+        self.values.put(touched, after, self.index.slot_limit)
+        return before, after, is_new
+
+    def rows(self, slots: I64) -> pa.RecordBatch:
+        """Return the rows of `slots`."""
+        keys = self.index.keys(slots)
+        others = dict(self.values.get(slots))
+        columns = [others[name] if name in others else keys.column(name) for name in self._schema.names]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _reduced(
         self, rows: pa.RecordBatch, places: I64, is_new: Any, before: pa.RecordBatch
@@ -77,7 +119,7 @@ class ReduceOperator(Operator):
         """Return the new row of every touched key; `before` are those of the known ones."""
         kept = iter(before.to_pylist())
         reduced = [None if new else next(kept) for new in is_new]
-        with self._fn.blamed(rows):
+        with self.fn.blamed(rows):
             for place, row in zip(places.tolist(), rows.to_pylist()):
                 old = reduced[place]
                 reduced[place] = row if old is None else self._called(old, row, rows)
@@ -87,35 +129,22 @@ class ReduceOperator(Operator):
 
     def _called(self, old: dict[str, Any], row: dict[str, Any], given: pa.RecordBatch) -> dict[str, Any]:
         keys = {key: row[key] for key in self._keys}
-        result = self._fn(old, row)
+        result = self.fn(old, row)
         if not isinstance(result, dict):
             expected = ", ".join(map(repr, self._schema.names))
-            raise self._fn.error(
+            raise self.fn.error(
                 f"the function returned {result!r} ({type(result).__name__}), expected a dict with {expected}",
                 given,
             )
         for key, value in keys.items():
             # A NaN is not equal to itself, but the same key.
             if key in result and result[key] != value and result[key] == result[key]:
-                raise self._fn.error(
+                raise self.fn.error(
                     f"the function returned {result[key]!r} for key column {key!r}, expected {value!r}: a row stays "
                     "with its key",
                     given,
                 )
         return {**result, **keys}
-
-    def _rows(self, slots: I64) -> pa.RecordBatch:
-        keys = self._index.keys(slots)
-        others = dict(self._values.get(slots))
-        columns = [others[name] if name in others else keys.column(name) for name in self._schema.names]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
-
-    def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
-        """Return keys and rows as one keyed part."""
-        build = partial(
-            _build, self._index.freeze(), self._values.freeze(), self._index.live(), self.ctx.max_parallelism
-        )
-        return (StatePart(name=_PART, kind="keyed", build=build),)
 
 
 def _interleaved(before: pa.RecordBatch, after: pa.RecordBatch, is_new: Any) -> pa.RecordBatch:
@@ -145,6 +174,11 @@ class RowsBySlot:
     def get(self, slots: I64) -> list[tuple[str, pa.Array]]:
         """Return the columns of `slots`."""
         return [(name, part.get(slots)) for name, part in self._parts]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return sum(part.nbytes for _, part in self._parts)
 
     def freeze(self) -> RowsBySlot:
         """Return a copy that later changes do not touch."""

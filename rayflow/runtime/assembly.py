@@ -12,7 +12,7 @@ from typing import Any
 
 from rayflow.batch.key_traffic import KeyTraffic
 from rayflow.batch.partition import make_partitioner
-from rayflow.graph.execution import edge_output_channels, input_channels, output_channels
+from rayflow.graph.execution import edge_output_channels, input_channels, main_consumers, output_channels
 from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
 from rayflow.model.config import JobConfig
 from rayflow.model.ids import ChannelId, EdgeId
@@ -170,6 +170,7 @@ class Assembly:
             else CommitPermit(deploy.job_id, deploy.attempt, restore.checkpoint_id),
             batch_rows=self._config.batch_rows,
             config=self._config,
+            consumers=main_consumers(deploy.graph, self._vertex.id),
             side_outputs=dict(spec.side_outputs),
             options=dict(self._config.storage_options),
             errors=spec.errors or "fail",

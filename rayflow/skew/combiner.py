@@ -3,22 +3,15 @@
 Theory of operation
 -------------------
 It is the MapReduce combiner, chained to whoever sends, and the middle stage of salted keys. Rows, or partial
-aggregates that others made (`state.partials`), are added to accumulators of their key and slice. What is held goes
-out, and is forgotten, as a whole: when there are `skew.rows` entries or `skew.bytes` of them, when the oldest has
-waited for `skew.linger`, at a barrier, and at the end. So at most one row per key, slice and flush leaves a subtask,
-and memory is bounded by the limits and one batch.
+aggregates that others made (`state.partials`), are added to accumulators of their key and slice, and held for a while
+(`holding`): at most one row per key, slice and flush leaves a subtask.
 
-*Nothing to restore.* `snapshot` flushes, before the barrier leaves: what came before the barrier is before it on the
-outputs (or, where the barrier overtakes, recorded with them), so the combiner has no state. That is also why rows of a
-key may at any time go through another combiner, or none.
-
-*Event time.* A watermark may not pass rows that are held: it waits with them, for as long as the linger at most, and
-follows them; rows that come meanwhile are before it, so they are never late because of it. Word that the input is
-idle waits too (`drained`). So for the operator behind the exchange a partial aggregate stands where its rows would
-have stood with regard to this channel's watermarks. Whether it is late depends on the other channels too, and on how
-long this one was idle; only that operator knows. The combiner drops nothing and judges nothing: all rows of a slice
-are late at the same moment, so a partial aggregate is late as a whole, or not at all. Rows without a time have a
-slice of their own. Where late rows are wanted as they came, they travel in the partial aggregate.
+*Event time.* As watermarks wait behind what is held, for the operator behind the exchange a partial aggregate stands
+where its rows would have stood with regard to this channel's watermarks. Whether it is late depends on the other
+channels too, and on how long this one was idle; only that operator knows. The combiner drops nothing and judges
+nothing: all rows of a slice are late at the same moment, so a partial aggregate is late as a whole, or not at all.
+Rows without a time have a slice of their own. Where late rows are wanted as they came, they travel in the partial
+aggregate.
 
 *Order.* Where there is no event time `first`, `last` and `collect_list` go by arrival: rows are numbered, on and on,
 and whoever merges puts what comes behind what is there. So a producer's rows of a key stay in their order.
@@ -38,25 +31,26 @@ import pyarrow as pa
 
 from rayflow.batch.changelog import visible
 from rayflow.batch.tables import slice_rows
-from rayflow.model.times import WATERMARK_MAX
-from rayflow.operators.contracts import Operator, OperatorContext, Output
+from rayflow.operators.contracts import OperatorContext, Output
 from rayflow.operators.event_ticks import ticks_of
 from rayflow.skew.combining import Combination
 from rayflow.skew.entries import Entries
+from rayflow.skew.holding import HoldingOperator
 from rayflow.skew.reduction import Reduction
 from rayflow.state.accumulators.parts import SlotArray
-from rayflow.state.partials import NO_SLICE, counts_of_rows, is_partial, rows_in, slices_in
-from rayflow.state.parts import RestoredPart, StatePart
+from rayflow.state.partials import NO_SLICE, counts_of_rows, is_partial, slices_in
+from rayflow.state.parts import RestoredPart
 
 I64 = npt.NDArray[np.int64]
 
 _INT64 = np.iinfo(np.int64)
 
 
-class CombineOperator(Operator):
+class CombineOperator(HoldingOperator):
     """Makes partial aggregates of `combination`; emits batches of its `partial_schema()`."""
 
     def __init__(self, combination: Combination) -> None:
+        super().__init__()
         self._combination = combination
         self._keys = list(combination.keys)
         self._schema = combination.partial_schema()
@@ -64,18 +58,15 @@ class CombineOperator(Operator):
         # For rows that are passed on, each in a slot of its own.
         self._alone = combination.columns()
         self._columns = combination.columns()
-        self._empty()
+        self._shrink()
 
-    def _empty(self) -> None:
-        """Begin with new, small tables."""
+    def _shrink(self) -> None:
         self._entries = Entries(self._combination.key_schema, sliced=self._combination.slices is not None)
         before, self._columns = self._columns, self._combination.columns()
         self._columns.come_after(before)
         self._counts = SlotArray(np.int64)
         self._held: list[I64] = []
-        self._held_entries = self._held_rows = self._held_inputs = 0
-        self._due_ms: int | None = None
-        self._watermark: int | None = None
+        self._held_inputs = 0
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
@@ -93,14 +84,7 @@ class CombineOperator(Operator):
             self._pass_on(rows)
             return
         self._hold(rows)
-        config = self.ctx.config
-        if self._held_entries >= config.skew_rows:
-            self._flush()
-        elif self._nbytes() >= config.skew_bytes:
-            self._flush()
-            self._empty()  # arrays do not shrink
-        elif self._due_ms is None:
-            self._due_ms = self.ctx.now_ms() + config.skew_linger_ms
+        self._held_more()
 
     def _hold(self, rows: pa.RecordBatch) -> None:
         slices, ticks = self._times(rows)
@@ -114,7 +98,6 @@ class CombineOperator(Operator):
             self._columns.update(rows, entries, limit, ticks)
         self._held.append(entries[fresh])
         self._held_entries += len(fresh)
-        self._held_rows += rows_in(rows)
         self._held_inputs += rows.num_rows
 
     def _may_pass(self, rows: pa.RecordBatch) -> bool:
@@ -161,24 +144,17 @@ class CombineOperator(Operator):
         self.out.emit(pa.RecordBatch.from_arrays([*keys, *numbers, ones, *states], schema=self._schema))
         self._alone.clear(each)
 
-    # ----------------------------------------------------------------------------------- flush
+    # ------------------------------------------------------------------------------------- out
 
-    def _flush(self) -> None:
-        """Emit what is held, then the watermark that waits behind it."""
-        self._due_ms = None
-        if self._held_entries:
-            entries = np.concatenate(self._held)
-            self._combined.inc(self._held_inputs)
-            self._reduction.combined(self._held_inputs, len(entries))
-            self._emit(entries)
-            self._columns.clear(entries)
-            self._counts.clear(entries)
-            self._entries.forget(entries)
-            self._held = []
-            self._held_entries = self._held_rows = self._held_inputs = 0
-        watermark, self._watermark = self._watermark, None
-        if watermark is not None:
-            self.out.emit_watermark(watermark)
+    def _let_go(self) -> None:
+        entries = np.concatenate(self._held)
+        self._combined.inc(self._held_inputs)
+        self._reduction.combined(self._held_inputs, len(entries))
+        self._emit(entries)
+        self._columns.clear(entries)
+        self._counts.clear(entries)
+        self._entries.forget(entries)
+        self._held, self._held_inputs = [], 0
 
     def _emit(self, entries: I64) -> None:
         keys, slices = self._entries.columns(entries)
@@ -187,34 +163,3 @@ class CombineOperator(Operator):
         batch = pa.RecordBatch.from_arrays([*keys, *slices, counts, *states], schema=self._schema)
         for piece in slice_rows(batch, max_rows=self.ctx.batch_rows):
             self.out.emit(piece)
-
-    def on_watermark(self, watermark: int) -> int | None:
-        """Let it wait behind what is held."""
-        if watermark >= WATERMARK_MAX:
-            self._flush()
-        if not self._held_entries:
-            return watermark
-        self._watermark = watermark if self._watermark is None else max(watermark, self._watermark)
-        return None
-
-    def next_timer_ms(self) -> int | None:
-        """See `Operator`."""
-        return self._due_ms
-
-    def on_timer(self, now_ms: int) -> None:
-        """What is held has waited long enough."""
-        if self._due_ms is not None and now_ms >= self._due_ms:
-            self._flush()
-
-    def drained(self) -> bool:
-        """See `Operator`."""
-        return not self._held_entries
-
-    def end(self) -> None:
-        """See `Operator`."""
-        self._flush()
-
-    def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
-        """Flush: there is nothing to store."""
-        self._flush()
-        return ()

@@ -2,17 +2,20 @@
 
 Theory of operation
 -------------------
-Every sender watches which keys its rows have (`batch.key_traffic`, a sample that forgets) and tells the job master
-with each heartbeat; `protocol.salting` decides there which keys are hot, and the senders are told. Rows of these
-keys go to the side output, whose exchange spreads them over all subtasks of a combiner, and come as partial
-aggregates to where all other rows go directly.
+Rows of salted keys go to the side output, whose exchange deals them out to all subtasks of a combiner, as many to
+each, and come as partial aggregates to where all other rows go directly.
 
-A new set takes effect at the next barrier, or after `SWITCH_MS` where none comes (checkpoints may be off, or minutes
-apart). Either is right: neither way holds anything of a key across a barrier, since combiners flush before it, and
-what rows of a key become does not depend on the way each took, since partial aggregates may be merged in any order
-and any number. So no update is lost or counted twice, wherever the switch falls, even if senders do it at different
-times. (Results for which the order of rows counts are not salted this way; see `api.skew`.) So a restarted sender
-may begin without any.
+*Which keys.* A sender begins with those that its own first rows show to be hot: chosen before these rows go
+anywhere, and looked at again as more come, until there are `FIRST_ROWS` or the job master has spoken. Meanwhile every
+sender watches which keys its rows have (`batch.key_traffic`, a sample that forgets) and tells the job master with
+each heartbeat; `protocol.salting` puts together there what all of them see, and tells them what to salt.
+
+*When.* What the master says takes effect at the next barrier, or after `SWITCH_MS` where none comes (checkpoints may
+be off, or minutes apart); a sender's own choice at once. Each is right: neither way holds anything of a key across a
+barrier, since combiners flush before it, and what rows of a key become does not depend on the way each took, since
+partial aggregates may be merged in any order and any number. So no update is lost or counted twice, wherever the
+switch falls, even if senders do it at different times. (Results for which the order of rows counts are not salted
+this way; see `api.skew`.) So a restarted sender may begin without any, or with others than before.
 
 Keys are known by their 64-bit hash. Keys that share one are salted together, which is no harm.
 """
@@ -23,17 +26,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.batch.changelog import visible
-from rayflow.batch.hashing import Hashes, hash_columns
+from rayflow.batch.hashing import Hashes, groups_of_hashes, hash_columns
 from rayflow.batch.key_traffic import KeyTraffic
 from rayflow.operators.contracts import Operator, OperatorContext, Output
+from rayflow.protocol.key_groups import subtask_table
+from rayflow.protocol.salting import LEAST_ROWS, MOST_KEYS, KeyCount, SeenKeys, keys_to_salt
 from rayflow.state.parts import RestoredPart, StatePart
 
 SALTED = "salted"
 
 SWITCH_MS = 1_000
+
+FIRST_ROWS = 65_536
+COUNTERS = 512
+SAMPLES_PER_SPAN = 32_768
+"""A key with a thousandth of the rows should be seen, as what levels consumers is of that size."""
+
+I64 = npt.NDArray[np.int64]
 
 
 class SaltOperator(Operator):
@@ -45,12 +58,18 @@ class SaltOperator(Operator):
         # Replaced as a whole, since heartbeats read them on another thread.
         self._salted: Hashes = np.empty(0, np.uint64)
         self._coming: tuple[Hashes, int] | None = None
+        # None once the first rows have been looked at, or the master has spoken.
+        self._first: list[Hashes] | None = []
+        self._first_rows, self._look_at_rows = 0, LEAST_ROWS
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
-        self._traffic = KeyTraffic(self._keys, ctx.max_parallelism, show_keys=False)
+        self._subtasks = np.array(subtask_table(ctx.max_parallelism, ctx.consumers), np.int64)
         self._rows_salted = ctx.metrics.counter("rows_salted")
+        self._traffic = KeyTraffic(
+            self._keys, ctx.max_parallelism, show_keys=False, counters=COUNTERS, samples=SAMPLES_PER_SPAN
+        )
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """Send each row its way."""
@@ -59,6 +78,8 @@ class SaltOperator(Operator):
         assert self._traffic is not None, "rows come after open"
         self._traffic.tick(self.ctx.now_ms())
         self._traffic.observe(rows, hashes)
+        if self._first is not None:
+            self._look(self._first, hashes)
         if self._coming is not None and self.ctx.now_ms() >= self._coming[1]:
             self._switch()
         if len(self._salted) == 0:
@@ -76,21 +97,49 @@ class SaltOperator(Operator):
             self.out.emit_side(SALTED, rows.filter(pa.array(hot)))
             self.out.emit(rows.filter(pa.array(~hot)))
 
+    def _look(self, first: list[Hashes], hashes: Hashes) -> None:
+        """Choose by the first rows, whenever there are twice as many as the last time."""
+        first.append(hashes)
+        self._first_rows += len(hashes)
+        if self._first_rows < self._look_at_rows:
+            return
+        self._look_at_rows = 2 * self._first_rows
+        keys, counts = np.unique(np.concatenate(first), return_counts=True)
+        consumers = self._consumers_of(keys)
+        belonging = np.bincount(consumers, weights=counts, minlength=self.ctx.consumers)
+        most = np.argsort(-counts, kind="stable")[:MOST_KEYS]
+        found = zip(keys[most].tolist(), consumers[most].tolist(), counts[most].tolist())
+        seen = SeenKeys(tuple(belonging.tolist()), tuple(KeyCount(*count) for count in found))
+        chosen = keys_to_salt(seen, self._salted.tolist())
+        self._salted = np.array(sorted(chosen), np.uint64)
+        if self._first_rows >= FIRST_ROWS:
+            self._first = None
+
+    def _consumers_of(self, keys: Hashes) -> I64:
+        # A copy, which is overwritten.
+        return self._subtasks.take(groups_of_hashes(keys.copy(), self.ctx.max_parallelism))
+
     def hot_keys(self) -> dict[str, Any] | None:
         """See `Operator`."""
         if self._traffic is None:  # a heartbeat while it is opened
             return None
-        sketch = self._traffic.statistics()["hot_keys"]
+        found, group_rows = self._traffic.recent(MOST_KEYS)
+        consumers = self._consumers_of(np.array([entry.hash for entry in found], np.uint64)).tolist()
         salted = self._salted if self._coming is None else self._coming[0]
         return {
-            "rows": sketch["total"],
-            "counts": [[key, estimate - error] for key, _, estimate, error in sketch["entries"]],
+            "consumers": np.bincount(self._subtasks, weights=group_rows).tolist(),
+            "keys": [[entry.hash, to, entry.guaranteed] for entry, to in zip(found, consumers)],
             "salted": salted.tolist(),
         }
 
     def salt(self, keys: Sequence[int]) -> None:
         """See `Operator`."""
-        self._coming = (np.array(sorted(keys), np.uint64), self.ctx.now_ms() + SWITCH_MS)
+        coming = np.array(sorted(keys), np.uint64)
+        if self._first_rows == 0:  # nothing has gone any way yet, and what comes will be looked at
+            self._salted = coming
+            return
+        self._coming = (coming, self.ctx.now_ms() + SWITCH_MS)
+        self._first = None
 
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """The barrier: what is to be salted from now on takes effect."""

@@ -47,6 +47,7 @@ class Harness:
         disk_bytes: int | None = None,
         open_rows: Callable[[int], RowStore] = lambda memory_bytes: MemoryRows(),
         config: JobConfig | None = None,
+        consumers: int = 1,
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.warnings: list[str] = []
@@ -72,6 +73,7 @@ class Harness:
             restored_permit=permit,
             batch_rows=batch_rows,
             config=config or JobConfig(),
+            consumers=consumers,
             side_outputs=side_outputs or {},
             open_async_calls=open_async_calls,
             errors=errors,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayflow.graph.plan import JobGraph, JobVertex
+from rayflow.graph.execution import main_consumers
 from rayflow.model.ids import SubtaskId
-from rayflow.protocol.salting import HotKeysTold, SaltedKeys, SendersBegan
+from rayflow.protocol.salting import HotKeysTold, KeyCount, SaltedKeys, SeenKeys, SendersBegan
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.messages import SaltKeys
 
@@ -31,17 +31,15 @@ class Salting:
             self._told(subtask, uid, told)
 
     def _told(self, subtask: SubtaskId, uid: str, told: dict[str, Any]) -> None:
-        ctx, graph = self._ctx, self._ctx.job.graph
+        ctx = self._ctx
         machine = self._machines.get(uid)
         if machine is None:
-            machine = SaltedKeys(_consumers(graph, graph.vertex(subtask.vertex)))
-            self._machines[uid] = machine
+            machine = self._machines[uid] = SaltedKeys(main_consumers(ctx.job.graph, subtask.vertex))
         before = machine.keys
         event = HotKeysTold(
             sender=subtask.index,
             now_ms=ctx.now_ms,
-            rows=told["rows"],
-            counts=tuple((key, rows) for key, rows in told["counts"]),
+            seen=SeenKeys(tuple(told["consumers"]), tuple(KeyCount(*count) for count in told["keys"])),
             salted=frozenset(told["salted"]),
         )
         for command in machine.handle(event):
@@ -54,9 +52,3 @@ class Salting:
                 operator=uid,
                 keys=[f"{key:016x}" for key in machine.keys],
             )
-
-
-def _consumers(graph: JobGraph, vertex: JobVertex) -> int:
-    """Return how many subtasks the rows of keys that are not salted go to."""
-    main = [edge for edge in graph.outputs(vertex.id) if edge.tag is None]
-    return max((graph.vertex(edge.target).parallelism for edge in main), default=1)

@@ -89,6 +89,34 @@ def _connected() -> Any:
     return connection
 
 
+def lists(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    return {"most": max(old["most"], new["most"]), "rows": old["rows"] + new["rows"]}
+
+
+@pytest.mark.parametrize("skew", SKEWS, ids=str)
+def test_reduced_rows_equal_those_without(skew: rf.Skew) -> None:
+    def reduced(given: rf.Skew | None) -> list[Any]:
+        env = rf.StreamEnvironment(parallelism=2, config={"skew.rows": 40, "batch.rows": 64})
+        rows = stream(env).select("k", most=col("f"), rows=rf.lit(1)).key_by("k", skew=given).reduce(lists)
+        found = rows.execute_and_collect(local=True).to_pylist()
+        return sorted(found, key=lambda row: str(row["k"]))
+
+    assert reduced(skew) == reduced(PLAIN)
+
+
+def test_the_plan_shows_where_rows_are_reduced() -> None:
+    def plan(skew: rf.Skew) -> Any:
+        env = rf.StreamEnvironment(parallelism=2)
+        stream(env).key_by("k", skew=skew).reduce(lambda old, new: new).discard()
+        return plan_json(env.plan())
+
+    names = [step["name"] for operator in plan(BOTH)["operators"] for step in operator["steps"]]
+    assert names[-4:] == ["combine", "combine salted", "reduce", "discard"]
+    auto = plan(rf.Skew(salt="auto"))
+    assert "combine salted" not in str(auto["operators"])
+    assert any("reduce go by the order" in warning for warning in auto["warnings"])
+
+
 WINDOWS = {
     "tumbling": rf.Tumbling("3s", offset="500ms"),
     "sliding": rf.Sliding("4s", "1s"),

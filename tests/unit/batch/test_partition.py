@@ -193,3 +193,20 @@ def test_salts_by_producer_keep_what_one_sends_of_a_key_together() -> None:
         targets.append(target)
     assert targets[0] != targets[1]
     assert targets == [targets[0], targets[1]] * 2
+
+
+@pytest.mark.parametrize(("salts", "spread"), [(2, 2), (3, 3), (4, 4)])
+def test_salted_rows_are_dealt_out_evenly_whatever_the_order_of_keys(salts: int, spread: int) -> None:
+    plain = partitioner("hash", 4)
+
+    def owner(key: int) -> int:
+        return [part is not None for part in plain.split(rows([key]))].index(True)
+
+    # One key of each owner, in the order in which turns and owners would cancel.
+    one_of_each = [next(key for key in range(1_000) if owner(key) == i) for i in (3, 2, 1, 0)]
+    salted = make_partitioner("hash", ["k"], 128, 4, 0, 1, salts=salts)
+    sizes = Counter[int]()
+    for _ in range(5):
+        for i, part in enumerate(salted.split(rows(one_of_each * 101))):
+            sizes[i] += 0 if part is None else part.num_rows
+    assert max(sizes.values()) - min(sizes.values()) <= spread

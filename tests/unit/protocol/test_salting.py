@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,26 +12,33 @@ from rayflow.protocol.salting import (
     HOT_PART,
     LEAST_ROWS,
     MOST_KEYS,
+    UNEVEN_PART,
     HotKeysTold,
+    KeyCount,
     SaltedKeys,
+    SeenKeys,
     SendersBegan,
     TellSender,
+    keys_to_salt,
+    together,
 )
 
 CONSUMERS = 4
 HOT = HOT_PART / CONSUMERS
 
 
+def seen(shares: dict[int, float], rows: float = 1e6, consumers: int = CONSUMERS) -> SeenKeys:
+    """Keys belong to consumer key % consumers; all other rows are spread evenly."""
+    counts = [KeyCount(key, key % consumers, share * rows) for key, share in shares.items()]
+    others = max(0.0, 1 - sum(shares.values())) * rows / consumers
+    belonging = [others + sum(c.rows for c in counts if c.consumer == i) for i in range(consumers)]
+    return SeenKeys(tuple(belonging), tuple(counts))
+
+
 def told(
     now_ms: int, shares: dict[int, float], salted: set[int] | None = None, sender: int = 0, rows: float = 1e6
 ) -> HotKeysTold:
-    return HotKeysTold(
-        sender=sender,
-        now_ms=now_ms,
-        rows=rows,
-        counts=tuple((key, share * rows) for key, share in shares.items()),
-        salted=frozenset(salted or ()),
-    )
+    return HotKeysTold(sender=sender, now_ms=now_ms, seen=seen(shares, rows), salted=frozenset(salted or ()))
 
 
 def test_a_hot_key_is_salted_by_whoever_tells_of_it_and_by_the_others_when_they_next_tell() -> None:
@@ -90,6 +100,84 @@ def test_a_machine_that_is_new_takes_over_what_its_senders_salt() -> None:
 
 def test_for_one_consumer_there_is_nothing_to_spread() -> None:
     assert SaltedKeys(1).handle(told(0, {7: 0.9})) == ()
+
+
+def without_place(found: SeenKeys) -> SeenKeys:
+    """The same keys and rows, where every consumer has as many: nothing to level."""
+    n = len(found.consumers)
+    return SeenKeys((found.rows / n,) * n, found.keys)
+
+
+def left_after(found: SeenKeys, chosen: set[int]) -> list[float]:
+    left = list(found.consumers)
+    for count in found.keys:
+        if count.key in chosen:
+            left[count.consumer] -= count.rows
+    return left
+
+
+@pytest.mark.parametrize("consumers", [2, 4, 16])
+@pytest.mark.parametrize("exponent", [1.1, 1.5, 2.0])
+def test_what_is_left_of_zipf_keys_is_level(consumers: int, exponent: float) -> None:
+    shares = [n**-exponent for n in range(1, 4_000)]
+    scale = 1e6 / sum(shares)
+    for seed in range(8):
+        owners = random.Random(seed)
+        counts = [KeyCount(n, owners.randrange(consumers), scale * share) for n, share in enumerate(shares)]
+        belonging = [0.0] * consumers
+        for count in counts:
+            belonging[count.consumer] += count.rows
+        found = SeenKeys(tuple(belonging), tuple(counts[:256]))
+        left = left_after(found, keys_to_salt(found))
+        # Where next to nothing is left, it does not matter where it lies.
+        assert max(left) / min(left) < 1.2 or sum(left) < 0.01 * found.rows
+
+
+def test_keys_that_are_not_hot_are_salted_where_they_lie_badly_only() -> None:
+    # Twenty keys, each below the measure, all of one consumer: they come down to what the others have.
+    lumps = {4 * n: 0.9 * HOT for n in range(1, 21)}
+    found = seen(lumps)
+    chosen = keys_to_salt(found)
+    assert 0 < len(chosen) <= 20
+    left = left_after(found, chosen)
+    assert max(left) <= min(left) * (1 + UNEVEN_PART) + 0.9 * HOT * 1e6
+    # As many, dealt out evenly, are left alone.
+    assert keys_to_salt(seen({n: 0.9 * HOT for n in range(20)})) == set()
+
+
+def test_rare_keys_do_not_level() -> None:
+    shares = {4 * n: HOT / 400 for n in range(1, 101)}
+    found = seen(shares)
+    lopsided = SeenKeys((found.consumers[0] * 2, *found.consumers[1:]), found.keys)
+    assert keys_to_salt(lopsided) == set()
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1e5)), max_size=200),
+    st.sets(st.integers(0, 200)),
+)
+@settings(max_examples=150, deadline=None)
+def test_levelling_takes_nobody_below_the_least(
+    others: list[float], drawn: list[tuple[int, float]], salted: set[int]
+) -> None:
+    counts = [KeyCount(n, to % len(others), rows) for n, (to, rows) in enumerate(drawn)]
+    belonging = [other + sum(c.rows for c in counts if c.consumer == i) for i, other in enumerate(others)]
+    found = SeenKeys(tuple(belonging), tuple(counts))
+    chosen = keys_to_salt(found, salted)
+    assert len(chosen) <= MOST_KEYS
+    assert len(others) > 1 or not chosen
+    # K5. Hot keys are chosen whoever has them, so also where all consumers have as many rows.
+    left = left_after(found, chosen)
+    hot = {key for key in chosen if key in keys_to_salt(without_place(found), salted)}
+    assert min(left) >= min(left_after(found, hot)) - 1e-6 * (1 + found.rows)
+
+
+def test_what_several_senders_see_is_added() -> None:
+    one = SeenKeys((3.0, 1.0), (KeyCount(7, 1, 1.0), KeyCount(8, 0, 2.0)))
+    two = SeenKeys((0.0, 5.0), (KeyCount(7, 1, 5.0),))
+    assert together([one, two]) == SeenKeys((3.0, 6.0), (KeyCount(7, 1, 6.0), KeyCount(8, 0, 2.0)))
+    assert together([]) == SeenKeys(())
 
 
 @given(

@@ -8,8 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayflow.batch.hashing import hash_columns
-from rayflow.skew.salting import SALTED, SWITCH_MS, SaltOperator
+from rayflow.batch.hashing import hash_columns, key_groups
+from rayflow.protocol.key_groups import subtask_of_key_group
+from rayflow.protocol.salting import LEAST_ROWS
+from rayflow.skew.salting import FIRST_ROWS, SALTED, SWITCH_MS, SaltOperator
+
+CONSUMERS = 4
 
 
 class Clock:
@@ -26,7 +30,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def salting(harness: Any, clock: Clock) -> Any:
-    return harness(lambda: SaltOperator(["a", "b"]), now_ms=clock)
+    return harness(lambda: SaltOperator(["a", "b"]), now_ms=clock, consumers=CONSUMERS)
 
 
 def rows(keys: list[str | None], first: int = 0) -> pa.RecordBatch:
@@ -43,6 +47,10 @@ def hashes(*keys: str | None) -> list[int]:
     return sorted(hash_columns(rows(list(keys)), ["a", "b"]).tolist())
 
 
+def consumer(key: str | None) -> int:
+    return subtask_of_key_group(int(key_groups(rows([key]), ["a", "b"], 8)[0]), 8, CONSUMERS)
+
+
 def ways(driven: Any) -> tuple[list[int], list[int]]:
     """Return the numbers of the rows that went directly, and of those that went aside."""
     direct = [n for batch in driven.batches for n in batch["n"].to_pylist()]
@@ -53,6 +61,8 @@ def ways(driven: Any) -> tuple[list[int], list[int]]:
 
 
 def test_a_new_set_takes_effect_at_the_barrier(salting: Any) -> None:
+    salting.feed(rows(["y"]))
+    ways(salting)
     salting.operator.salt(hashes("x", None))
     salting.feed(rows(["x", "y", None]))
     assert ways(salting) == ([0, 1, 2], [])
@@ -69,6 +79,8 @@ def test_a_new_set_takes_effect_at_the_barrier(salting: Any) -> None:
 
 
 def test_without_barriers_it_takes_effect_after_a_while(salting: Any, clock: Clock) -> None:
+    salting.feed(rows(["y"]))
+    ways(salting)
     salting.operator.salt(hashes("x"))
     clock.now_ms += SWITCH_MS - 1
     salting.feed(rows(["x"]))
@@ -82,8 +94,11 @@ def test_it_tells_how_many_rows_its_keys_had_and_what_it_salts_or_will(salting: 
     keys: list[str | None] = ["x"] * 60 + [f"k{n}" for n in range(40)]
     salting.feed(rows(keys))
     told = salting.operator.hot_keys()
-    assert told["rows"] == 100
-    assert max(told["counts"], key=lambda count: count[1]) == [*hashes("x"), 60]
+    assert sum(told["consumers"]) == 100
+    owner = consumer("x")
+    assert max(told["keys"], key=lambda key: key[2]) == [*hashes("x"), owner, 60]
+    belonging = [sum(consumer(key) == i for key in keys) for i in range(CONSUMERS)]
+    assert told["consumers"] == belonging
     assert told["salted"] == []
     salting.operator.salt(hashes("x"))
     assert salting.operator.hot_keys()["salted"] == hashes("x")
@@ -97,15 +112,66 @@ def test_old_rows_are_forgotten(salting: Any, clock: Clock) -> None:
         clock.now_ms += 1_000
         salting.feed(rows(["y"] * 1000))
     told = salting.operator.hot_keys()
-    shares = {key: count / told["rows"] for key, count in told["counts"]}
+    shares = {key: count / sum(told["consumers"]) for key, _, count in told["keys"]}
     assert shares[hashes("y")[0]] > 0.9
     assert shares.get(hashes("x")[0], 0) < 0.1
+
+
+def test_the_first_rows_show_what_is_hot_before_they_go_anywhere(salting: Any) -> None:
+    keys: list[str | None] = (["x", None] * 1500) + [f"k{n}" for n in range(3_000)]
+    salting.feed(rows(keys))
+    direct, aside = ways(salting)
+    assert aside == list(range(3_000))
+    assert direct == list(range(3_000, 6_000))
+    assert salting.operator.hot_keys()["salted"] == hashes("x", None)
+
+
+def test_of_a_slow_stream_nothing_is_said_before_there_are_rows_enough(salting: Any) -> None:
+    for begin in range(0, LEAST_ROWS - 100, 100):
+        salting.feed(rows(["x"] * 100, begin))
+    assert ways(salting)[1] == []
+    salting.feed(rows(["x"] * 100))
+    assert ways(salting) == ([], list(range(100)))
+
+
+def test_what_is_first_is_looked_at_again_while_nobody_else_has_spoken(salting: Any) -> None:
+    salting.feed(rows(["x"] * LEAST_ROWS)).feed(rows(["y"] * 4 * LEAST_ROWS))
+    ways(salting)
+    assert salting.operator.hot_keys()["salted"] == hashes("x", "y")
+    for begin in range(0, 2 * FIRST_ROWS, 8_192):
+        salting.feed(rows([f"k{n}" for n in range(begin, begin + 8_192)]))
+    assert salting.operator.hot_keys()["salted"] == hashes("x", "y")
+    assert salting.operator._first is None
+
+
+def test_once_the_master_has_spoken_it_decides(salting: Any) -> None:
+    salting.feed(rows(["x"] * LEAST_ROWS))
+    salting.operator.salt([])
+    salting.feed(rows(["x"] * 4 * LEAST_ROWS))
+    salting.snapshot(1)
+    ways(salting)
+    salting.feed(rows(["x"] * 4 * LEAST_ROWS))
+    assert ways(salting)[1] == []
+
+
+def test_what_is_told_before_the_first_rows_is_salted_from_the_first_on(salting: Any) -> None:
+    salting.operator.salt(hashes("x"))
+    salting.feed(rows(["x", "y"]))
+    assert ways(salting) == ([1], [0])
+
+
+def test_with_one_consumer_nothing_is_salted(harness: Any) -> None:
+    alone = harness(lambda: SaltOperator(["a", "b"]))
+    alone.feed(rows(["x"] * 5_000))
+    assert len(ways(alone)[0]) == 5_000
 
 
 def test_many_salted_keys_are_told_apart_from_the_others(salting: Any) -> None:
     random = np.random.default_rng(3)
     keys: list[str | None] = [f"k{n}" for n in random.integers(0, 500, 5_000)]
     hot = {f"k{n}" for n in range(0, 500, 9)}
+    salting.feed(rows(["k1"]))
+    ways(salting)
     salting.operator.salt(hashes(*sorted(hot)))
     salting.snapshot(1)
     salting.feed(rows(keys))
