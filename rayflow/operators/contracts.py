@@ -374,9 +374,11 @@ class Sink(ABC):
         """Prepare the target before a fresh job's first attempt (check that it is empty, create or
         overwrite). Runs once on the JobManager; not called when a job is restored with `--from`."""
 
-    def finish_job(self, ctx: SinkContext) -> None:
+    def finish_job(self, ctx: SinkContext) -> str | None:
         """Clean up after the job ended, whatever its state: staged leftovers of this job that no restore can
-        need (see `ctx.completed_checkpoint`)."""
+        need (see `ctx.completed_checkpoint`). May return a sentence for people: what it leaves, and what that is in
+        the way of."""
+        return None
 
     def open(self, ctx: SinkContext) -> None:
         """Get ready to write. `ctx.attempt` fences what is staged from other attempts'."""

@@ -17,7 +17,8 @@ transaction, so for those of one job and sink:
    and aborts it, before it writes: what a dead subtask left prepared may hold locks.
 3. A *zombie*, a process of an older attempt that does not know it, cannot commit what was not restored, since it gets
    no permit; nor disturb a later attempt's transaction, which has another id. What it prepares after that is aborted
-   when the attempt's first checkpoint is complete, by every later attempt, and when the job ends.
+   when the attempt's first checkpoint is complete, by every later attempt, and when the job ends. Only what one
+   prepares after the job's end stays: its lease ends it within seconds, but nobody looks again.
 
 A commit that raises has an unknown outcome, unless `outcome` can tell: committed, and all is well; pending, and it is
 tried again; unknown, and the attempt ends, so that the next one, on fresh connections, finds out.
@@ -42,6 +43,8 @@ Outcome = Literal["committed", "pending", "unknown"]
 
 COMMIT_TRIES = 3
 """How often a commit that is known to be pending is tried before the attempt ends."""
+
+_SHOWN = 3
 
 _log = logging.getLogger(__name__)
 
@@ -211,14 +214,23 @@ class TransactionalSink(Sink):
         """Abort what zombies of earlier attempts have prepared since: all that was to be committed is."""
         self._abort_all(ctx, lambda id: id.attempt < ctx.attempt)
 
-    def finish_job(self, ctx: SinkContext) -> None:
-        """Abort what no restore can commit."""
+    def finish_job(self, ctx: SinkContext) -> str | None:
+        """Abort what no restore can commit; tell of what a restore can."""
         keep = 0 if ctx.succeeded else ctx.completed_checkpoint or 0
         try:
             self.connect(ctx)
             self._abort_all(ctx, lambda id: id.checkpoint > keep)
+            left = [str(id) for id in self._neither(ctx) if id.checkpoint <= keep]
         finally:
             self.disconnect()
+        if not left:
+            return None
+        some = ", ".join(left[:_SHOWN]) + (", …" if len(left) > _SHOWN else "")
+        return (
+            f"{len(left)} prepared and not committed ({some}): they belong to checkpoint {keep}, stay in the target, "
+            "and may hold locks there, until a job that starts from that checkpoint commits them; if none will, drop them "
+            "in the target, and their rows with them"
+        )
 
     def close(self) -> None:
         """Drop what is not prepared, and disconnect."""
@@ -263,11 +275,17 @@ class TransactionalSink(Sink):
         return id is not None and (id.job_id, id.attempt) == (self._ctx.job_id, self._ctx.attempt)
 
     def _abort_all(self, ctx: SinkContext, which: Callable[[TransactionId], bool]) -> None:
+        for id in self._neither(ctx):
+            if which(id):
+                self.recover_and_abort(Transaction(str(id)))
+
+    def _neither(self, ctx: SinkContext) -> list[TransactionId]:
+        """Return those of the job and sink that are neither committed nor aborted."""
         # With the dash, so that one job's id can be the beginning of another's.
-        for name in sorted(self.list_transactions(f"rf-{ctx.job_id}-{sink_name(ctx.uid)}-")):
-            id = TransactionId.parse(name)
-            if id is not None and id.job_id == ctx.job_id and which(id):
-                self.recover_and_abort(Transaction(name))
+        names = sorted(self.list_transactions(f"rf-{ctx.job_id}-{sink_name(ctx.uid)}-"))
+        return [
+            id for name in names if (id := TransactionId.parse(name)) is not None and id.job_id == ctx.job_id
+        ]
 
 
 def sink_name(uid: str) -> str:

@@ -54,9 +54,10 @@ class Closing:
             self.deadline_ms = None
             self._ctx.background.run(self._clean_up, self._cleaned_up)
 
-    def _clean_up(self) -> list[tuple[str, str]]:
-        """Let every sink clean up (I/O pool); return (sink, problem) where that failed."""
-        ctx, problems = self._ctx, []
+    def _clean_up(self) -> list[tuple[str, str, str]]:
+        """Let every sink clean up (I/O pool); return events, as (type, sink, message), where that failed or left
+        something."""
+        ctx, found = self._ctx, []
         if ctx.attempt > 0:
             completed = self._newest_complete()
             for vertex, sink in ctx.job.sinks:
@@ -64,10 +65,14 @@ class Closing:
                     context = ctx.job.sink_context(
                         vertex, sink, ctx.attempt, succeeded=self._succeeded, completed=completed
                     )
-                    sink.payload.finish_job(context)
+                    if left := sink.payload.finish_job(context):
+                        found.append(("sink_left_pending", sink.name, f"{left}{self._way_back(completed)}"))
                 except Exception as error:
-                    problems.append((sink.name, f"{type(error).__name__}: {error}"))
-        return problems
+                    found.append(_failed(sink.name, f"{type(error).__name__}: {error}"))
+        return found
+
+    def _way_back(self, completed: CheckpointId | None) -> str:
+        return "" if completed is None else f" (--from {self._ctx.storage.url(completed)})"
 
     def _newest_complete(self) -> CheckpointId | None:
         """Return the newest checkpoint that somebody may restore. One that was published, but so that this was never
@@ -78,10 +83,10 @@ class Closing:
         known = () if self._completed is None else (self._completed,)
         return max((*there, *known), default=None)
 
-    def _cleaned_up(self, problems: list[tuple[str, str]] | None, error: BaseException | None) -> None:
+    def _cleaned_up(self, found: list[tuple[str, str, str]] | None, error: BaseException | None) -> None:
         ctx = self._ctx
-        for sink, problem in problems or [("all sinks", str(error))] if problems or error else []:
-            ctx.note("sink_cleanup_failed", f"sink {sink} could not clean up: {problem}", operator=sink)
+        for type_, sink, message in found or ([] if error is None else [_failed("all sinks", str(error))]):
+            ctx.note(type_, f"sink {sink}: {message}", operator=sink)
         ctx.fleet.shutdown()
         # What subtasks still upload may come later: they are being ended, and nobody waits for them here.
         ctx.background.run(lambda: ctx.storage.sweep_all(ctx.attempt, self._kept, self._known), self._swept)
@@ -102,3 +107,11 @@ class Closing:
         if error is not None:
             self._ctx.note("metadata_failed", f"the final metadata could not be stored: {error}")
         self._done()
+
+
+def _failed(sink: str, problem: str) -> tuple[str, str, str]:
+    return (
+        "sink_cleanup_failed",
+        sink,
+        f"it could not clean up: {problem}. What the job staged and never committed may still be in the target",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -220,6 +221,37 @@ def test_a_job_that_is_cancelled_leaves_no_transaction_that_nobody_can_commit(
     newest = result.describe["checkpoints"]["latest"]
     assert all(int(tx.rsplit("-", 1)[1]) <= newest for tx in left)
     assert len(set(rows_there)) == len(rows_there) > 0
+
+
+class Away(SqliteSink):
+    """Takes everything but commits while the file `away` is there."""
+
+    def commit_transaction(self, transaction: rf.Transaction) -> None:
+        if Path(self.path).with_name("away").exists():
+            raise ConnectionError("no commits today")
+        super().commit_transaction(transaction)
+
+
+def test_a_job_that_fails_tells_of_what_it_left_prepared_and_its_successor_commits_that(
+    lab: Any, tmp_path: Path
+) -> None:
+    path, away = tmp_path / "out.db", tmp_path / "away"
+    away.touch()
+    result = lab.run(
+        job(2, Away(path)), restart__strategy="none", checkpoint__storage=str(tmp_path / "checkpoints")
+    )
+    assert result.state.value == "FAILED"
+    with sqlite3.connect(path) as db:
+        left = {tx for (tx,) in db.execute("select distinct tx from staged")}
+    (event,) = [e for e in result.events if e["type"] == "sink_left_pending"]
+    assert left
+    assert f"{len(left)} prepared and not committed" in event["message"]
+    assert min(left) in event["message"]
+    url = re.search(r"--from (\S+)\)", event["message"])
+    assert url is not None, event["message"]
+    away.unlink()
+    lab.finish(job(2, Away(path)), restore_from=url[1])
+    check_sqlite(path)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
