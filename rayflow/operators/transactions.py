@@ -228,8 +228,8 @@ class TransactionalSink(Sink):
         some = ", ".join(left[:_SHOWN]) + (", …" if len(left) > _SHOWN else "")
         return (
             f"{len(left)} prepared and not committed ({some}): they belong to checkpoint {keep}, stay in the target, "
-            "and may hold locks there, until a job that starts from that checkpoint commits them; if none will, drop them "
-            "in the target, and their rows with them"
+            "and may hold locks there, until a job that starts from that checkpoint commits them; if none will, drop "
+            "them in the target, and their rows with them"
         )
 
     def close(self) -> None:
