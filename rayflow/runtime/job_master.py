@@ -110,6 +110,7 @@ class JobMaster:
             job.config.storage_options,
             job_id,
             shares=job.config.state_backend == "disk",
+            now_ms=clock.now_ms,
         )
         self._ctx = Context(
             job=job,

@@ -7,7 +7,11 @@ which is in favour of single rows). Rows of 5 columns (key, text, two numbers, t
 `by hand`: an INSERT (that replaces by key), and a commit, for each row, by the driver alone. `rows=1`: the sink with
 batches of one row. Then the sink at several sizes of batch, one request at a time and two. All by the sink's own
 calls, without an engine around them, but for `job`: the whole local engine with checkpoints, and the sink's defaults.
-Medians over the rounds.
+
+Of each way: the median rate, what its ratio to `by hand` was in the rounds (median, least and most), and the same ratio
+of processor time, the server's and this process's, per row. The rates of single rows are mostly waiting, two switches
+between processes for each statement, so on a busy machine they, and the ratio with them, vary with who else wants the
+processor; processor time does not.
 """
 
 from __future__ import annotations
@@ -17,9 +21,12 @@ import copy
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
 import rayflow as rf
@@ -44,8 +51,49 @@ def rows(start: int, count: int) -> pa.RecordBatch:
     )
 
 
-def by_hand(server: Any, table: str, batch: pa.RecordBatch, mode: str) -> float:
-    """Return rows/s of single statements."""
+@dataclass(frozen=True)
+class Measured:
+    """Rows/s by the clock, and processor seconds per row of the server and this process."""
+
+    rate: float
+    cpu_s: float
+
+
+class Stopwatch:
+    """Measures what is done inside `with`; `rows` of it are to be told."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.rows = 0
+
+    def __enter__(self) -> Stopwatch:
+        self._begin_s, self._begin_cpu_s = time.perf_counter(), self._cpu_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        seconds, cpu_s = time.perf_counter() - self._begin_s, self._cpu_s() - self._begin_cpu_s
+        if self.rows:
+            self.measured = Measured(self.rows / seconds, cpu_s / self.rows)
+
+    def _cpu_s(self) -> float:
+        """All that the server's processes have used so far, those that have ended included, and this one."""
+        main = psutil.Process(server_pid(self._server))
+        total = time.process_time() + sum(main.cpu_times()[:4])
+        for process in main.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                total += sum(process.cpu_times()[:2])
+        return total
+
+
+def server_pid(server: Any) -> int:
+    """Return the server's first process."""
+    if server.url.startswith("postgresql"):
+        return int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
+    return int(server.process.pid)
+
+
+def by_hand(server: Any, table: str, batch: pa.RecordBatch, mode: str) -> Measured:
+    """Single statements."""
     postgres = server.url.startswith("postgresql")
     names = batch.schema.names
     values = ", ".join(["%s"] * len(names))
@@ -56,14 +104,15 @@ def by_hand(server: Any, table: str, batch: pa.RecordBatch, mode: str) -> float:
         sql = f"{sql} {conflict} {changes}"
     found = list(zip(*(column.to_pylist() for column in batch.columns)))
     with server.connect() as connection, connection.cursor() as cursor:
-        begin = time.perf_counter()
-        for row in found:
-            cursor.execute(sql, row)
-        return len(found) / (time.perf_counter() - begin)
+        with Stopwatch(server) as watch:
+            for row in found:
+                cursor.execute(sql, row)
+            watch.rows = len(found)
+    return watch.measured
 
 
-def by_sink(sink: rf.SqlSink, batches: list[pa.RecordBatch], writers: int) -> float:
-    """Return rows/s of the sink, one copy per writer as the engine has them."""
+def by_sink(server: Any, sink: rf.SqlSink, batches: list[pa.RecordBatch], writers: int) -> Measured:
+    """The sink, one copy per writer as the engine has them."""
     opened = []
     for _ in range(writers):
         opened.append(copy.copy(sink))
@@ -73,38 +122,40 @@ def by_sink(sink: rf.SqlSink, batches: list[pa.RecordBatch], writers: int) -> fl
         for batch in batches[index::writers]:
             opened[index].write_batch(batch)
 
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(writers) as pool:
-        list(pool.map(write, range(writers)))
-    seconds = time.perf_counter() - begin
+    with Stopwatch(server) as watch:
+        with ThreadPoolExecutor(writers) as pool:
+            list(pool.map(write, range(writers)))
+        watch.rows = sum(batch.num_rows for batch in batches)
     for each in opened:
         each.close()
-    return sum(batch.num_rows for batch in batches) / seconds
+    return watch.measured
 
 
-def by_job(url: str, table: str, options: dict[str, Any], count: int) -> float:
+def by_job(server: Any, table: str, options: dict[str, Any], count: int) -> Measured:
+    """The whole engine."""
     env = rf.StreamEnvironment(config={"checkpoint.interval": "1s"})
-    env.generate(rows, count).sink_to(rf.SqlSink(url, table, **options))
-    begin = time.perf_counter()
-    env.execute(local=True)
-    return count / (time.perf_counter() - begin)
+    env.generate(rows, count).sink_to(rf.SqlSink(server.url, table, **options))
+    with Stopwatch(server) as watch:
+        env.execute(local=True)
+        watch.rows = count
+    return watch.measured
 
 
-def measure(server: Any, count: int, single: int, number: int) -> dict[tuple[str, str], float]:
-    """Return rows/s by mode and way, of one round."""
-    found: dict[tuple[str, str], float] = {}
+def measure(server: Any, count: int, single: int, number: int) -> dict[tuple[str, str], Measured]:
+    """Return what was measured by mode and way, in one round."""
+    found: dict[tuple[str, str], Measured] = {}
     for mode, options in (("upsert", {"keys": "id"}), ("append", {})):
         table = f"bench_{mode}_{number}"
         sink = rf.SqlSink(server.url, table, **options).behind(None)
         sink.validate(rows(0, 1).schema)
         sink.start_job(CONTEXT)
         found[mode, "by hand"] = by_hand(server, table, rows(0, single), mode)
-        found[mode, "rows=1"] = by_sink(sink, [rows(n, 1) for n in range(single)], 1)
+        found[mode, "rows=1"] = by_sink(server, sink, [rows(n, 1) for n in range(single)], 1)
         for size in (100, 1_000, 10_000):
             batches = [rows(n, size) for n in range(0, count, size)]
-            found[mode, f"rows={size}"] = by_sink(sink, batches, 1)
-        found[mode, "rows=10000, in_flight=2"] = by_sink(sink, batches, 2)
-        found[mode, "job"] = by_job(server.url, f"{table}_job", options, count)
+            found[mode, f"rows={size}"] = by_sink(server, sink, batches, 1)
+        found[mode, "rows=10000, in_flight=2"] = by_sink(server, sink, batches, 2)
+        found[mode, "job"] = by_job(server, f"{table}_job", options, count)
         sink.finish_job(CONTEXT)
     return found
 
@@ -123,12 +174,20 @@ def main() -> None:
             }
             for number in range(given.rounds)
         ]
-    print("| database | mode | way | rows/s | times `by hand` |\n|---|---|---|---|---|")
+    print("| database | mode | way | rows/s | times `by hand`: median (least to most) | in processor time |")
+    print("|---|---|---|---|---|---|")
     for name, first in rounds[0].items():
         for mode, way in first:
-            rates = [each[name][mode, way] for each in rounds]
-            ratio = statistics.median(each[name][mode, way] / each[name][mode, "by hand"] for each in rounds)
-            print(f"| {name} | {mode} | {way} | {statistics.median(rates):,.0f} | {ratio:,.1f} |")
+            found = [each[name][mode, way] for each in rounds]
+            base = [each[name][mode, "by hand"] for each in rounds]
+            rate = statistics.median(m.rate for m in found)
+            ratios = shown([m.rate / b.rate for m, b in zip(found, base)])
+            cpu = shown([b.cpu_s / m.cpu_s for m, b in zip(found, base)])
+            print(f"| {name} | {mode} | {way} | {rate:,.0f} | {ratios} | {cpu} |")
+
+
+def shown(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):,.1f} ({min(ratios):,.1f} to {max(ratios):,.1f})"
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ pytestmark = [
 ]
 
 TABLE = "loaded_on_ray"
-# Shorter than the default: what waits for a transaction that a dead or stopped process left open waits that long.
-BATCHING = rf.Batching(rows=300, linger="10ms", in_flight=2, timeout="5s")
+# Shorter than the default: what a stopped process left open is waited for that long. Not shorter than a write may take
+# on a machine with thirty runnable processes; nor are heartbeats.
+BATCHING = rf.Batching(rows=300, linger="10ms", in_flight=2, timeout="15s")
+PATIENT = {"heartbeat.interval": "500ms", "heartbeat.timeout": "8s"}
 
 
 class Target:
@@ -96,7 +98,9 @@ def test_sinks_that_are_killed_or_stopped_and_a_database_that_restarts_leave_the
     tmp_path, target
 ):
     sink = rf.SqlSink(target.server.url, TABLE, keys="n", batching=BATCHING)
-    victim = Victim(tmp_path, "loads", sink=lambda rows: rows.sink_to(sink).name("table").uid("table"))
+    victim = Victim(
+        tmp_path, "loads", sink=lambda rows: rows.sink_to(sink).name("table").uid("table"), **PATIENT
+    )
     try:
         victim.until(lambda: victim.settled(0) and target.grows_beyond([0, 0]))
 

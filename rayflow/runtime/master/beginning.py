@@ -163,6 +163,8 @@ def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> Resto
                 "or give --allow-duplicates"
             )
     foreign = JobId(manifest.job_id) if manifest.job_id != job.job_id else None
+    if foreign is not None:
+        storage.pin_named(url)
     return RestorePoint(manifest, url, path, foreign)
 
 

@@ -31,6 +31,7 @@ import cloudpickle
 from rayflow.graph.plan import JobGraph
 from rayflow.model.errors import CorruptCheckpointError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.runtime.clock import wall_clock_ms
 from rayflow.runtime.snapshots import written_by
 from rayflow.state.claims import claim_next, newest_claim
 from rayflow.state.manifest import (
@@ -42,6 +43,7 @@ from rayflow.state.manifest import (
     publish_manifest,
     read_manifest,
 )
+from rayflow.state.pins import Pin, is_pinned
 from rayflow.state.publishing import create_surely, write_surely
 from rayflow.state.storage import (
     MissingObject,
@@ -84,13 +86,17 @@ class JobStorage:
         job_id: JobId,
         *,
         shares: bool = False,
+        now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._open_store = open_store
+        self._now_ms = now_ms
         self._url = url
         self._options = options
         self._job_id = job_id
         self._shares = shares
         self._opened: ObjectStore | None = None
+        self._pin: Pin | None = None
+        self._put_off: set[CheckpointId] = set()
         # Two masters' claims of one attempt must not look alike: each would think that it won.
         self._claimant = secrets.token_hex(8)
 
@@ -146,17 +152,21 @@ class JobStorage:
         """Make the checkpoint complete. Return False if this master has been superseded meanwhile: then
         nothing may be announced any more."""
         publish_manifest(self._store, self.directory(CheckpointId(manifest.checkpoint_id)), manifest)
+        self._unpin()
         return not self.is_superseded(attempt)
 
     def discard(self, checkpoint_id: CheckpointId, attempt: Attempt) -> None:
         """Delete a checkpoint, the manifest first: what is half deleted is no checkpoint. Files that other checkpoints
-        are built on stay.
+        are built on stay. One that another job has pinned goes with a later one.
 
         Nothing is touched where a later attempt than `attempt` has written: a master that was thought dead may still
         tidy up what it began, while its successor uses the same number.
         """
-        others = [c for c in self.list_checkpoints().complete if c != checkpoint_id] if self._shares else []
-        self._discard(checkpoint_id, attempt, self._shared(others))
+        old = {checkpoint_id, *self._put_off}
+        self._put_off.clear()
+        complete = self.list_checkpoints().complete if self._shares else ()
+        for number in sorted(old):
+            self._discard(number, attempt, self._shared(c for c in complete if c != number))
 
     def _discard(
         self, checkpoint_id: CheckpointId, attempt: Attempt, shared: Collection[tuple[int, str]]
@@ -166,6 +176,9 @@ class JobStorage:
         if any(written_by(path) > attempt for path in paths):
             return
         if f"{directory}/{MANIFEST}" in paths and self._published_by(checkpoint_id) > attempt:
+            return
+        if is_pinned(self._store, directory, paths, self._now_ms()):
+            self._put_off.add(checkpoint_id)
             return
         self._store.delete(f"{directory}/{MANIFEST}")
         needed = {f"{directory}/{path}" for owner, path in shared if owner == checkpoint_id}
@@ -215,6 +228,7 @@ class JobStorage:
             if checkpoint_id != known:
                 self._discard(checkpoint_id, attempt, shared)
         clean_up_after_writers(self._store, str(self._job_id))
+        self._unpin()
 
     def _published_by(self, checkpoint_id: CheckpointId) -> int:
         try:
@@ -247,6 +261,22 @@ class JobStorage:
     def read_named(self, url: str) -> ResolvedCheckpoint:
         """Read the manifest of a checkpoint that lies anywhere."""
         return ResolvedCheckpoint(url, read_manifest(self._open_store(url, self._options), ""))
+
+    def pin_named(self, url: str) -> None:
+        """Have the job that owns the checkpoint at `url` keep it until this one has a checkpoint of its own. The
+        manifest has been read. Raises CorruptCheckpointError where it has gone since."""
+        self._pin = Pin(self._open_store(url, self._options), str(self._job_id))
+        self._pin.put(self._now_ms())
+        try:
+            self.read_named(url)
+        except CorruptCheckpointError:
+            self._unpin()
+            raise
+
+    def _unpin(self) -> None:
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            pin.take_away()
 
     def newest_sibling(self, url: str) -> CheckpointId | None:
         """Return the newest complete checkpoint of the job whose checkpoint lies at `url`: by what is there, and by

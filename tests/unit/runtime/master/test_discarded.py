@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 import rayflow as rf
-from rayflow.model.errors import CorruptCheckpointError
+from rayflow.model.errors import CorruptCheckpointError, StorageError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.runtime.clock import wall_clock_ms
 from rayflow.runtime.local import run_local
 from rayflow.runtime.master.beginning import Request, foreign_restore_point
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.storage import JobStorage
 from rayflow.state.manifest import Manifest
+from rayflow.state.pins import HELD_MS
 from rayflow.state.storage import LocalStore, ObjectStore, open_store
 
 
@@ -31,7 +33,7 @@ def running(tmp_path: Path) -> JobStorage:
     return storage
 
 
-def restored(tmp_path: Path, what: str) -> int:
+def restored(tmp_path: Path, what: str, own: JobStorage | None = None) -> int:
     env = rf.StreamEnvironment(max_parallelism=8)
     env.from_rows([{"a": 1}]).discard()
     job = Job.of(JobId("new"), env.plan(), {"checkpoint.storage": str(tmp_path)})
@@ -43,7 +45,7 @@ def restored(tmp_path: Path, what: str) -> int:
         allow_duplicates=False,
         damaged={},
     )
-    own = JobStorage(open_store, str(tmp_path), {}, JobId("new"))
+    own = own or JobStorage(open_store, str(tmp_path), {}, JobId("new"))
     point, _ = foreign_restore_point(job, own, request, what)
     return point.checkpoint_id
 
@@ -67,6 +69,54 @@ def test_where_there_never_was_a_job_nothing_is_said_of_one(tmp_path: Path) -> N
     with pytest.raises(CorruptCheckpointError) as caught:
         restored(tmp_path, f"file://{tmp_path}/nobody/chk-5")
     assert "newest" not in str(caught.value)
+
+
+def test_what_a_job_is_about_to_start_from_stays_until_that_has_a_checkpoint_of_its_own(
+    tmp_path: Path, running: JobStorage
+) -> None:
+    own = JobStorage(open_store, str(tmp_path), {}, JobId("new"))
+    chosen = f"file://{tmp_path}/running/chk-6"
+    assert restored(tmp_path, chosen, own) == 6
+    running.discard(CheckpointId(6), Attempt(1))
+    # An attempt that follows, before there is a checkpoint.
+    assert restored(tmp_path, chosen, own) == 6
+    running.discard(CheckpointId(7), Attempt(1))
+    assert running.list_checkpoints().complete == (6, 8)
+    own.publish(Manifest(job_id="new", attempt=1, checkpoint_id=9, time_ms=0, max_parallelism=8), Attempt(1))
+    running.discard(CheckpointId(8), Attempt(1))
+    assert not [path for path in open_store(str(tmp_path), {}).list("running") if path.startswith("chk-")]
+
+
+def test_the_pin_of_a_job_that_died_does_not_last(tmp_path: Path, running: JobStorage) -> None:
+    restored(tmp_path, f"file://{tmp_path}/running/chk-6")
+    now_ms = wall_clock_ms()
+    for later_ms, there in ((HELD_MS - 60_000, True), (HELD_MS + 60_000, False)):
+        owner = JobStorage(
+            open_store, str(tmp_path), {}, JobId("running"), now_ms=lambda ms=now_ms + later_ms: ms
+        )
+        owner.discard(CheckpointId(6), Attempt(1))
+        assert (CheckpointId(6) in owner.list_checkpoints().complete) is there
+
+
+def test_what_cannot_be_pinned_can_be_started_from_all_the_same(
+    tmp_path: Path, running: JobStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    class ReadOnly(LocalStore):
+        def write(self, path: str, data: bytes) -> None:
+            raise StorageError("no rights to write here")
+
+    def opened(url: str, options: Mapping[str, str]) -> ObjectStore:
+        return ReadOnly(Path(url.removeprefix("file://"))) if "chk-6" in url else open_store(url, options)
+
+    own = JobStorage(opened, str(tmp_path), {}, JobId("new"))
+    assert restored(tmp_path, f"file://{tmp_path}/running/chk-6", own) == 6
+    assert "could not be pinned: no rights" in caplog.text
+
+
+def test_nothing_is_made_where_there_is_no_checkpoint(tmp_path: Path, running: JobStorage) -> None:
+    with pytest.raises(CorruptCheckpointError):
+        restored(tmp_path, f"file://{tmp_path}/running/chk-55")
+    assert not (tmp_path / "running" / "chk-55").exists()
 
 
 def numbers(start: int, count: int) -> Any:
