@@ -267,14 +267,19 @@ class JobManagerActor:
             time.sleep(_POLL_S)
         if master.superseded:
             self._on_superseded()
-        if (other := find_seat(self._spec.job_id, 1 - self._seat)) is not None:
-            ray.kill(other, no_restart=True)
+        self._end_standby()
         try:
             self._store_output()
         except StorageError as e:
             _log.warning("the job's logs cannot be stored: %s", e)
         time.sleep(GRACE_S)
+        # Once more: it may have been asked for just before the end, and would wait for its first call for ever.
+        self._end_standby()
         ray.kill(self._self, no_restart=True)
+
+    def _end_standby(self) -> None:
+        if (other := find_seat(self._spec.job_id, 1 - self._seat)) is not None:
+            ray.kill(other, no_restart=True)
 
     def _store_output(self) -> None:
         self._output.extend(self._own_output.take())

@@ -100,6 +100,11 @@ def seats(job_id: str) -> list[bool | None]:
     return [None if actor is None else leads(actor, 5) for actor in actors]
 
 
+def leader(victim: Victim) -> int:
+    """Process of the manager that leads."""
+    return int(victim.job.describe()["job_manager"]["pid"])
+
+
 @pytest.mark.chaos
 def test_a_standby_takes_the_managers_place_and_the_one_that_was_killed_stands_by_in_turn(tmp_path):
     victim = Victim(tmp_path, "stood-by", **{"jobmanager.standby": "true", "restart.spares": "0"})
@@ -107,16 +112,19 @@ def test_a_standby_takes_the_managers_place_and_the_one_that_was_killed_stands_b
         victim.until(lambda: victim.settled(0) and seats(victim.job.id) == [True, False])
         # A kill of all takes it with it, though no description shows it.
         assert [p.name for p in RayEffects().hidden(victim.job.describe())] == ["standby"]
-        victim.survives(victim.kill_manager)
-        victim.until(lambda: seats(victim.job.id) == [False, True])
-        victim.survives(victim.kill_manager)
-        victim.until(lambda: seats(victim.job.id) == [True, False])
+        for _ in range(2):
+            before = leader(victim)
+            victim.survives(victim.kill_manager)
+            # Which of the two leads is not said: a standby that did not answer for `heartbeat.timeout` is taken for
+            # dead by the one that Ray has restarted.
+            victim.until(lambda: sorted(map(str, seats(victim.job.id))) == ["False", "True"])
+            assert leader(victim) != before
         rows = victim.finish()
     finally:
         with suppress(Exception):
             victim.job.cancel()
     assert victim.verdict(rows) == NOTHING_WRONG
-    assert len(victim.job.describe()["restarts"]) == 2
+    assert len(victim.job.describe()["restarts"]) >= 2
     given_up_s = time.monotonic() + WAIT_S
     while seats(victim.job.id) != [None, None]:
         assert time.monotonic() < given_up_s
