@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from rayflow.protocol.memory_pressure import EndForMemory, MemoryPressure, MemorySampled, PressureCommand
-from rayflow.runtime.process_memory import free_unused, own_bytes
+from rayflow.runtime.process_memory import own_bytes
+from rayflow.state.disk.scratch import LocalDisk
 
 LAST_MEMORY = 0.06
 """Share of the node's memory below which a process that uses more than its own ends itself. Ray's monitor, which
@@ -81,7 +82,7 @@ class MemoryWatch:
             if isinstance(command, EndForMemory):
                 self._end(used, limit, False)
                 return True
-            free_unused()
+            LocalDisk().give_back()
             self._press(command)
         return False
 

@@ -17,7 +17,7 @@ import click
 
 from rayflow.cli.errors import FAILED, OK
 from rayflow.cli.job_options import job_values
-from rayflow.cli.run_command import JobCommand, current_job
+from rayflow.cli.run_command import CONFIGURING, JobCommand, current_job
 from rayflow.cli.tables import echo_json, echo_table
 
 _OPTIONS = [
@@ -39,14 +39,7 @@ _OPTIONS = [
     click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
 ]
 _OF_JOB_FILES = [
-    click.Option(["--parallelism"], type=click.IntRange(min=1), metavar="N", help="Subtasks per operator."),
-    click.Option(["--set", "settings"], multiple=True, metavar="KEY=VALUE", help="Set a configuration key."),
-    click.Option(
-        ["--config", "config_file"],
-        type=click.Path(path_type=Path),
-        metavar="FILE.toml",
-        help="Read configuration keys.",
-    ),
+    *CONFIGURING,
     click.Option(
         ["--ignore"], multiple=True, metavar="COLUMN", help="Do not compare a column; may be repeated."
     ),

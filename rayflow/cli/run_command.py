@@ -78,10 +78,7 @@ def current_job(ctx: click.Context) -> Job:
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-_RUN_OPTIONS = [
-    click.Option(
-        ["--address"], metavar="ADDRESS", help="The Ray cluster (HOST:PORT, or 'local' for one of its own)."
-    ),
+CONFIGURING = [
     click.Option(["--parallelism"], type=click.IntRange(min=1), metavar="N", help="Subtasks per operator."),
     click.Option(["--set", "settings"], multiple=True, metavar="KEY=VALUE", help="Set a configuration key."),
     click.Option(
@@ -90,6 +87,14 @@ _RUN_OPTIONS = [
         metavar="FILE.toml",
         help="Read configuration keys.",
     ),
+]
+"""Options of every command that runs a job file."""
+
+_RUN_OPTIONS = [
+    click.Option(
+        ["--address"], metavar="ADDRESS", help="The Ray cluster (HOST:PORT, or 'local' for one of its own)."
+    ),
+    *CONFIGURING,
     click.Option(
         ["--from", "restore_from"], metavar="PATH", help="Start from a savepoint or retained checkpoint."
     ),

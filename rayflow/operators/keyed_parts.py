@@ -143,7 +143,8 @@ def restored_watermark(restored: Sequence[RestoredPart]) -> int:
 
 
 def watermark_part(ctx: OperatorContext, watermark: int) -> StatePart:
-    """Return the state that is `watermark`, with every key group of the subtask."""
+    """Return the part that keeps `watermark` with every key group of the subtask, so that lateness is judged the same
+    after a restart at whatever parallelism: watermarks are broadcast, so all subtasks write the same."""
     groups = np.arange(ctx.key_groups.start, ctx.key_groups.stop, dtype=np.int32)
     return StatePart(name=_WATERMARK, kind="keyed", build=partial(_watermarks, groups, watermark))
 

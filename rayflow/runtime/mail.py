@@ -6,19 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rayflow.model.ids import Attempt, ChannelId
-from rayflow.runtime.messages import (
-    AssignSplits,
-    Cancel,
-    CheckpointAborted,
-    CheckpointCompleted,
-    CreditFrame,
-    Deploy,
-    Finish,
-    Frame,
-    SaltKeys,
-    Start,
-    TriggerCheckpoint,
-)
+from rayflow.runtime.messages import CreditFrame, Frame, ToSubtask
 from rayflow.runtime.replay import RestoredState
 
 
@@ -40,19 +28,7 @@ class ChannelBroke:
     reason: str
 
 
-Mail: TypeAlias = (
-    Deploy
-    | Start
-    | TriggerCheckpoint
-    | CheckpointCompleted
-    | CheckpointAborted
-    | AssignSplits
-    | SaltKeys
-    | Cancel
-    | Finish
-    | StateRead
-    | ChannelBroke
-)
+Mail: TypeAlias = ToSubtask | StateRead | ChannelBroke
 
 Arrived: TypeAlias = tuple[Attempt, ChannelId, Frame | CreditFrame]
 """What came over a channel, and for which attempt."""

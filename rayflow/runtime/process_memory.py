@@ -1,4 +1,4 @@
-"""The memory of this process, and Python's collector of cyclic garbage: measured, settled, given back.
+"""The memory of this process, and Python's collector of cyclic garbage: measured, and settled.
 
 What counts is what the process has of its own (resident minus shared pages): shared ones are libraries, which all
 processes have once, and plasma, which is Ray's.
@@ -6,14 +6,10 @@ processes have once, and plasma, which is Ray's.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import time
-from contextlib import suppress
 from typing import Any
-
-import pyarrow as pa
 
 _STATM = "/proc/self/statm"
 
@@ -41,14 +37,6 @@ def _pages() -> tuple[int, int] | None:
     except OSError:
         return None
     return int(resident), int(shared)
-
-
-def free_unused() -> None:
-    """Give back to the system what allocators keep and nobody uses. Any thread; takes milliseconds."""
-    pa.default_memory_pool().release_unused()
-    # What other C libraries have no such call for stays where it is.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def settle_garbage() -> None:

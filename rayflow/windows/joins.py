@@ -22,8 +22,9 @@ from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import user_error
 from rayflow.operators.joins.columns import LEFT, RIGHT, JoinColumns, JoinSide
 from rayflow.operators.joins.sides import Keys, without_null_keys
-from rayflow.operators.joins.stored import restored_rows, restored_watermark, rows_part, watermark_part
+from rayflow.operators.joins.stored import restored_rows, rows_part
 from rayflow.operators.joins.times import EventTimes
+from rayflow.operators.keyed_parts import restored_watermark, watermark_part
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.rows import I64, RowStore
 from rayflow.windows.bounds import in_units

@@ -24,8 +24,8 @@ from rayflow.model.times import WATERMARK_MIN
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.joins.columns import LEFT, RIGHT, JoinColumns, JoinSide
 from rayflow.operators.joins.sides import SLOT, KeyedSides, without_null_keys
-from rayflow.operators.joins.stored import restored_watermark, watermark_part
 from rayflow.operators.joins.times import EventTimes
+from rayflow.operators.keyed_parts import restored_watermark, watermark_part
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.state.rows import I64
 
