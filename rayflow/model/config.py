@@ -119,11 +119,6 @@ class JobConfig:
         """Budget of a subtask's state."""
         return self.memory_model.managed_bytes
 
-    def redacted(self) -> dict[str, Any]:
-        """Return every setting by key, fit for printing: secret values are hidden."""
-        flat = {key: getattr(self, setting.attribute) for key, setting in SETTINGS.items()}
-        return redact({**flat, **self.storage_options})
-
     def _check(self) -> None:
         unaligned = self.checkpoint_mode == "unaligned" or self.checkpoint_alignment_timeout_ms > 0
         if unaligned and self.checkpoint_max_concurrent > 1:

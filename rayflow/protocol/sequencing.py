@@ -91,22 +91,16 @@ _DROP = (DropDuplicate(),)
 class ChannelSequence:
     """Checks the numbers of one channel's data frames in one attempt."""
 
-    __slots__ = ("_channel", "_duplicates", "_expected")
+    __slots__ = ("_channel", "_expected")
 
     def __init__(self, channel: ChannelId) -> None:
         self._channel = channel
         self._expected = 0
-        self._duplicates = 0
 
     @property
     def expected(self) -> int:
         """The number of the next new frame, which is also how many were accepted."""
         return self._expected
-
-    @property
-    def duplicates(self) -> int:
-        """How many frames were dropped."""
-        return self._duplicates
 
     def handle(self, event: FrameArrived) -> tuple[SequenceCommand]:
         """Return whether to accept the frame. Raises ProtocolViolation when frames before it are missing."""
@@ -118,5 +112,4 @@ class ChannelSequence:
                 f"frame {event.seq} on {self._channel}: expected {self._expected}; frames were lost "
                 "without the channel being reported broken (invariant 3)"
             )
-        self._duplicates += 1
         return _DROP

@@ -196,10 +196,13 @@ def test_a_windows_result_has_keys_bounds_and_aggregates(timed: Any) -> None:
 
 
 def test_event_time_follows_its_column(timed: Any) -> None:
-    windowed(timed.filter(col("n") > 0).rename(t="time").with_columns(z=col("n") + 1).drop("z"))
-    windowed(timed.select("k", col("t").alias("u")))
-    windowed(timed.map(lambda r: r, returns=timed.schema))
-    windowed(timed.union(timed.filter(col("n") > 0)))
+    for stream in (
+        timed.filter(col("n") > 0).rename(t="time").with_columns(z=col("n") + 1).drop("z"),
+        timed.select("k", col("t").alias("u")),
+        timed.map(lambda r: r, returns=timed.schema),
+        timed.union(timed.filter(col("n") > 0)),
+    ):
+        assert fields(windowed(stream))["window_start"] == "timestamp[ms]"
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ def test_who_sleeps_until_a_time_each_time_does_not_spin() -> None:
     world = World(1)
     sleeper = world.spawn("worker/1", "machine-0")
     sleeper.step = lambda now_ms: StepResult(False, now_ms + 10)
-    steps = iter(range(100))
+    began_ms, steps = world.now, iter(range(100))
     world.run(lambda: next(steps) == 99, max_turns=200)
+    assert world.violations == []
+    assert world.now - began_ms >= 400
 
 
 def test_the_digest_is_that_of_all_lines_however_many_are_kept() -> None:
