@@ -108,6 +108,7 @@ def stored_part(keys: CachedKeys, name: str, checkpoint_id: int, max_parallelism
         kind="keyed",
         build=partial(_stored_table, stored, max_parallelism),
         stream=partial(_stored_tables, stored, max_parallelism),
+        file_bytes=keys.file_bytes,
     )
 
 

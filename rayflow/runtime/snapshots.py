@@ -83,7 +83,7 @@ def _inherited(increment: Increment[StateFile], uid: str, part: str) -> tuple[St
 def _encoded(part: StatePart, since: CheckpointId | None) -> Iterator[tuple[bytes, int]]:
     """Yield the files of a part, and how many rows each holds."""
     if part.stream is not None:
-        yield from encode_tables(part.stream(since))
+        yield from encode_tables(part.stream(since), part.file_bytes)
     elif (table := part.build()).num_rows:
         yield encode_table(table), table.num_rows
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 import pyarrow as pa
@@ -25,8 +27,8 @@ from rayflow.state.storage import MissingObject
 
 T = TypeVar("T")
 
-_FILE_BYTES = 8 << 20
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+# On the calling thread: what Arrow's own threads compress in comes from a pool that keeps it for each of them.
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 
 def encode_table(table: pa.Table) -> bytes:
@@ -37,22 +39,32 @@ def encode_table(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def encode_tables(tables: Iterable[pa.Table]) -> Iterator[tuple[bytes, int]]:
+def encode_tables(tables: Iterable[pa.Table], file_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Yield Arrow IPC files (LZ4) that hold the rows of `tables`, which have one schema, and how many rows each holds.
-    A file is closed when it has some MiB, so that only so much is held at a time."""
-    sink, writer, rows = pa.BufferOutputStream(), None, 0
+    A file is closed when it has `file_bytes`, so that only so much is held at a time."""
+    # Python's: it grows by an eighth, Arrow's twofold, and gives its contents without a copy.
+    sink, writer, rows = io.BytesIO(), None, 0
     for table in tables:
         if writer is None:
             writer = pa.ipc.new_file(sink, table.schema, options=_OPTIONS)
         writer.write_table(table)
         rows += table.num_rows
-        if sink.tell() >= _FILE_BYTES:
+        if sink.tell() >= file_bytes:
             writer.close()
-            yield bytes(sink.getvalue()), rows
-            sink, writer, rows = pa.BufferOutputStream(), None, 0
+            yield sink.getvalue(), rows
+            _give_back()
+            sink, writer, rows = io.BytesIO(), None, 0
     if writer is not None:
         writer.close()
-        yield bytes(sink.getvalue()), rows
+        yield sink.getvalue(), rows
+        _give_back()
+
+
+def _give_back() -> None:
+    """Return what this thread compressed in. Writers take it from the pool of Arrow's own choice, whatever Python was
+    told to use, and that one keeps it for each thread."""
+    with suppress(NotImplementedError):
+        pa.mimalloc_memory_pool().release_unused()
 
 
 def sha256_hex(data: bytes) -> str:

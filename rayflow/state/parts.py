@@ -38,13 +38,14 @@ class StatePart:
     `stream`, where it is given, is the same in pieces, for what is too large to be built at once: `stream(None)` yields
     tables of all rows. They have one row per key, and say in their metadata which columns that is; so `stream(n)` can
     give what changed since checkpoint n: the rows of keys that changed, with `GONE_COLUMN`. What n may be: a
-    checkpoint of this attempt that is complete.
+    checkpoint of this attempt that is complete. Its files have about `file_bytes`.
     """
 
     name: str
     kind: PartKind
     build: Callable[[], pa.Table]
     stream: Callable[[int | None], Iterator[pa.Table]] | None = None
+    file_bytes: int = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ from rayflow.state.disk.key_bytes import (
     due_name,
     due_of,
     due_prefix,
+    in_order,
     joined_keys,
     key_bytes,
     log_name,
@@ -69,6 +70,8 @@ _EVICTED_SHARE = 0.25
 _ROOM_LEFT = 0.8
 _GREW = 1.05
 _CHUNK_ROWS = 16_384
+_CHUNK_PART, _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 32, 64 << 10, 2 << 20
+_FILE_CHUNKS = 4
 _FILTER_PART = 4
 
 
@@ -114,7 +117,7 @@ class CachedKeys(KeyIndex):
         self._rows = rows
         self._store = store
         self._limit_bytes = int(budget_bytes / _GROWTH)
-        self._budget_bytes = budget_bytes
+        self._chunk_bytes = min(max(budget_bytes // _CHUNK_PART, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
         self._row_codec = _row_codec(rows.schema)
         self._capacity: int | None = None
         self._settled_bytes = 0
@@ -139,6 +142,11 @@ class CachedKeys(KeyIndex):
         own = (self._used, self._dirty, self._stored, self._logged)
         kept = self._table.nbytes + self._rows.nbytes + self._absent_keys.nbytes
         return kept + sum(array.nbytes for array in own)
+
+    @property
+    def file_bytes(self) -> int:
+        """About how large the files of a checkpoint may be, so that rows on their way there fit their share."""
+        return _FILE_CHUNKS * self._chunk_bytes
 
     # ---------------------------------------------------------------------------------- batches
 
@@ -200,8 +208,9 @@ class CachedKeys(KeyIndex):
         maybe = self._absent_keys.may_have(taken(encoded, fresh))
         nowhere = [fresh[~maybe]]
         fresh = fresh[maybe]
-        for begin in range(0, len(fresh), _CHUNK_ROWS):
-            chunk = fresh[begin : begin + _CHUNK_ROWS]
+        step = self._chunk_rows()
+        for begin in range(0, len(fresh), step):
+            chunk = fresh[begin : begin + step]
             found = self._store.get([ROW + key for key in key_bytes(taken(encoded, chunk))])
             there = np.fromiter((row is not None for row in found), np.bool_, len(found))
             self._take_in(slots[chunk[there]], [row for row in found if row is not None])
@@ -276,8 +285,10 @@ class CachedKeys(KeyIndex):
 
     def _write(self, slots: I64) -> None:
         """Write rows, and log what changes for the first time in this epoch."""
-        for begin in range(0, len(slots), _CHUNK_ROWS):
-            chunk = slots[begin : begin + _CHUNK_ROWS]
+        slots = slots[in_order(self._table.stored().gather(slots))]
+        step = self._chunk_rows()
+        for begin in range(0, len(slots), step):
+            chunk = slots[begin : begin + step]
             keys = key_bytes(self._table.stored().gather(chunk))
             unlogged = np.flatnonzero(self._logged[chunk] != self._epoch)
             entry = self._log_entry([keys[i] for i in unlogged.tolist()])
@@ -291,6 +302,11 @@ class CachedKeys(KeyIndex):
             self._dirty[chunk] = False
             self._stored[chunk] = True
             self._logged[chunk] = self._epoch
+
+    def _chunk_rows(self) -> int:
+        """How many rows to have on their way at a time, by what one takes now."""
+        row_bytes = max(1, self.nbytes // max(1, len(self)))
+        return min(max(1, self._chunk_bytes // row_bytes), _CHUNK_ROWS)
 
     def _log_entry(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         if not keys:
@@ -366,7 +382,7 @@ class CachedKeys(KeyIndex):
         self._metrics.counter("state_evict_ns").inc(self._ticks_ns() - began_ns)
         self.measure()
         self._epoch = checkpoint_id
-        return StoredRows(self._store.view(), self._codec, self._row_codec)
+        return StoredRows(self._store.view(), self._codec, self._row_codec, self._chunk_bytes)
 
     def completed(self, checkpoint_id: int) -> None:
         """What changed before this checkpoint will not be asked for any more."""

@@ -13,6 +13,7 @@ from rayflow.state.key_codec import I64, ByteKeys, KeyCodec, WordKeys, gather
 ROW, LOG, DUE = b"R", b"D", b"T"
 _NUMBER_BYTES = 9
 _BIAS = 1 << 63
+_HEAD_BYTES = 8
 
 
 def log_name(epoch: int, number: int = 0) -> bytes:
@@ -64,6 +65,19 @@ def key_bytes(keys: WordKeys | ByteKeys) -> list[bytes]:
         data = table.tobytes()
         return [data[at : at + 9] for at in range(0, 9 * rows, 9)]
     return [b"\1" + key if mark else b"\0" for mark, key in zip(valid.tolist(), pieces(keys))]
+
+
+def in_order(keys: WordKeys | ByteKeys) -> I64:
+    """Return the rows of `keys` in the order of their bytes, about: a store takes them faster so."""
+    if isinstance(keys, WordKeys):
+        return np.argsort(keys.words.byteswap())
+    heads = np.zeros(len(keys), np.uint64)
+    for i in range(_HEAD_BYTES):
+        there = np.flatnonzero(np.diff(keys.offsets) > i)
+        heads[there] |= keys.data[keys.offsets[there] + i].astype(np.uint64) << np.uint64(
+            8 * (_HEAD_BYTES - 1 - i)
+        )
+    return np.argsort(heads)
 
 
 def decoded_keys(codec: KeyCodec, keys: list[bytes]) -> pa.RecordBatch:

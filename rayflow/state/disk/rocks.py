@@ -28,6 +28,7 @@ _BLOOM_BITS_PER_KEY = 10
 _COMPACTION_READ_BYTES = 256 << 10
 _FILE_BYTES = 16 << 20
 _BACKGROUND_JOBS = 2
+_SORTED_RUNS = 8
 _OPEN_FILES = 256
 
 
@@ -185,7 +186,14 @@ def failed(verb: str, origin: str, error: Exception) -> StorageError:
 
 
 def _options(memory_bytes: int) -> Any:
-    from rocksdict import BlockBasedIndexType, BlockBasedOptions, Cache, DBCompressionType, Options
+    from rocksdict import (
+        BlockBasedIndexType,
+        BlockBasedOptions,
+        Cache,
+        DBCompactionStyle,
+        DBCompressionType,
+        Options,
+    )
 
     blocks = BlockBasedOptions()
     blocks.set_block_cache(Cache(max(_MIN_CACHE_BYTES, memory_bytes // 2)))
@@ -203,6 +211,10 @@ def _options(memory_bytes: int) -> Any:
     options.set_max_write_buffer_number(2)
     options.set_target_file_size_base(_FILE_BYTES)
     options.set_compression_type(DBCompressionType.lz4())
+    options.set_compaction_style(DBCompactionStyle.universal())
+    options.set_level_zero_file_num_compaction_trigger(_SORTED_RUNS)
+    options.set_level_zero_slowdown_writes_trigger(3 * _SORTED_RUNS)
+    options.set_level_zero_stop_writes_trigger(5 * _SORTED_RUNS)
     options.set_compaction_readahead_size(_COMPACTION_READ_BYTES)
     options.set_max_background_jobs(_BACKGROUND_JOBS)
     options.set_max_open_files(_OPEN_FILES)

@@ -13,9 +13,8 @@ from rayflow.state.disk.row_codec import RowCodec, joined
 from rayflow.state.disk.row_store import RowView
 from rayflow.state.key_codec import KeyCodec
 
-_SCAN_ROWS = 4_096
+_SCAN_ROWS = 1_024
 _CHUNK_ROWS = 16_384
-_CHUNK_BYTES = 4 << 20
 
 Table = tuple[pa.RecordBatch, pa.RecordBatch, npt.NDArray[np.bool_]]
 """Keys, their rows, and which of them are gone (their rows are nulls)."""
@@ -24,23 +23,22 @@ Table = tuple[pa.RecordBatch, pa.RecordBatch, npt.NDArray[np.bool_]]
 class StoredRows:
     """All rows at a barrier. For one thread, any."""
 
-    def __init__(self, view: RowView, keys: KeyCodec, rows: RowCodec) -> None:
+    def __init__(self, view: RowView, keys: KeyCodec, rows: RowCodec, chunk_bytes: int) -> None:
         self._view, self._keys, self._rows = view, keys, rows
+        self._chunk_bytes = chunk_bytes
 
     def all(self) -> Iterator[Table]:
-        """Yield all keys with their rows, some MiB at a time; nothing is gone."""
-        held: list[tuple[bytes, bytes]] = []
-        nbytes = 0
-        start = ROW
-        while found := self._view.scan(start, after(ROW), _SCAN_ROWS):
+        """Yield all keys with their rows, about `chunk_bytes` at a time; nothing is gone."""
+        start, count = ROW, _SCAN_ROWS
+        while found := self._view.scan(start, after(ROW), count):
             start = found[-1][0] + b"\0"
-            held += found
-            nbytes += sum(len(key) + len(row) for key, row in found)
-            if nbytes >= _CHUNK_BYTES:
-                yield self._table([key[1:] for key, _ in held], [row for _, row in held])
-                held, nbytes = [], 0
-        if held:
-            yield self._table([key[1:] for key, _ in held], [row for _, row in held])
+            keys, rows = zip(*found)
+            count = self._next_count(sum(map(len, keys)) + sum(map(len, rows)), len(found))
+            yield self._table([key[1:] for key in keys], rows)
+
+    def _next_count(self, nbytes: int, rows: int) -> int:
+        """How many rows to read next, when `rows` had `nbytes`. Carefully: the next ones may be larger."""
+        return min(max(1, self._chunk_bytes * rows // max(1, nbytes)), 2 * rows + 1, _CHUNK_ROWS)
 
     def nothing(self) -> Table:
         """Return no rows."""
@@ -54,13 +52,17 @@ class StoredRows:
             start = found[-1][0] + b"\0"
             keys.update(split_keys(found[0][1]))
             if len(keys) >= _CHUNK_ROWS:
-                yield self._changed(sorted(keys))
+                yield from self._changed(sorted(keys))
                 keys = set()
-        if keys:
-            yield self._changed(sorted(keys))
+        yield from self._changed(sorted(keys))
 
-    def _changed(self, keys: list[bytes]) -> Table:
-        return self._table(keys, self._view.get([ROW + key for key in keys]))
+    def _changed(self, keys: list[bytes]) -> Iterator[Table]:
+        begin, count = 0, _SCAN_ROWS
+        while some := keys[begin : begin + count]:
+            begin += count
+            found = self._view.get([ROW + key for key in some])
+            count = self._next_count(sum(len(row) for row in found if row is not None), len(found))
+            yield self._table(some, found)
 
     def _table(self, keys: list[bytes], packed: Sequence[bytes | None]) -> Table:
         gone = np.fromiter((row is None for row in packed), np.bool_, len(packed))
