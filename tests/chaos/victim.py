@@ -35,9 +35,10 @@ class NumbersUntil(rf.Source):
     does not know before, but every run of a job begins the same. Each split then tells its end in a file beside
     `end`, and keeps to it."""
 
-    def __init__(self, end: Path, rows_per_second: int) -> None:
+    def __init__(self, end: Path, rows_per_second: int, keys: int = _KEYS) -> None:
         self._end = end
         self._rows_per_second = rows_per_second
+        self._keys = keys
 
     @property
     def schema(self) -> pa.Schema:
@@ -48,16 +49,17 @@ class NumbersUntil(rf.Source):
 
     def open_split(self, split: rf.Split, position: Any | None) -> rf.SplitReader:
         first = split.payload["first"] if position is None else position
-        return _Reader(self.schema, first, self._end, self._rows_per_second)
+        return _Reader(self.schema, first, self._end, self._rows_per_second, self._keys)
 
 
 class _Reader(rf.SplitReader):
-    def __init__(self, schema: pa.Schema, first: int, end: Path, rows_per_second: int) -> None:
+    def __init__(self, schema: pa.Schema, first: int, end: Path, rows_per_second: int, keys: int) -> None:
         self._schema = schema
         self._next = first
         self._end = end
         self._told_end = _told_end(end, first // SPLIT)
         self._rate = rows_per_second
+        self._keys = keys
         self._told_s = time.monotonic()
 
     def read(self, max_rows: int) -> pa.RecordBatch | None:
@@ -75,7 +77,7 @@ class _Reader(rf.SplitReader):
         self._told_s = now_s
         numbers = np.arange(self._next, self._next + count)
         self._next += count
-        return pa.record_batch([numbers, numbers % _KEYS], schema=self._schema)
+        return pa.record_batch([numbers, numbers % self._keys], schema=self._schema)
 
     def position(self) -> int:
         return self._next
@@ -112,6 +114,7 @@ class Victim:
         name: str,
         rows_per_second: int = 400,
         sink: Callable[[rf.DataStream], Any] | None = None,
+        keys: int = _KEYS,
         **config: str,
     ) -> None:
         self.out = folder / "out"
@@ -125,7 +128,7 @@ class Victim:
         }
         env = rf.StreamEnvironment(name=name, parallelism=2, config={**settings, **config})
         numbered = (
-            env.from_source(NumbersUntil(self._end, rows_per_second))
+            env.from_source(NumbersUntil(self._end, rows_per_second, keys))
             .key_by("k")
             .process(Numbering(self.hold), returns={"n": "int64", "k": "int64", "number": "int64"})
         )

@@ -79,9 +79,9 @@ _FILTER_PART = 4
 class DiskShare:
     """What an operator gets of the disk backend: a way to its store, and how much memory it may use in all.
 
-    Of the memory, half is for columns by slot and the key index, a quarter for the store itself, and a quarter for
-    rows on their way between the two. `ticks_ns` is a clock for durations,
-    `give_back` is called when much was freed.
+    Of the memory, three eighths are for columns by slot and the key index, a quarter is for the store itself, and the
+    rest for rows on their way between the two and to checkpoints, and for columns that are being joined. `ticks_ns` is
+    a clock for durations, `give_back` is called when much was freed.
     """
 
     open_rows: Callable[[int], RowStore]
@@ -96,7 +96,7 @@ class DiskShare:
         RowCodec(rows.schema)
         store = self.open_rows(self.memory_bytes // 4)
         return CachedKeys(
-            schema, rows, store, self.memory_bytes // 2, self.ticks_ns, self.metrics, self.give_back
+            schema, rows, store, 3 * self.memory_bytes // 8, self.ticks_ns, self.metrics, self.give_back
         )
 
 

@@ -85,6 +85,10 @@ class RocksView:
 
     def scan(self, start: bytes, stop: bytes, limit: int) -> Pairs:
         """See `RowView`."""
+        return list(zip(*self.scan_apart(start, stop, limit)))
+
+    def scan_apart(self, start: bytes, stop: bytes, limit: int) -> tuple[list[bytes], list[bytes]]:
+        """See `RowView`."""
         return _scan(self._iterator, start, stop, limit, self._origin)
 
 
@@ -116,6 +120,10 @@ class RocksRows:
         return found
 
     def scan(self, start: bytes, stop: bytes, limit: int) -> Pairs:
+        """See `RowView`."""
+        return list(zip(*self.scan_apart(start, stop, limit)))
+
+    def scan_apart(self, start: bytes, stop: bytes, limit: int) -> tuple[list[bytes], list[bytes]]:
         """See `RowView`."""
         return _scan(self._db.iter(), start, stop, limit, str(self._path))
 
@@ -160,21 +168,28 @@ class RocksRows:
         return self._database.db
 
 
-def _scan(iterator: Any, start: bytes, stop: bytes, limit: int, origin: str) -> Pairs:
-    found: Pairs = []
+def _scan(
+    iterator: Any, start: bytes, stop: bytes, limit: int, origin: str
+) -> tuple[list[bytes], list[bytes]]:
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    put_key, put_value = keys.append, values.append
     valid, key, value, move = iterator.valid, iterator.key, iterator.value, iterator.next
     try:
         iterator.seek(start)
-        while len(found) < limit and valid():
+        for _ in range(limit):
+            if not valid():
+                break
             at = key()
             if at >= stop:
-                return found
-            found.append((at, value()))
+                return keys, values
+            put_key(at)
+            put_value(value())
             move()
         iterator.status()
     except Exception as error:
         raise failed("read", origin, error) from None
-    return found
+    return keys, values
 
 
 def failed(verb: str, origin: str, error: Exception) -> StorageError:
@@ -210,6 +225,8 @@ def _options(memory_bytes: int) -> Any:
     options.set_write_buffer_size(max(_MIN_MEMTABLE_BYTES, memory_bytes // 8))
     options.set_max_write_buffer_number(2)
     options.set_target_file_size_base(_FILE_BYTES)
+    # Only what is most likely there is asked for (`AbsentKeys`), and nearly all of that is in the last run.
+    options.set_optimize_filters_for_hits(True)
     options.set_compression_type(DBCompressionType.lz4())
     options.set_compaction_style(DBCompactionStyle.universal())
     options.set_level_zero_file_num_compaction_trigger(_SORTED_RUNS)

@@ -25,6 +25,9 @@ class RowView(Protocol):
     def scan(self, start: bytes, stop: bytes, limit: int) -> Pairs:
         """Return the first `limit` entries of [start, stop), in order of their keys."""
 
+    def scan_apart(self, start: bytes, stop: bytes, limit: int) -> tuple[list[bytes], list[bytes]]:
+        """As `scan`: the keys, and the values. For many."""
+
 
 class RowStore(RowView, Protocol):
     """The map. Every failure is a StateStoreError that says where the store is and what to do."""
@@ -64,6 +67,11 @@ class MemoryRows:
         begin = bisect_left(self._order, start)
         end = min(bisect_left(self._order, stop), begin + limit)
         return [(key, self._rows[key]) for key in self._order[begin:end]]
+
+    def scan_apart(self, start: bytes, stop: bytes, limit: int) -> tuple[list[bytes], list[bytes]]:
+        """See `RowView`."""
+        found = self.scan(start, stop, limit)
+        return [key for key, _ in found], [value for _, value in found]
 
     def write(self, puts: Pairs, deletes: Sequence[bytes] = ()) -> None:
         """See `RowStore`."""

@@ -30,10 +30,10 @@ class StoredRows:
     def all(self) -> Iterator[Table]:
         """Yield all keys with their rows, about `chunk_bytes` at a time; nothing is gone."""
         start, count = ROW, _SCAN_ROWS
-        while found := self._view.scan(start, after(ROW), count):
-            start = found[-1][0] + b"\0"
-            keys, rows = zip(*found)
-            count = self._next_count(sum(map(len, keys)) + sum(map(len, rows)), len(found))
+        while (found := self._view.scan_apart(start, after(ROW), count))[0]:
+            keys, rows = found
+            start = keys[-1] + b"\0"
+            count = self._next_count(sum(map(len, keys)) + sum(map(len, rows)), len(keys))
             yield self._table([key[1:] for key in keys], rows)
 
     def _next_count(self, nbytes: int, rows: int) -> int:

@@ -177,3 +177,39 @@ def test_columns_that_cannot_be_bytes_are_refused() -> None:
     share = DiskShare(lambda nbytes: MemoryRows(), 1 << 20, lambda: 0, MetricGroup())
     with pytest.raises(TypeError, match="interval"):
         share.keys(SCHEMAS["number"], Intervals())
+
+
+def test_what_is_on_its_way_to_a_checkpoint_is_bounded_however_wide_rows_are(open_rows: Open) -> None:
+    counted = Counted(SCHEMAS["number"], open_rows(), 2 << 20)
+    # 8 KiB of state each, after some thousand keys that have a few bytes.
+    counted.add([((k,), k) for k in range(4_000)])
+    counted.add([((k,), v) for k in range(4_000, 4_100) for v in range(512)])
+    first = counted.keys.barrier(1)
+    counted.add([((k,), 0) for k in range(0, 4_100, 2)])
+    changed = counted.keys.barrier(2)
+    chunk_bytes = counted.keys.file_bytes // 4
+    for tables, keys in ((first.all(), 4_100), (changed.since(1), 2_050)):
+        sizes = [(rows.num_rows, names.nbytes + rows.nbytes) for names, rows, _ in tables]
+        assert sum(rows for rows, _ in sizes) == keys
+        # One chunk is read before it is known how wide rows are; twice as many rows as before at most.
+        assert sorted(nbytes for _, nbytes in sizes)[-3] <= 2.5 * chunk_bytes
+
+
+def test_rows_go_to_the_store_in_the_order_of_their_bytes() -> None:
+    written: list[bytes] = []
+
+    class Watched(MemoryRows):
+        def write(self, puts: Any, deletes: Any = ()) -> None:
+            written.extend(key for key, _ in puts if key[:1] == b"R")
+            super().write(puts, deletes)
+
+    for kind, keys in (
+        ("number", [(k * 7919 % 1000,) for k in range(1000)]),
+        ("text", [(str(k * 7919 % 1000),) for k in range(1000)]),
+    ):
+        written.clear()
+        counted = Counted(SCHEMAS[kind], Watched(), 10 << 20)
+        counted.add([(key, 1) for key in keys])
+        counted.keys.barrier(1)
+        assert len(written) == 1000
+        assert written == sorted(written)

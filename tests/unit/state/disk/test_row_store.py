@@ -54,6 +54,8 @@ def test_a_store_is_an_ordered_map_and_its_views_stand_still(
         for start in KEYS[::5]:
             wanted = sorted(entry for entry in held.items() if start <= entry[0] < b"\3\0")[:limit]
             assert view.scan(start, b"\3\0", limit) == wanted
+            keys, values = view.scan_apart(start, b"\3\0", limit)
+            assert list(zip(keys, values, strict=True)) == wanted
 
 
 def test_a_view_is_read_on_another_thread_after_its_store_is_gone(open_rows: Open) -> None:
