@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from rayflow.graph.plan import OperatorSpec
@@ -24,8 +23,5 @@ def state_warnings(specs: Iterable[OperatorSpec], settings: Mapping[str, Any]) -
 
 
 def _is_in_memory(factory: Any) -> bool:
-    made = factory.func if isinstance(factory, partial) else factory
-    if not isinstance(made, type) or not issubclass(made, Operator):
-        # What makes one of several operators: those of windows do.
-        return True
-    return made.state_place == "memory" and made.snapshot is not Operator.snapshot
+    made: Operator = factory()
+    return made.state_place == "memory" and type(made).snapshot is not Operator.snapshot

@@ -16,7 +16,7 @@ from rayflow.graph.plan import Traits
 from rayflow.skew.combining import Combination
 from rayflow.windows.bounds import WINDOW_END, WINDOW_START
 from rayflow.windows.making import time_window_operator
-from rayflow.windows.time_windows import TimeWindows
+from rayflow.windows.parameters import TimeWindows
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream

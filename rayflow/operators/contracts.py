@@ -25,7 +25,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -122,7 +122,7 @@ class OperatorContext:
 class Operator(ABC):
     """One step of a chain. Subclasses override what they need; `process` always."""
 
-    state_place: ClassVar[Literal["memory", "disk", "little"]] = "memory"
+    state_place: Literal["memory", "disk", "little"] = "memory"
     """Where state lies that grows with the data, if there is a `snapshot`, with `state.backend=disk`. "disk": it takes
     `OperatorContext.disk`. "memory": it does not, and the plan warns of it. "little": there is none that grows."""
 

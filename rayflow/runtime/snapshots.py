@@ -47,7 +47,7 @@ def upload(
     """
     files: list[StateFile] = []
     for uid, part in parts:
-        older = () if increment is None else _inherited(increment, uid, part.name)
+        older = () if increment is None or not part.is_incremental else _inherited(increment, uid, part.name)
         link = None if part.stream is None else 1 + max((file.link or 0 for file in older), default=-1)
         since = increment.since if increment is not None and older else None
         files += older

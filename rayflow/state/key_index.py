@@ -85,6 +85,10 @@ class KeyIndex:
         """Forget the keys of `slots` (live, none twice); the slots may be given to other keys."""
         self._table.remove(slots)
 
+    def view(self) -> FrozenKeys:
+        """As `freeze`, without a copy: valid until the next change."""
+        return FrozenKeys(self._codec, self._table.stored())
+
     def freeze(self) -> FrozenKeys:
         """Return the keys as they are now, for building a snapshot on another thread. Costs one copy
         of the fixed-width part of the keys; strings are shared."""

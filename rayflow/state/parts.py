@@ -38,7 +38,8 @@ class StatePart:
     `stream`, where it is given, is the same in pieces, for what is too large to be built at once: `stream(None)` yields
     tables of all rows. They have one row per key, and say in their metadata which columns that is; so `stream(n)` can
     give what changed since checkpoint n: the rows of keys that changed, with `GONE_COLUMN`. What n may be: a
-    checkpoint of this attempt that is complete. Its files have about `file_bytes`.
+    checkpoint of this attempt that is complete. A part that is not `is_incremental` is written whole each time (n is
+    always None), and may have several rows per key. Its files have about `file_bytes`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class StatePart:
     build: Callable[[], pa.Table]
     stream: Callable[[int | None], Iterator[pa.Table]] | None = None
     file_bytes: int = 8 << 20
+    is_incremental: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,10 @@ import pyarrow as pa
 from rayflow.batch.aggregates import AggregateExpr
 from rayflow.state.accumulators.columns import AggregateColumns
 from rayflow.windows.pane_windows import PaneWindows
+from rayflow.windows.parameters import TimeWindows
 from rayflow.windows.running_windows import RunningWindows
 from rayflow.windows.sliced_windows import SlicedWindows
-from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows
+from rayflow.windows.time_windows import TimeWindowOperator
 
 
 def time_window_operator(

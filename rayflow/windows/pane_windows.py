@@ -28,7 +28,8 @@ from rayflow.state.partials import counts_of_rows
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.bounds import I64, WINDOW_START
 from rayflow.windows.panes import FrozenPanes, PaneTable
-from rayflow.windows.time_windows import PANES, TimeWindowOperator, TimeWindows, pane_times
+from rayflow.windows.parameters import TimeWindows
+from rayflow.windows.time_windows import PANES, TimeWindowOperator, pane_times
 from rayflow.windows.updates import updated_rows
 
 _FLAGS, _SHOWN = "flags", "shown"
@@ -145,6 +146,12 @@ class PaneWindows(TimeWindowOperator):
                 self._before.clear(slots[self._shown.values[slots]])
             for array in self._flags():
                 array.clear(slots)
+
+    def _panes_of(self, window: int) -> tuple[int, int]:
+        return window, window + 1
+
+    def _next_window_of(self, pane: int | None, begin: int) -> int | None:
+        return pane
 
     def _next_window(self, begin: int) -> int | None:
         return self._panes.next_pane(begin)

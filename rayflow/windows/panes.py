@@ -51,11 +51,20 @@ class Panes(Protocol):
     def slot_limit(self) -> int:
         """All slots ever given out are below this."""
 
+    def __len__(self) -> int: ...
+
     def slots(self, keys: pa.RecordBatch, panes: I64, /) -> I64:
         """Return the slot of every row's key in pane `panes[row]`, adding new ones."""
 
     def keys(self, key_numbers: I64) -> pa.RecordBatch:
         """Return the key columns of keys given by number."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+
+    def view(self) -> FrozenPanes:
+        """Return the table as it is now: valid until the next change."""
 
     def freeze(self) -> FrozenPanes:
         """Return the table as it is now, for building a snapshot on another thread."""
@@ -199,6 +208,12 @@ class PaneTable:
         dense, _ = self._panes.insert(WordKeys(panes.view(np.uint64), _NO_NULLS))
         self._panes.remove(dense)
         return slots
+
+    def view(self) -> FrozenPaneTable:
+        """See `Panes`."""
+        return FrozenPaneTable(
+            self._pairs.live(), self._keys.view(), self._panes.stored(), self._pairs.stored()
+        )
 
     def freeze(self) -> FrozenPaneTable:
         """Return the table as it is now, for building a snapshot on another thread."""

@@ -135,6 +135,7 @@ class ProcessWindowsOperator(Operator):
         self._keys, self._schema, self._format = keys, schema, batch_format
         self._face = TimeFace(time_type)
         self._aside: dict[str, list[Any]] = {}
+        self.state_place = self._windows.state_place
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""

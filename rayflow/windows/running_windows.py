@@ -18,9 +18,10 @@ from rayflow.batch.aggregates import AggregateExpr
 from rayflow.batch.memory import empty
 from rayflow.state.parts import RestoredPart
 from rayflow.windows.bounds import I64
+from rayflow.windows.parameters import TimeWindows
 from rayflow.windows.running import Results, RunningResults
 from rayflow.windows.slice_table import SliceTable
-from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows, pane_times
+from rayflow.windows.time_windows import TimeWindowOperator, pane_times
 
 _FEW_WINDOWS, _MOST_BATCHES = 8, 16
 
@@ -38,12 +39,18 @@ class RunningWindows(TimeWindowOperator):
         emit_before: bool = False,
     ) -> None:
         super().__init__(windows, aggregates, input_schema, emit_before)
+        assert not windows.updates
+        self._renew()
+
+    def _renew(self) -> None:
         lanes = self._columns.lanes()
         assert lanes is not None
-        assert not windows.updates
         self._running = RunningResults(self._panes, lanes, self.grid.per_window)
         # Key columns of the last windows shown, and in which order these have which keys.
         self._shown_keys: tuple[int, list[pa.Array]] | None = None
+
+    def _derived_bytes(self) -> int:
+        return self._running.nbytes
 
     # ---------------------------------------------------------------------------------- rows
 
@@ -117,9 +124,17 @@ class RunningWindows(TimeWindowOperator):
         if len(slots):
             self._columns.clear(slots)
 
+    def _panes_of(self, window: int) -> tuple[int, int]:
+        first = self.grid.first_slice(window)
+        return first, first + self.grid.per_window
+
+    def _next_window_of(self, pane: int | None, begin: int) -> int | None:
+        grid = self.grid
+        return None if pane is None else max(begin, (pane - grid.per_window) // grid.step + 1)
+
     def _next_window(self, begin: int) -> int | None:
         slices = self._panes.open_from(self.grid.first_slice(begin))
-        return None if len(slices) == 0 else max(begin, int(self.grid.first_window(slices[:1])[0]))
+        return self._next_window_of(int(slices[0]) if len(slices) else None, begin)
 
     # --------------------------------------------------------------------------------- state
 

@@ -138,6 +138,13 @@ class SliceTable:
         self._homes.remove(homes)
         return entries
 
+    def view(self) -> FrozenSlices:
+        """Return the table as it is now: valid until the next change."""
+        entries = self._entries
+        return FrozenSlices(
+            entries.live(), self._keys.view(), self._homes.stored(), entries.key_of, entries.home_of
+        )
+
     def freeze(self) -> FrozenSlices:
         """Return the table as it is now, for building a snapshot on another thread."""
         limit = self.slot_limit

@@ -18,8 +18,9 @@ from rayflow.batch.aggregates import AggregateExpr
 from rayflow.batch.changelog import INSERT, with_op
 from rayflow.windows.bounds import I64
 from rayflow.windows.panes import PaneTable
+from rayflow.windows.parameters import TimeWindows
 from rayflow.windows.slice_tree import SliceTree
-from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows, pane_times
+from rayflow.windows.time_windows import TimeWindowOperator, pane_times
 from rayflow.windows.updates import updated_rows
 
 _MOST_LATE_PAIRS = 1 << 20
@@ -38,7 +39,13 @@ class SlicedWindows(TimeWindowOperator):
         emit_before: bool = False,
     ) -> None:
         super().__init__(windows, aggregates, input_schema, emit_before)
+        self._renew()
+
+    def _renew(self) -> None:
         self._tree = SliceTree(self._panes, self._columns, self._make_columns, self.grid.per_window)
+
+    def _derived_bytes(self) -> int:
+        return self._tree.nbytes
 
     def _make_panes(self, key_schema: pa.Schema) -> PaneTable:
         return PaneTable(key_schema)
@@ -137,10 +144,16 @@ class SlicedWindows(TimeWindowOperator):
         if len(slots):
             self._columns.clear(slots)
 
-    def _next_window(self, begin: int) -> int | None:
+    def _panes_of(self, window: int) -> tuple[int, int]:
+        first = window * self.grid.step
+        return first, first + self.grid.per_window
+
+    def _next_window_of(self, pane: int | None, begin: int) -> int | None:
         grid = self.grid
-        pane = self._panes.next_pane(begin * grid.step)
         return None if pane is None else max(begin, (pane - grid.per_window) // grid.step + 1)
+
+    def _next_window(self, begin: int) -> int | None:
+        return self._next_window_of(self._panes.next_pane(begin * self.grid.step), begin)
 
     # --------------------------------------------------------------------------------- state
 

@@ -21,15 +21,17 @@ time pass the watermark on as it is, and are all over at its end.
 `PaneWindows` keeps a pane per window: tumbling windows, and sliding ones with early results. The others keep a pane
 per slice: `RunningWindows` keep up the results of the present window as it moves on, `SlicedWindows` merge slices when
 a window is over, which any aggregate can.
+
+With `state.backend=disk`, panes that are in memory are written out when they outgrow its share (`spilled`), and memory
+begins anew. Windows of which something is on disk are shown from there, a part of the keys at a time, in the order of
+their hashes; and so are snapshots written. As long as all fits memory, all is as without.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from math import gcd
 
 import numpy as np
 import pyarrow as pa
@@ -47,54 +49,11 @@ from rayflow.windows.bounds import I64, WINDOW_END, WINDOW_START, unit_ns
 from rayflow.windows.clock_times import ClockTimes, HeldRows, by_writer
 from rayflow.windows.grid import WindowGrid
 from rayflow.windows.panes import FrozenPanes, Panes
-from rayflow.windows.parameters import check_parameters, parameter_parts
+from rayflow.windows.parameters import TimeWindows, check_parameters, parameter_parts
 from rayflow.windows.row_times import RowTimes
+from rayflow.windows.spilled import SpilledPanes
 
 PANES = "windows"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimeWindows:
-    """Windows of `size_ns` every `slide_ns` from `offset_ns`, of rows by `keys`.
-
-    `time_column` None: of processing time. Late rows go to the side output `late_to`, if any. Early results come
-    whenever `early_rows` rows more are in a window, or every `early_ms` of processing time."""
-
-    keys: tuple[str, ...]
-    size_ns: int
-    slide_ns: int
-    offset_ns: int = 0
-    time_column: str | None = None
-    lateness_ns: int = 0
-    late_to: str | None = None
-    early_rows: int | None = None
-    early_ms: int | None = None
-
-    @property
-    def has_early_results(self) -> bool:
-        """Whether results come before a window is over."""
-        return self.early_rows is not None or self.early_ms is not None
-
-    @property
-    def parameters_ns(self) -> dict[str, int]:
-        """What state of one such operator must have in common with another."""
-        return {
-            "size": self.size_ns,
-            "slide": self.slide_ns,
-            "offset": self.offset_ns,
-            "allowed lateness": self.lateness_ns,
-            "state per": self.size_ns if self.by_window else gcd(self.size_ns, self.slide_ns),
-        }
-
-    @property
-    def by_window(self) -> bool:
-        """Whether state is kept by window; else by slice, which are shared by windows and show no early results."""
-        return self.slide_ns % self.size_ns == 0 or self.has_early_results
-
-    @property
-    def updates(self) -> bool:
-        """Whether a window's result may come more than once."""
-        return self.has_early_results or self.lateness_ns > 0
 
 
 class TimeWindowOperator(Operator):
@@ -139,6 +98,9 @@ class TimeWindowOperator(Operator):
         ]
         self._schema = pa.schema([*self._key_schema, *bounds, *self._columns.fields])
         self._held = HeldRows()
+        self._spilled: SpilledPanes | None = None
+        # Whatever is shown may be looked up again as long as it may be updated.
+        self.state_place = "memory" if windows.updates else "disk"
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
@@ -146,6 +108,7 @@ class TimeWindowOperator(Operator):
         check_parameters(ctx, restored, self._windows.parameters_ns)
         self._times.open(ctx, out, restored)
         self._gap_rows = ctx.metrics.counter("gap_rows") if self.grid.has_gaps else None
+        self._spilled = self._open_disk()
         if not isinstance(self._times, ClockTimes):
             self._restore(restored)
             return
@@ -157,11 +120,21 @@ class TimeWindowOperator(Operator):
             self._restore(parts)
         self.out = out
 
+    def _open_disk(self) -> SpilledPanes | None:
+        if self.ctx.disk is None or self._windows.updates:
+            return None
+        try:
+            return SpilledPanes(self.ctx, self._key_schema, self._make_columns, self._panes_of(0)[1])
+        except TypeError as error:
+            self.ctx.warn("state_in_memory", f"operator {self.ctx.name!r} keeps its state in memory: {error}")
+            return None
+
     def _restore(self, restored: Sequence[RestoredPart]) -> None:
         """Take up state that was written when time had come as far as it has now."""
         for keys, others in restored_batches(restored, PANES, self._key_schema):
             slots = self._slots_of(keys, others)
             self._columns.merge(others.select(range(1, others.num_columns)), slots, self._panes.slot_limit)
+            self._make_room()
 
     def _slots_of(self, keys: pa.RecordBatch, others: pa.RecordBatch) -> I64:
         starts = np.array(others.column(0).cast(pa.int64()).to_numpy())
@@ -186,6 +159,7 @@ class TimeWindowOperator(Operator):
             rows, ticks, slices = rows.filter(pa.array(timely)), ticks[timely], slices[timely]
         if len(ticks):
             self._add(rows, slices, ticks)
+            self._make_room()
 
     def _arrived(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, I64, I64]:
         """Return the rows that have a time, their times and slices; of partial aggregates the slices only count."""
@@ -215,6 +189,40 @@ class TimeWindowOperator(Operator):
     def _add(self, rows: pa.RecordBatch, slices: I64, ticks: I64) -> None:
         """Add rows, none of them late."""
 
+    # ---------------------------------------------------------------------------------- room
+
+    def _make_room(self) -> None:
+        if self._spilled is None:
+            return
+        nbytes = self._panes.nbytes + self._columns.nbytes + self._derived_bytes()
+        if nbytes > self._spilled.memory_bytes:
+            self._spill(self._spilled)
+        else:
+            self.ctx.metrics.gauge("state_memory_bytes").set(nbytes)
+
+    def _spill(self, spilled: SpilledPanes) -> None:
+        """Write all panes in memory to disk."""
+        if len(self._panes):
+            spilled.add(self._panes.view(), self._columns)
+            self._panes, self._columns = self._make_panes(self._key_schema), self._make_columns()
+            self._renew()
+            spilled.measure()
+
+    def _derived_bytes(self) -> int:
+        """Return the bytes of memory held beside panes and their states."""
+        return 0
+
+    def _renew(self) -> None:
+        """Panes and their states are new, and empty."""
+
+    @abstractmethod
+    def _panes_of(self, window: int) -> tuple[int, int]:
+        """Return the first pane of a window, and the one after the last."""
+
+    @abstractmethod
+    def _next_window_of(self, pane: int | None, begin: int) -> int | None:
+        """Return the first window from `begin` on that has rows, `pane` being the first pane of that or a later one."""
+
     def _first_going_on(self) -> int:
         """Return the number of the first window that is not over."""
         return self.grid.first_open(self._times.reached)
@@ -243,8 +251,9 @@ class TimeWindowOperator(Operator):
             return None
         if self._held.batches:
             return self.ctx.now_ms()
-        window = self._next_window(self._first_going_on())
-        return None if window is None else self.grid.start_of(window) + self.grid.size
+        begin = self._first_going_on()
+        windows = [w for w in (self._next_window(begin), self._next_on_disk(begin)) if w is not None]
+        return self.grid.start_of(min(windows)) + self.grid.size if windows else None
 
     def on_timer(self, now_ms: int) -> None:
         """Emit the windows that are over by the clock."""
@@ -257,8 +266,11 @@ class TimeWindowOperator(Operator):
         self._times.advance(nanos)
         end = self._first_going_on()
         if end > begin:
-            self._finish(begin, end)
-        self._forget(self._first_open())
+            self._show_due(begin, end)
+        closed = self._first_open()
+        self._forget(closed)
+        if self._spilled is not None:
+            self._spilled.drop_before(self._panes_of(closed)[0])
 
     @abstractmethod
     def _finish(self, begin: int, end: int) -> None:
@@ -272,11 +284,39 @@ class TimeWindowOperator(Operator):
     def _next_window(self, begin: int) -> int | None:
         """Return the first window from `begin` on that has rows."""
 
+    # ------------------------------------------------------------------------------ from disk
+
+    def _next_on_disk(self, begin: int) -> int | None:
+        """Return the first window from `begin` on of which something is on disk."""
+        if self._spilled is None or not len(self._spilled):
+            return None
+        return self._next_window_of(self._spilled.next_pane(self._panes_of(begin)[0]), begin)
+
+    def _show_due(self, begin: int, end: int) -> None:
+        window, spilled = self._next_on_disk(begin), self._spilled
+        if window is None or window >= end or spilled is None:
+            self._finish(begin, end)
+            return
+        self._spill(spilled)
+        window = self._next_on_disk(begin)
+        while window is not None and window < end:
+            for keys, columns, slots in spilled.merged(*self._panes_of(window)):
+                for at in range(0, len(slots), self.ctx.batch_rows):
+                    piece = slice(at, at + self.ctx.batch_rows)
+                    few = keys.slice(at, self.ctx.batch_rows)
+                    windows = np.full(few.num_rows, window)
+                    self.out.emit(self._rows_of_keys(few, windows, columns, slots[piece]))
+            window = self._next_on_disk(window + 1)
+
     # ------------------------------------------------------------------------------- results
 
     def _rows(self, key_numbers: I64, windows: I64, columns: AggregateColumns, slots: I64) -> pa.RecordBatch:
         """Return result rows: of the keys and windows given by number, with the values in `slots`."""
-        keys = self._panes.keys(key_numbers)
+        return self._rows_of_keys(self._panes.keys(key_numbers), windows, columns, slots)
+
+    def _rows_of_keys(
+        self, keys: pa.RecordBatch, windows: I64, columns: AggregateColumns, slots: I64
+    ) -> pa.RecordBatch:
         results = self._results_of(lambda: keys, partial(columns.results, slots))
         starts = self.grid.window_start(windows)
         return self._batch_of(keys.columns, starts, starts + self.grid.size, results)
@@ -305,9 +345,20 @@ class TimeWindowOperator(Operator):
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return the open panes, and how far time has come."""
         self._held.release(self.out)
-        build = partial(self._pane_table(), self._columns.freeze())
         parameters = parameter_parts(self.ctx, self._windows.parameters_ns)
-        return (StatePart(name=PANES, kind="keyed", build=build), self._times.snapshot(), *parameters)
+        return (self._pane_part(), self._times.snapshot(), *parameters)
+
+    def _pane_part(self) -> StatePart:
+        if self._spilled is not None and len(self._spilled):
+            self._spill(self._spilled)
+            return self._spilled.part(PANES, self._pane_times())
+        build = partial(self._pane_table(), self._columns.freeze())
+        return StatePart(name=PANES, kind="keyed", build=build)
+
+    def close(self) -> None:
+        """See `Operator`."""
+        if self._spilled is not None:
+            self._spilled.close()
 
     def _pane_table(self) -> partial[pa.Table]:
         return partial(_pane_table, self._panes.freeze(), self._pane_times(), self.ctx.max_parallelism)

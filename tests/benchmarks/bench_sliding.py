@@ -32,7 +32,7 @@ from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.contracts import OperatorContext
 from rayflow.protocol.key_groups import key_group_range
 from rayflow.windows.making import time_window_operator
-from rayflow.windows.time_windows import TimeWindows
+from rayflow.windows.parameters import TimeWindows
 
 SECOND, MS, BATCH = 1_000_000_000, 1_000_000, 65_536
 SCHEMA = pa.schema([("key", pa.int64()), ("time", pa.timestamp("ms")), ("value", pa.int64())])

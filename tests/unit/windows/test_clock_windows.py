@@ -9,7 +9,7 @@ import pytest
 from rayflow.batch.changelog import INSERT, UPDATE_AFTER, UPDATE_BEFORE
 from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
 from rayflow.windows.making import time_window_operator
-from rayflow.windows.time_windows import TimeWindows
+from rayflow.windows.parameters import TimeWindows
 
 MS = 1_000_000
 

@@ -9,8 +9,8 @@ import pytest
 from rayflow.batch.aggregates import count
 from rayflow.model.errors import UserFunctionError
 from rayflow.windows.making import time_window_operator
+from rayflow.windows.parameters import TimeWindows
 from rayflow.windows.session import SessionSpec, SessionWindowOperator
-from rayflow.windows.time_windows import TimeWindows
 
 MS = 1_000_000
 

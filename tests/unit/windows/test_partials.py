@@ -17,7 +17,7 @@ from rayflow.model.times import WATERMARK_MAX
 from rayflow.skew.combiner import CombineOperator
 from rayflow.skew.combining import Combination, Slices
 from rayflow.windows.making import time_window_operator
-from rayflow.windows.time_windows import TimeWindows
+from rayflow.windows.parameters import TimeWindows
 
 MS = 1_000_000
 

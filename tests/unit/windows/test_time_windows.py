@@ -17,9 +17,9 @@ from rayflow.batch.changelog import INSERT, UPDATE_AFTER, UPDATE_BEFORE
 from rayflow.batch.expressions import col
 from rayflow.model.times import WATERMARK_MAX
 from rayflow.windows.making import time_window_operator
+from rayflow.windows.parameters import TimeWindows
 from rayflow.windows.running_windows import RunningWindows
 from rayflow.windows.sliced_windows import SlicedWindows
-from rayflow.windows.time_windows import TimeWindows
 
 MS = 1_000_000
 

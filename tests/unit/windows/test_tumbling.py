@@ -14,7 +14,8 @@ from rayflow.batch.expressions import col
 from rayflow.model.errors import PlanError, UserFunctionError
 from rayflow.model.times import WATERMARK_MAX
 from rayflow.windows.making import time_window_operator
-from rayflow.windows.time_windows import TimeWindowOperator, TimeWindows
+from rayflow.windows.parameters import TimeWindows
+from rayflow.windows.time_windows import TimeWindowOperator
 
 MS = 1_000_000
 SCHEMA = pa.schema([("k", pa.float64()), ("t", pa.timestamp("ms")), ("v", pa.int64())])

@@ -1,0 +1,133 @@
+"""Windows with `state.backend=disk` in jobs that die, are rescaled, and change their backend: results as in memory."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+import rayflow as rf
+from rayflow import col
+
+DISK = {"state.backend": "disk", "memory.managed": 0.0005}
+"""Some hundred KiB for state: a few thousand keys."""
+
+WINDOWS = {
+    "tumbling": rf.Tumbling("1h"),
+    "sliding": rf.Sliding("40m", "10m"),
+    "kept up": rf.Sliding("40m", "10m"),
+}
+SIZES = {"tumbling": (60, 60), "sliding": (40, 10), "kept up": (40, 10)}
+
+
+def rows(count: int, begin: int = 0, seed: int = 1) -> pa.Table:
+    """Rows over `count` seconds from second `begin`, most with a key of their own."""
+    rng = random.Random(seed)
+    return pa.table(
+        {
+            "k": [f"key {rng.randrange(count)}" for _ in range(count)],
+            "v": [rng.randrange(100) for _ in range(count)],
+            "t": pa.array(
+                [datetime(2024, 1, 1) + timedelta(seconds=begin + i) for i in range(count)],
+                pa.timestamp("ms"),
+            ),
+        }
+    )
+
+
+def job(table: pa.Table, how: str, out: Path, parallelism: int = 2, **config: Any) -> rf.StreamEnvironment:
+    env = rf.StreamEnvironment(parallelism=parallelism, max_parallelism=8, config={**config})
+    watermark = rf.Watermark("t")
+    stream = env.from_arrow(table, watermark=watermark).uid("read")
+    aggregates: dict[str, Any] = {"n": rf.count(), "most": col("v").max(), "total": col("v").sum()}
+    if how == "sliding":
+        aggregates["all"] = col("v").collect_list()
+    windows = stream.key_by("k").window(WINDOWS[how]).aggregate(**aggregates).uid("windows")
+    windows.select("k", "window_start", "n", "most", "total").write_parquet(out, if_exists="append")
+    return env
+
+
+def expected(table: pa.Table, how: str) -> list[Any]:
+    size, slide = SIZES[how]
+    query = f"""
+        select k, ws, count(*), max(v), sum(v) from (
+            select k, v, t, unnest(range({size // slide})) * interval {slide} minute as back,
+            time_bucket(interval {slide} minute, t) - back as ws from "table"
+        ) group by k, ws order by all
+    """
+    assert table.num_rows
+    return duckdb.sql(query).fetchall()
+
+
+def found(lab: Any, *outs: Path) -> list[Any]:
+    return sorted(tuple(row.values()) for out in outs for row in lab.read(out).to_pylist())
+
+
+@pytest.mark.parametrize("how", ["tumbling", "sliding", "kept up"])
+def test_windows_beyond_memory_survive_subtasks_that_die(lab: Any, tmp_path: Path, how: str) -> None:
+    table = rows(12_000)
+    env = job(table, how, tmp_path / "out", **DISK, **{"state.dir": str(tmp_path / "scratch")})
+    watcher = lab.crashing(env, 2, seed=3, every=2)
+    result = lab.finish(
+        env,
+        on_start=watcher,
+        source__rate_limit=10_000,
+        checkpoint__interval="60ms",
+        batch__rows=500,
+        restart__delay="1ms",
+    )
+    assert found(lab, tmp_path / "out") == expected(table, how)
+    assert len(watcher.stop()) == 2
+    # What the last attempt wrote it has read, or rows were missing.
+    assert result.metrics["operators"]["windows"]["state_evicted_keys"] > 0
+    # Scratch is gone with its attempts.
+    assert list((tmp_path / "scratch").rglob("*.sst")) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, DISK), (DISK, {}), (DISK, DISK)])
+@pytest.mark.parametrize("how", ["tumbling", "kept up"])
+def test_a_checkpoint_of_either_backend_restores_into_either_at_any_parallelism(
+    lab: Any, tmp_path: Path, how: str, before: Any, after: Any
+) -> None:
+    table = rows(12_000)
+    kept = {"checkpoint.storage": str(tmp_path / "checkpoints"), "checkpoint.retained": 100}
+    first = job(table, how, tmp_path / "first", 2, **kept, **before)
+    lab.finish(first, source__rate_limit=20_000, checkpoint__interval="100ms", batch__rows=500)
+    # Some time in the middle, with windows that are open.
+    found_there = (tmp_path / "checkpoints").glob("*/chk-*/manifest.json")
+    checkpoints = sorted((path.parent for path in found_there), key=lambda path: int(path.name[4:]))
+    again = job(table, how, tmp_path / "second", 3, **after)
+    result = lab.finish(
+        again, restore_from=checkpoints[len(checkpoints) // 2], allow_duplicates=True, batch__rows=700
+    )
+    assert 0 < result.metrics["operators"]["windows"]["rows_in"] < table.num_rows
+    second, wanted = found(lab, tmp_path / "second"), expected(table, how)
+    assert len(second) == len(set(second))
+    assert set(second) < set(wanted)
+    # The last window began before that, and has rows of both.
+    assert {row for row in wanted if row[1] == wanted_last(wanted)} <= set(second)
+
+
+def wanted_last(wanted: list[Any]) -> Any:
+    return max(row[1] for row in wanted)
+
+
+def test_a_plan_names_the_windows_that_stay_in_memory() -> None:
+    env = rf.StreamEnvironment(config={"state.backend": "disk"})
+    given = [{"k": 1, "v": 2, "t": datetime(2024, 1, 1)}]
+    stream = env.from_rows(given, watermark=rf.Watermark("t")).key_by("k")
+    for window in (rf.Tumbling("1h"), rf.Sliding("1h", "1m")):
+        stream.window(window).aggregate(n=rf.count()).discard()
+        stream.window(window).aggregate(n=col("v").count_distinct()).discard()
+        stream.window(window).process(lambda rows, ctx: None, returns={"n": int}).discard()
+    assert not [text for text in env.plan().warnings if "memory" in text]
+    stream.window(rf.Tumbling("1h")).allowed_lateness("1m").aggregate(n=rf.count()).discard()
+    stream.window(rf.Tumbling("1h")).trigger(rf.OnCount(9)).aggregate(n=rf.count()).discard()
+    warnings = [text for text in env.plan().warnings if "keeps its state in memory" in text]
+    assert len(warnings) == 2
+    assert all("test_windows_on_disk.py" in text for text in warnings)
