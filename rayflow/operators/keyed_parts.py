@@ -100,35 +100,48 @@ def keys_of_operator(ctx: OperatorContext, in_memory: KeyIndex, rows: Callable[[
         return in_memory
 
 
-def stored_part(keys: CachedKeys, name: str, checkpoint_id: int, max_parallelism: int) -> StatePart:
-    """Return all rows on disk as of now as a keyed part."""
+def stored_part(
+    keys: CachedKeys,
+    name: str,
+    checkpoint_id: int,
+    max_parallelism: int,
+    partition: Sequence[str] | None = None,
+) -> StatePart:
+    """Return all rows on disk as of now as a keyed part. `partition` as in `keyed_table`."""
     stored = keys.barrier(checkpoint_id)
     return StatePart(
         name=name,
         kind="keyed",
-        build=partial(_stored_table, stored, max_parallelism),
-        stream=partial(_stored_tables, stored, max_parallelism),
+        build=partial(_stored_table, stored, max_parallelism, partition),
+        stream=partial(_stored_tables, stored, max_parallelism, partition),
         file_bytes=keys.file_bytes,
     )
 
 
-def _stored_table(stored: StoredRows, max_parallelism: int) -> pa.Table:
-    tables = list(_stored_tables(stored, max_parallelism, None))
-    return pa.concat_tables(tables) if tables else _as_table(*stored.nothing(), max_parallelism, False)
+def _stored_table(stored: StoredRows, max_parallelism: int, by: Sequence[str] | None) -> pa.Table:
+    tables = list(_stored_tables(stored, max_parallelism, by, None))
+    return pa.concat_tables(tables) if tables else _as_table(*stored.nothing(), max_parallelism, by, False)
 
 
-def _stored_tables(stored: StoredRows, max_parallelism: int, since: int | None) -> Iterator[pa.Table]:
+def _stored_tables(
+    stored: StoredRows, max_parallelism: int, by: Sequence[str] | None, since: int | None
+) -> Iterator[pa.Table]:
     for keys, rows, gone in stored.all() if since is None else stored.since(since):
-        yield _as_table(keys, rows, gone, max_parallelism, since is not None)
+        yield _as_table(keys, rows, gone, max_parallelism, by, since is not None)
 
 
 def _as_table(
-    keys: pa.RecordBatch, rows: pa.RecordBatch, gone: Any, max_parallelism: int, changes: bool
+    keys: pa.RecordBatch,
+    rows: pa.RecordBatch,
+    gone: Any,
+    max_parallelism: int,
+    by: Sequence[str] | None,
+    changes: bool,
 ) -> pa.Table:
     columns = list(zip(rows.schema.names, rows.columns))
     if changes:
         columns.append((GONE_COLUMN, pa.array(gone)))
-    table = keyed_table(keys, columns, max_parallelism)
+    table = keyed_table(keys, columns, max_parallelism, by)
     return table.replace_schema_metadata({KEY_COLUMNS: str(keys.num_columns)})
 
 

@@ -1,8 +1,9 @@
 """Reduction by a user's function: one row per key, which the function makes of it and each further row.
 
-State is the current row of every key, in columns (`ReducedRows`). Per input batch every key that it touches gives one
-row, as in a running aggregate (`operators.aggregate`): `INSERT` when the key is new, else `UPDATE_AFTER`, with, where
-asked for, an `UPDATE_BEFORE` just before it.
+State is the current row of every key, in columns (`ReducedRows`; with `state.backend=disk` of the keys in use, see
+`state.disk.cached_keys`). Per input batch every key that it touches gives one row, as in a running aggregate
+(`operators.aggregate`): `INSERT` when the key is new, else `UPDATE_AFTER`, with, where asked for, an `UPDATE_BEFORE`
+just before it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from rayflow.batch.changelog import INSERT, UPDATE_AFTER, UPDATE_BEFORE, visible
 from rayflow.batch.tables import slice_rows
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import ResultShape, UserFunction
-from rayflow.operators.keyed_parts import keyed_table, restored_batches
+from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
+from rayflow.protocol.commits import CommitPermit
 from rayflow.state.accumulators.base import I64
 from rayflow.state.accumulators.parts import SlotGroups, ValuesBySlot, values_by_slot
+from rayflow.state.disk.cached_keys import CachedKeys
 from rayflow.state.key_index import FrozenKeys, KeyIndex
 from rayflow.state.parts import RestoredPart, StatePart
 
@@ -35,6 +38,8 @@ class ReduceOperator(Operator):
     `emit_before`: also emit the old row of an updated key.
     """
 
+    state_place = "disk"
+
     def __init__(
         self, fn: Callable[[Any, Any], Any], keys: tuple[str, ...], schema: pa.Schema, emit_before: bool
     ) -> None:
@@ -44,13 +49,19 @@ class ReduceOperator(Operator):
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
-        self._rows.fn.open(ctx)
-        for keys, rows in restored_batches(restored, _PART, self._rows.index.schema):
-            self._rows.put(keys, rows)
+        rows = self._rows
+        rows.fn.open(ctx)
+        rows.index = keys_of_operator(ctx, rows.index, lambda: rows.values)
+        for keys, others in restored_batches(restored, _PART, rows.index.schema):
+            rows.put(keys, others)
 
     def close(self) -> None:
         """See `Operator`."""
-        self._rows.fn.close()
+        try:
+            self._rows.fn.close()
+        finally:
+            if isinstance(self._rows.index, CachedKeys):
+                self._rows.index.close()
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""
@@ -64,10 +75,17 @@ class ReduceOperator(Operator):
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return keys and rows as one keyed part."""
         rows = self._rows
+        if isinstance(rows.index, CachedKeys):
+            return (stored_part(rows.index, _PART, checkpoint_id, self.ctx.max_parallelism),)
         build = partial(
             _build, rows.index.freeze(), rows.values.freeze(), rows.index.live(), self.ctx.max_parallelism
         )
         return (StatePart(name=_PART, kind="keyed", build=build),)
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """See `Operator`."""
+        if isinstance(self._rows.index, CachedKeys):
+            self._rows.index.completed(permit.checkpoint_id)
 
 
 class ReducedRows:
@@ -160,16 +178,49 @@ def _build(keys: FrozenKeys, values: RowsBySlot, slots: Any, max_parallelism: in
 
 
 class RowsBySlot:
-    """The columns of a row per slot, but for its keys."""
+    """The columns of a row per slot, but for its keys. They are the `SlotRows` of keys on disk."""
+
+    kinds_of_due = 0
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str]) -> None:
-        self._parts = [(field.name, values_by_slot(field.type)) for field in schema if field.name not in keys]
+        fields = [field for field in schema if field.name not in keys]
+        self.schema = pa.schema([(field.name, field.type) for field in fields])
+        self._parts = [(field.name, values_by_slot(field.type)) for field in fields]
+
+    def reserve(self, slot_limit: int) -> None:
+        """Make room for slots below `slot_limit`."""
+        for _, part in self._parts:
+            part.reserve(slot_limit)
 
     def put(self, slots: I64, rows: pa.RecordBatch, slot_limit: int) -> None:
         """Assign the columns of `rows` to `slots` (none twice)."""
+        self.reserve(slot_limit)
+        self.restore(slots, rows)
+
+    def restore(self, slots: I64, rows: pa.RecordBatch) -> None:
+        """As `put`, where there is room."""
         for name, part in self._parts:
-            part.reserve(slot_limit)
             _put(part, slots, rows.column(name))
+
+    def rows(self, slots: I64) -> pa.RecordBatch:
+        """As `get`, as one batch."""
+        columns = [column for _, column in self.get(slots)]
+        return pa.RecordBatch.from_arrays(
+            [c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in columns], schema=self.schema
+        )
+
+    def clear(self, slots: I64) -> None:
+        """Forget `slots` (none twice)."""
+        for _, part in self._parts:
+            part.clear(slots)
+
+    def pinned(self) -> list[int]:
+        """No slot must stay in memory."""
+        return []
+
+    def due(self, kind: int, slots: I64) -> dict[int, int]:
+        """Rows have no timers."""
+        return {}
 
     def get(self, slots: I64) -> list[tuple[str, pa.Array]]:
         """Return the columns of `slots`."""

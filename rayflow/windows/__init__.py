@@ -7,7 +7,8 @@
 | `pane_windows` | a pane per window |
 | `running_windows`, `running`, `slice_table` | a pane per slice, and results that are kept up as the window moves on |
 | `sliced_windows`, `slice_tree` | a pane per slice, merged for each window |
-| `parameters` | what windows the state in a snapshot is of |
+| `spilled` | panes that outgrow memory, as sorted runs on disk |
+| `parameters` | what time windows are given by, and what windows the state in a snapshot is of |
 | `grid`, `panes`, `updates` | the arithmetic of slices; state by key and stretch of time; results that come again |
 | `session`, `count`, `global_window` | windows that their rows make, over `session_table` and `count_table` |
 | `arrivals` | what count and global windows show as bounds |

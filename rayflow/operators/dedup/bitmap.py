@@ -17,7 +17,7 @@ from rayflow.operators.keyed_parts import keyed_table
 from rayflow.state.dedup.generations import Generations
 from rayflow.state.dedup.id_set import ChunkedIds, FrozenIds, IdSet
 from rayflow.state.dedup.times import I64
-from rayflow.state.parts import StatePart
+from rayflow.state.parts import RestoredPart, StatePart
 
 _FROM = pa.timestamp("us")
 
@@ -53,16 +53,16 @@ class BitmapMemory(Memory):
         """See `Memory`."""
         self._sets.expire(clock)
 
-    def snapshot(self) -> StatePart:
+    def snapshot(self, checkpoint_id: int) -> StatePart:
         """See `Memory`."""
         frozen = [(begin, ids.freeze()) for begin, ids in self._sets.by_begin()]
         build = partial(_build, frozen, self._chunk, self.todo, self.ctx.max_parallelism)
         return StatePart(name=self.part, kind="keyed", build=build)
 
-    def restore(self, tables: Sequence[pa.Table]) -> None:
+    def restore(self, parts: Sequence[RestoredPart]) -> None:
         """See `Memory`."""
         expected = self.todo.key_schema.field(0).type
-        for table in tables:
+        for table in (part.table for part in parts):
             if table.num_rows == 0:
                 continue
             if table.schema.field("lowest").type != expected:

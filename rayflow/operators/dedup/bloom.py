@@ -20,7 +20,7 @@ from rayflow.state.dedup.bloom import BloomFilters, BloomSizes, FrozenLayer, Has
 from rayflow.state.dedup.bloom_sizing import BLOCK_BITS, rate_at
 from rayflow.state.dedup.generations import PERIODS_LOOKED_AT, PERIODS_PER_TTL, Generations
 from rayflow.state.dedup.times import I64
-from rayflow.state.parts import KEY_GROUP_COLUMN, StatePart
+from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart, StatePart
 
 _NO_NULLS = np.zeros(0, np.uint8)
 _SCHEMA = pa.schema(
@@ -83,15 +83,15 @@ class BloomMemory(Memory):
         """See `Memory`."""
         self._sets.expire(clock)
 
-    def snapshot(self) -> StatePart:
+    def snapshot(self, checkpoint_id: int) -> StatePart:
         """See `Memory`."""
         frozen = [(begin, filters.freeze()) for begin, filters in self._sets.by_begin()]
         build = partial(_build, frozen, self.ctx.key_groups.start)
         return StatePart(name=self.part, kind="keyed", build=build)
 
-    def restore(self, tables: Sequence[pa.Table]) -> None:
+    def restore(self, parts: Sequence[RestoredPart]) -> None:
         """See `Memory`. Filters keep the sizes they were written with."""
-        for table in tables:
+        for table in (part.table for part in parts):
             begins = table.column("from").cast(pa.int64())
             rows = table.drop_columns(["from"]).to_pylist()
             for begin, row in zip(begins.to_pylist(), rows, strict=True):

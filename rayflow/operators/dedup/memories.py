@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rayflow.operators.contracts import OperatorContext
 from rayflow.state.dedup.times import I64, TimeToLive
-from rayflow.state.parts import StatePart
+from rayflow.state.parts import RestoredPart, StatePart
 
 Method = Literal["exact", "bitmap", "bloom"]
 
@@ -92,11 +92,17 @@ class Memory(ABC):
         """Give back the memory of all that the clock has passed by the time to live."""
 
     @abstractmethod
-    def snapshot(self) -> StatePart:
+    def snapshot(self, checkpoint_id: int) -> StatePart:
         """Return what it remembers as of now."""
 
+    def completed(self, checkpoint_id: int) -> None:
+        """The checkpoint is complete."""
+
+    def close(self) -> None:
+        """Release what is held outside of memory."""
+
     @abstractmethod
-    def restore(self, tables: Sequence[pa.Table]) -> None:
+    def restore(self, parts: Sequence[RestoredPart]) -> None:
         """Take what `snapshot` gave, of the own key groups. Raises ValueError, saying what differs, where that is of
         other columns."""
 

@@ -23,6 +23,7 @@ from rayflow.operators.dedup.bloom import BloomMemory
 from rayflow.operators.dedup.exact import ExactMemory
 from rayflow.operators.dedup.memories import CHUNK_COLUMN, Deduplication, Memory, Method
 from rayflow.operators.keyed_parts import restored_watermark, watermark_part
+from rayflow.protocol.commits import CommitPermit
 from rayflow.state.dedup.times import I64
 from rayflow.state.parts import RestoredPart, StatePart
 
@@ -41,6 +42,8 @@ class DeduplicateOperator(Operator):
         self._by_clock = todo.ttl_ns is not None and todo.time_column is None
         self._watermark = WATERMARK_MIN
         self._next_expiry = WATERMARK_MIN
+        # Bitmaps and filters are small for what they remember, and looked at everywhere.
+        self.state_place = "disk" if todo.method == "exact" else "memory"
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
@@ -67,7 +70,7 @@ class DeduplicateOperator(Operator):
                     self.ctx.location,
                 )
         try:
-            self._memory.restore([part.table for part in restored if part.name == self._memory.part])
+            self._memory.restore([part for part in restored if part.name == self._memory.part])
         except ValueError as error:
             raise PlanError(
                 f"operator {self.ctx.name!r}: its state in the checkpoint is of other columns: {error}; keep them, or "
@@ -140,7 +143,15 @@ class DeduplicateOperator(Operator):
 
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return what is remembered, and the watermark by which it is forgotten."""
-        parts = [self._memory.snapshot()]
+        parts = [self._memory.snapshot(checkpoint_id)]
         if self._ttl is not None and not self._by_clock:
             parts.append(watermark_part(self.ctx, self._watermark))
         return parts
+
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """See `Operator`."""
+        self._memory.completed(permit.checkpoint_id)
+
+    def close(self) -> None:
+        """See `Operator`."""
+        self._memory.close()

@@ -2,4 +2,5 @@
 
 Rows become bytes (`row_codec`, `key_bytes`) in a key-value store (`row_store`; `rocks`: RocksDB, in the folders of
 `scratch`). `cached_keys` is the key index of operators whose rows lie there, `stored_rows` what a barrier sees of it.
+`sorted_runs` keeps states that merge: written once each time memory is full, and merged when they are wanted.
 """

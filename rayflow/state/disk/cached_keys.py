@@ -148,12 +148,23 @@ class CachedKeys(KeyIndex):
         """About how large the files of a checkpoint may be, so that rows on their way there fit their share."""
         return _FILE_CHUNKS * self._chunk_bytes
 
+    @property
+    def count(self) -> int:
+        """How many keys there are, in memory and on disk."""
+        return len(self) + self._absent
+
     # ---------------------------------------------------------------------------------- batches
 
     def insert(self, keys: pa.RecordBatch) -> tuple[I64, I64]:
         """See `KeyIndex`: the slots of the keys, whose rows are in memory until the next `insert`, and the rows of
         `keys` that brought one that is nowhere. The keys count as changed."""
         return self._insert(keys, changes=True)
+
+    def look_up(self, keys: pa.RecordBatch) -> tuple[I64, I64]:
+        """As `insert`, but of the keys only the new ones count as changed."""
+        slots, fresh = self._insert(keys, changes=False)
+        self._dirty[slots[fresh]] = True
+        return slots, fresh
 
     def _insert(self, keys: pa.RecordBatch, *, changes: bool) -> tuple[I64, I64]:
         encoded = self._codec.encode(keys)

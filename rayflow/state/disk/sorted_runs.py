@@ -31,8 +31,9 @@ from rayflow.state.key_codec import restored_as, storage_of
 MOST_RUNS = 96
 _RUN = b"W"
 _NUMBER_BYTES = 8
-_BLOCKS_IN_MEMORY, _STEPS_IN_MEMORY = 256, 8
-_MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 512, 64 << 10
+_BLOCKS_IN_MEMORY, _STEPS_IN_MEMORY = 64, 8
+_MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 512, 128 << 10
+_BYTES_AT_ONCE = 1 << 20
 _WRITTEN_AT_ONCE = 16
 _END = 1 << 64
 
@@ -56,12 +57,14 @@ class FrozenRuns:
         self._view, self._runs, self._format = view, runs, format_
 
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield the rows, block by block, each with the place of its run."""
+        """Yield the rows, about a MiB at a time, each with the place of its run."""
         for place, run in enumerate(self._runs):
-            for block in range(run.blocks):
-                (data,) = self._view.get([_name(run.number, block)])
-                assert data is not None, "a block of a run is not there"
-                yield place, self._format.decoded(data)
+            blocks = max(1, _BYTES_AT_ONCE * run.blocks // run.nbytes)
+            for begin in range(0, run.blocks, blocks):
+                names = [_name(run.number, i) for i in range(begin, min(run.blocks, begin + blocks))]
+                rows = [self._format.read(data) for data in self._view.get(names) if data is not None]
+                assert len(rows) == len(names), "a block of a run is not there"
+                yield place, self._format.shown(pa.concat_batches(rows))
 
 
 class BlockFormat:
@@ -86,10 +89,6 @@ class BlockFormat:
     def read(self, data: bytes) -> pa.RecordBatch:
         """Return rows as they are stored."""
         return pa.ipc.read_record_batch(pa.py_buffer(data), self._stored)
-
-    def decoded(self, data: bytes) -> pa.RecordBatch:
-        """Return rows of `schema`."""
-        return self.shown(self.read(data))
 
     def shown(self, stored: pa.RecordBatch) -> pa.RecordBatch:
         """Return stored rows as rows of `schema`."""

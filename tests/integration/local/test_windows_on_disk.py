@@ -13,6 +13,7 @@ import pytest
 
 import rayflow as rf
 from rayflow import col
+from rayflow.state.manifest import Manifest
 
 DISK = {"state.backend": "disk", "memory.managed": 0.0005}
 """Some hundred KiB for state: a few thousand keys."""
@@ -89,32 +90,38 @@ def test_windows_beyond_memory_survive_subtasks_that_die(lab: Any, tmp_path: Pat
     assert list((tmp_path / "scratch").rglob("*.sst")) == []
 
 
-@pytest.mark.parametrize(("before", "after"), [({}, DISK), (DISK, {}), (DISK, DISK)])
-@pytest.mark.parametrize("how", ["tumbling", "kept up"])
+@pytest.mark.parametrize(
+    ("how", "before", "after"),
+    [("kept up", {}, DISK), ("tumbling", DISK, {}), ("sliding", DISK, {}), ("kept up", DISK, DISK)],
+)
 def test_a_checkpoint_of_either_backend_restores_into_either_at_any_parallelism(
     lab: Any, tmp_path: Path, how: str, before: Any, after: Any
 ) -> None:
     table = rows(12_000)
     kept = {"checkpoint.storage": str(tmp_path / "checkpoints"), "checkpoint.retained": 100}
     first = job(table, how, tmp_path / "first", 2, **kept, **before)
-    lab.finish(first, source__rate_limit=20_000, checkpoint__interval="100ms", batch__rows=500)
-    # Some time in the middle, with windows that are open.
-    found_there = (tmp_path / "checkpoints").glob("*/chk-*/manifest.json")
-    checkpoints = sorted((path.parent for path in found_there), key=lambda path: int(path.name[4:]))
+    lab.finish(first, source__rate_limit=8_000, checkpoint__interval="100ms", batch__rows=500)
     again = job(table, how, tmp_path / "second", 3, **after)
-    result = lab.finish(
-        again, restore_from=checkpoints[len(checkpoints) // 2], allow_duplicates=True, batch__rows=700
-    )
+    checkpoint = before_the_end(tmp_path / "checkpoints")
+    result = lab.finish(again, restore_from=checkpoint, allow_duplicates=True, batch__rows=700)
     assert 0 < result.metrics["operators"]["windows"]["rows_in"] < table.num_rows
     second, wanted = found(lab, tmp_path / "second"), expected(table, how)
     assert len(second) == len(set(second))
     assert set(second) < set(wanted)
     # The last window began before that, and has rows of both.
-    assert {row for row in wanted if row[1] == wanted_last(wanted)} <= set(second)
+    last = max(row[1] for row in wanted)
+    assert {row for row in wanted if row[1] == last} <= set(second)
 
 
-def wanted_last(wanted: list[Any]) -> Any:
-    return max(row[1] for row in wanted)
+def before_the_end(checkpoints: Path) -> Path:
+    """Return the last checkpoint before all rows had been read."""
+    found = {
+        int(path.parent.name[4:]): (path.parent, Manifest.from_json(path.read_bytes()))
+        for path in checkpoints.glob("*/chk-*/manifest.json")
+    }
+    newest_first = [found[number] for number in sorted(found, reverse=True)]
+    (_, last), *others = newest_first
+    return next(path for path, manifest in others if manifest.sources["read"] != last.sources["read"])
 
 
 def test_a_plan_names_the_windows_that_stay_in_memory() -> None:

@@ -62,20 +62,37 @@ def owner(method: str) -> list[str]:
 KEYS = st.none() | st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1) | st.integers(65_530, 65_545)
 
 
+DISK = st.sampled_from([None, 1, 1 << 20])
+"""Bytes for state with `state.backend=disk`; those of one byte keep next to nothing in memory."""
+
+
 @pytest.mark.parametrize("method", METHODS)
 @given(
-    st.lists(st.lists(KEYS, max_size=25), max_size=6), st.integers(0, 6), st.integers(1, 4), st.integers(1, 4)
+    st.lists(st.lists(KEYS, max_size=25), max_size=6),
+    st.integers(0, 6),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    DISK,
+    DISK,
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_first_row_of_each_key_is_kept_whatever_was_restarted(
-    subtasks: Any, method: str, batches: list[list[int | None]], restart_before: int, before: int, after: int
+    subtasks: Any,
+    method: str,
+    batches: list[list[int | None]],
+    restart_before: int,
+    before: int,
+    after: int,
+    disk_before: int | None,
+    disk_after: int | None,
 ) -> None:
-    driven = subtasks(lambda: DeduplicateOperator(todo(method)), owner(method), before)
+    made = lambda: DeduplicateOperator(todo(method))  # noqa: E731
+    driven = subtasks(made, owner(method), before, disk_bytes=disk_before)
     expected: dict[int | None, int] = {}
     number = 0
     for at, keys in enumerate(batches):
         if at == restart_before:
-            driven.restart(1, after)
+            driven.restart(1, after, disk_bytes=disk_after)
         driven.feed(batch([(key, 0) for key in keys], number))
         for key in keys:
             expected.setdefault(key, number)
@@ -165,19 +182,26 @@ TIMED = st.lists(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@given(TIMED, st.integers(0, 10), st.integers(1, 3), st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
+@given(TIMED, st.integers(0, 10), st.integers(1, 3), st.integers(1, 3), DISK, DISK)
+@settings(max_examples=40, deadline=None)
 def test_by_event_time_rows_less_than_the_ttl_apart_are_duplicates(
-    subtasks: Any, method: str, batches: list[list[Row]], restart_before: int, before: int, after: int
+    subtasks: Any,
+    method: str,
+    batches: list[list[Row]],
+    restart_before: int,
+    before: int,
+    after: int,
+    disk_before: int | None,
+    disk_after: int | None,
 ) -> None:
     """Batch i has rows of the seconds 3i to 3i + 6, and the watermark follows 3 s behind its beginning: disorder stays
     below the time to live, no row is late."""
     make = lambda: DeduplicateOperator(todo(method, ttl_ns=TTL_S * SECOND_NS, time_column="t"))  # noqa: E731
-    driven, model, number = subtasks(make, owner(method), before), Model(), 0
+    driven, model, number = subtasks(make, owner(method), before, disk_bytes=disk_before), Model(), 0
     watermark: int | None = None
     for at, offsets in enumerate(batches):
         if at == restart_before:
-            driven.restart(1, after)
+            driven.restart(1, after, disk_bytes=disk_after)
         rows = [(key, 3 * at + offset) for key, offset in offsets if offset is not None]
         found = set(kept(driven))
         driven.feed(batch(rows, number))

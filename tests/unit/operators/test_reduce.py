@@ -107,15 +107,28 @@ def test_a_function_may_be_a_class_with_open_and_close(harness: Any) -> None:
 ROWS = st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.none() | st.integers(-9, 9)), max_size=30)
 
 
-@given(ROWS, st.sampled_from([1, 7, 100]), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3))
+DISK = st.sampled_from([None, 1, 1 << 20])
+"""Bytes for state with `state.backend=disk`; those of one byte keep next to nothing in memory."""
+
+
+@given(
+    ROWS, st.sampled_from([1, 7, 100]), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3), DISK, DISK
+)
 @settings(max_examples=60, deadline=None)
 def test_the_last_row_per_key_folds_all_rows_whatever_was_restarted(
-    subtasks: Any, rows: list[Any], cut: int, restart_after: int, before: int, after: int
+    subtasks: Any,
+    rows: list[Any],
+    cut: int,
+    restart_after: int,
+    before: int,
+    after: int,
+    disk_before: int | None,
+    disk_after: int | None,
 ) -> None:
-    driven = subtasks(make, ["k"], before)
+    driven = subtasks(make, ["k"], before, disk_bytes=disk_before)
     for number, at in enumerate(range(0, len(rows), cut)):
         if number == restart_after:
-            driven.restart(1, after)
+            driven.restart(1, after, disk_bytes=disk_after)
         driven.feed(batch(*rows[at : at + cut]))
     expected: dict[Any, Any] = {}
     for key, value in rows:
