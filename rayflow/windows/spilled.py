@@ -26,7 +26,7 @@ from rayflow.state.accumulators.columns import AggregateColumns
 from rayflow.state.disk.sorted_runs import MOST_RUNS, BlockFormat, FrozenRuns, Run, SortedRuns, cuts
 from rayflow.state.key_index import KeyIndex
 from rayflow.state.parts import StatePart
-from rayflow.windows.bounds import I64, WINDOW_START
+from rayflow.windows.bounds import I64
 from rayflow.windows.panes import FrozenPanes
 
 _RADIX = 4
@@ -39,6 +39,8 @@ up to 4^12 slices."""
 
 _PIECE_BYTES, _PIECE_ROWS = 1 << 20, 16_384
 _GROWTH = 1.5
+
+Others = Callable[[int, int], list[tuple[str, pa.Array]]]
 
 
 class SpilledPanes:
@@ -114,6 +116,13 @@ class SpilledPanes:
         if len(runs) > self._most_of_pane:
             self._of_pane[pane] = self._combined(runs[:MOST_RUNS]) + runs[MOST_RUNS:]
             self._runs.drop(runs[:MOST_RUNS])
+
+    def is_over(self, nbytes: int) -> bool:
+        """Return whether panes of so many bytes in memory are to be written now."""
+        if nbytes > self.memory_bytes:
+            return True
+        self._ctx.metrics.gauge("state_memory_bytes").set(nbytes)
+        return False
 
     def measure(self) -> None:
         """What was written is not in memory any more: update the gauges of bytes there and on disk."""
@@ -194,12 +203,13 @@ class SpilledPanes:
 
     # ---------------------------------------------------------------------------------- snapshots
 
-    def part(self, name: str, times: Callable[[I64], pa.Array]) -> StatePart:
-        """Return all panes as a keyed part, in pieces. `times` gives the times at which panes start."""
+    def part(self, name: str, others: Others) -> StatePart:
+        """Return all panes as a keyed part, in pieces. `others(pane, rows)` gives the columns between keys and states
+        for so many rows of a pane, by name."""
         runs = [(pane, run) for pane in self._open for run in self._of_pane[pane]]
         frozen = self._runs.freeze([run for _, run in runs])
         stream = partial(
-            _tables, frozen, [pane for pane, _ in runs], times, self._merging, self._ctx.max_parallelism
+            _tables, frozen, [pane for pane, _ in runs], others, self._merging, self._ctx.max_parallelism
         )
         return StatePart(
             name=name,
@@ -208,6 +218,17 @@ class SpilledPanes:
             stream=lambda since: stream(),
             is_incremental=False,
         )
+
+
+def spilled_panes(
+    ctx: OperatorContext, key_schema: pa.Schema, make: Callable[[], AggregateColumns], per_window: int
+) -> SpilledPanes | None:
+    """Return where an operator's panes go that has a share of the disk; None, and an event, where they cannot."""
+    try:
+        return SpilledPanes(ctx, key_schema, make, per_window)
+    except TypeError as error:
+        ctx.warn("state_in_memory", f"operator {ctx.name!r} keeps its state in memory: {error}")
+        return None
 
 
 class Merging:
@@ -249,13 +270,12 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _tables(
     frozen: FrozenRuns,
     panes: list[int],
-    times: Callable[[I64], pa.Array],
+    others: Others,
     merging: Merging,
     max_parallelism: int,
 ) -> Iterator[pa.Table]:
     """Yield the rows of runs, of the pane at the same place each."""
     for place, batch in frozen.batches():
         keys, states = merging.split(batch)
-        starts = times(np.full(batch.num_rows, panes[place]))
-        others = [(WINDOW_START, starts), *zip(states.schema.names, states.columns)]
-        yield keyed_table(keys, others, max_parallelism)
+        columns = [*others(panes[place], batch.num_rows), *zip(states.schema.names, states.columns)]
+        yield keyed_table(keys, columns, max_parallelism)

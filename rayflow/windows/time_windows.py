@@ -51,7 +51,7 @@ from rayflow.windows.grid import WindowGrid
 from rayflow.windows.panes import FrozenPanes, Panes
 from rayflow.windows.parameters import TimeWindows, check_parameters, parameter_parts
 from rayflow.windows.row_times import RowTimes
-from rayflow.windows.spilled import SpilledPanes
+from rayflow.windows.spilled import SpilledPanes, spilled_panes
 
 PANES = "windows"
 
@@ -123,11 +123,7 @@ class TimeWindowOperator(Operator):
     def _open_disk(self) -> SpilledPanes | None:
         if self.ctx.disk is None or self._windows.updates:
             return None
-        try:
-            return SpilledPanes(self.ctx, self._key_schema, self._make_columns, self._panes_of(0)[1])
-        except TypeError as error:
-            self.ctx.warn("state_in_memory", f"operator {self.ctx.name!r} keeps its state in memory: {error}")
-            return None
+        return spilled_panes(self.ctx, self._key_schema, self._make_columns, self._panes_of(0)[1])
 
     def _restore(self, restored: Sequence[RestoredPart]) -> None:
         """Take up state that was written when time had come as far as it has now."""
@@ -194,11 +190,8 @@ class TimeWindowOperator(Operator):
     def _make_room(self) -> None:
         if self._spilled is None:
             return
-        nbytes = self._panes.nbytes + self._columns.nbytes + self._derived_bytes()
-        if nbytes > self._spilled.memory_bytes:
+        if self._spilled.is_over(self._panes.nbytes + self._columns.nbytes + self._derived_bytes()):
             self._spill(self._spilled)
-        else:
-            self.ctx.metrics.gauge("state_memory_bytes").set(nbytes)
 
     def _spill(self, spilled: SpilledPanes) -> None:
         """Write all panes in memory to disk."""
@@ -351,7 +344,9 @@ class TimeWindowOperator(Operator):
     def _pane_part(self) -> StatePart:
         if self._spilled is not None and len(self._spilled):
             self._spill(self._spilled)
-            return self._spilled.part(PANES, self._pane_times())
+            times = self._pane_times()
+            starts = lambda pane, rows: [(WINDOW_START, times(np.full(rows, pane)))]  # noqa: E731
+            return self._spilled.part(PANES, starts)
         build = partial(self._pane_table(), self._columns.freeze())
         return StatePart(name=PANES, kind="keyed", build=build)
 

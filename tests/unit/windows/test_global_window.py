@@ -105,8 +105,10 @@ ALL = [["first", "last", "count"], ["list", "sum", "max"], ["mean", "distinct", 
     st.integers(1, 3),
     st.integers(1, 3),
     st.sampled_from([1, 1000]),
+    st.sampled_from([None, 1, 1 << 20]),
+    st.sampled_from([None, 1, 1 << 20]),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_the_last_rows_are_those_of_a_naive_model(
     kit: Any,
     subtasks: Any,
@@ -119,6 +121,8 @@ def test_the_last_rows_are_those_of_a_naive_model(
     before: int,
     after: int,
     batch_rows: int,
+    disk_before: int | None,
+    disk_after: int | None,
 ) -> None:
     rows = [(*row, number) for number, row in enumerate(given_rows)]
     aggregates = [(name, kit.aggregates[name][0]) for name in names]
@@ -128,18 +132,32 @@ def test_the_last_rows_are_those_of_a_naive_model(
         ["k"],
         before,
         batch_rows=batch_rows,
+        disk_bytes=disk_before,
     )
     # The restart comes after so many percent of the rows, wherever a batch ends.
     at = len(rows) * restart_at // 100
     for number, part in enumerate((rows[:at], rows[at:])):
         if number:
-            driven.restart(1, after)
+            driven.restart(1, after, disk_bytes=disk_after)
         for begin in range(0, len(part), cut):
             driven.feed(kit.batch(part[begin : begin + cut]))
             # However far event time is: nothing is late for a window without end.
             driven.watermark(begin * MS)
     driven.watermark(WATERMARK_MAX)
     assert last_shown(kit, driven, names, timed) == expected(kit, rows, names, timed)
+
+
+def test_more_keys_than_memory_holds_come_once_from_disk(subtasks: Any) -> None:
+    driven = subtasks(maker(), ["k"], 2, disk_bytes=40_000, batch_rows=100)
+    for begin in range(0, 6_000, 500):
+        driven.feed(batch(*((f"key {i % 4_000}", None, i) for i in range(begin, begin + 500))))
+    assert driven.count("state_evicted_keys") > 2_000
+    driven.restart(1, 3)
+    assert driven.rows == []
+    driven.watermark(WATERMARK_MAX)
+    expected = {f"key {i}": (2, 2 * i + 4_000, i + 4_000) if i < 2_000 else (1, i, i) for i in range(4_000)}
+    assert len(driven.rows) == 4_000
+    assert {row["k"]: (row["n"], row["total"], row["last"]) for row in driven.rows} == expected
 
 
 def last_shown(kit: Any, driven: Any, names: list[str], timed: bool) -> dict[Any, Any]:
