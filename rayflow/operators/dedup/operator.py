@@ -44,11 +44,13 @@ class DeduplicateOperator(Operator):
         self._next_expiry = WATERMARK_MIN
         # Bitmaps and filters are small for what they remember, and looked at everywhere.
         self.state_place = "disk" if todo.method == "exact" else "memory"
+        self._opened: list[Memory] = []
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
         self._memory = _MEMORIES[self._todo.method](self._todo, ctx)
+        self._opened = [self._memory]
         self._watermark = restored_watermark(restored)
         self._restore(restored)
         metrics = ctx.metrics
@@ -154,4 +156,5 @@ class DeduplicateOperator(Operator):
 
     def close(self) -> None:
         """See `Operator`."""
-        self._memory.close()
+        for memory in self._opened:
+            memory.close()
