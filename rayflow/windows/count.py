@@ -12,6 +12,8 @@ comes behind if the row that filled its window was.
 A window that is not full when the input ends is not emitted, as in Flink: fewer rows are no window of that many.
 They are counted in `unfinished_window_rows`. Restored by a job with another size, windows that already have so
 many rows are full with the next one.
+
+With `state.backend=disk` windows of keys that are not in use lie on disk (`state.disk.cached_keys`).
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ from rayflow.batch.aggregates import AggregateExpr
 from rayflow.batch.changelog import visible
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import user_error
-from rayflow.operators.keyed_parts import keyed_table, restored_batches
+from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
+from rayflow.protocol.commits import CommitPermit
 from rayflow.state.accumulators.columns import FrozenAggregates
+from rayflow.state.disk.cached_keys import CachedKeys
 from rayflow.state.parts import RestoredPart, StatePart
 from rayflow.windows.arrivals import columns_with_bounds, order_of
 from rayflow.windows.bounds import I64
-from rayflow.windows.count_table import CountTable, FrozenCounts
+from rayflow.windows.count_table import ROWS, CountRows, CountTable, FrozenCounts
 
 _WINDOWS = "windows"
-_ROWS = "rows"
 
 
 class CountWindowOperator(Operator):
@@ -41,6 +44,8 @@ class CountWindowOperator(Operator):
 
     Emits the key columns, with a `time_column` (of `input_schema`, a timestamp) the bounds, and the results.
     """
+
+    state_place = "disk"
 
     def __init__(
         self,
@@ -54,13 +59,16 @@ class CountWindowOperator(Operator):
         self._key_schema = pa.schema([input_schema.field(key) for key in keys])
         self._table = CountTable(self._key_schema, size)
         self._columns = columns_with_bounds(aggregates, input_schema, time_column)
+        self._stored_rows = CountRows(self._table, self._columns)
         self._schema = pa.schema([*self._key_schema, *self._columns.fields])
 
     def open(self, ctx: OperatorContext, out: Output, restored: Sequence[RestoredPart]) -> None:
         """See `Operator`."""
         super().open(ctx, out, restored)
+        table, rows = self._table, self._stored_rows
+        table.keys = keys_of_operator(ctx, table.keys, lambda: rows)
         for keys, others in restored_batches(restored, _WINDOWS, self._key_schema):
-            slots = self._table.restore(keys, others.column(_ROWS).to_numpy())
+            slots = self._table.restore(keys, others.column(ROWS).to_numpy())
             self._columns.merge(others, slots, self._table.slot_limit)
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
@@ -85,14 +93,28 @@ class CountWindowOperator(Operator):
 
     def end(self) -> None:
         """Say how many rows are in no full window."""
-        self.ctx.metrics.counter("unfinished_window_rows").inc(self._table.open_rows())
+        self.ctx.metrics.counter("unfinished_window_rows").inc(
+            self._table.open_rows() + self._stored_rows.away
+        )
 
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return the windows that are not full."""
+        if isinstance(self._table.keys, CachedKeys):
+            return (stored_part(self._table.keys, _WINDOWS, checkpoint_id, self.ctx.max_parallelism),)
         build = partial(_build, self._table.freeze(), self._columns.freeze(), self.ctx.max_parallelism)
         return (StatePart(name=_WINDOWS, kind="keyed", build=build),)
 
+    def notify_complete(self, permit: CommitPermit) -> None:
+        """See `Operator`."""
+        if isinstance(self._table.keys, CachedKeys):
+            self._table.keys.completed(permit.checkpoint_id)
+
+    def close(self) -> None:
+        """See `Operator`."""
+        if isinstance(self._table.keys, CachedKeys):
+            self._table.keys.close()
+
 
 def _build(windows: FrozenCounts, columns: FrozenAggregates, max_parallelism: int) -> pa.Table:
-    others = [(_ROWS, pa.array(windows.counts)), *columns.state_columns(windows.slots)]
+    others = [(ROWS, pa.array(windows.counts)), *columns.state_columns(windows.slots)]
     return keyed_table(windows.key_columns(), others, max_parallelism)

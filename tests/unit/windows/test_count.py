@@ -93,8 +93,10 @@ ROW = st.tuples(
     st.integers(0, 6),
     st.integers(1, 3),
     st.integers(1, 3),
+    st.sampled_from([None, 1, 1 << 20]),
+    st.sampled_from([None, 1, 1 << 20]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_results_are_those_of_a_naive_model(
     subtasks: Any,
     steps: list[Any],
@@ -104,13 +106,15 @@ def test_results_are_those_of_a_naive_model(
     restart_at: int,
     before: int,
     after: int,
+    disk_before: int | None,
+    disk_after: int | None,
 ) -> None:
-    driven = subtasks(maker(size, "t" if timed else None), ["k"], before)
+    driven = subtasks(maker(size, "t" if timed else None), ["k"], before, disk_bytes=disk_before)
     windows: dict[Any, list[Any]] = defaultdict(list)
     expected: dict[Any, list[Any]] = defaultdict(list)
     for number, rows in enumerate(steps):
         if number == restart_at:
-            driven.restart(1, after)
+            driven.restart(1, after, disk_bytes=disk_after)
         for at in range(0, len(rows), cut):
             driven.feed(batch(*rows[at : at + cut]))
         for key, time, value in rows:
