@@ -96,7 +96,7 @@ ROW = st.tuples(
     st.sampled_from([None, 1, 1 << 20]),
     st.sampled_from([None, 1, 1 << 20]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_results_are_those_of_a_naive_model(
     subtasks: Any,
     steps: list[Any],

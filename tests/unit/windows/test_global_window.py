@@ -108,7 +108,7 @@ ALL = [["first", "last", "count"], ["list", "sum", "max"], ["mean", "distinct", 
     st.sampled_from([None, 1, 1 << 20]),
     st.sampled_from([None, 1, 1 << 20]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_the_last_rows_are_those_of_a_naive_model(
     kit: Any,
     subtasks: Any,

@@ -30,7 +30,7 @@ NAMES = [
         [(TINY, TINY), (TINY, None), (None, TINY), (SMALL, TINY), (TINY, LARGE), (LARGE, LARGE)]
     ),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_windows_are_those_of_the_model_whatever_is_on_disk_before_and_after_a_restart(
     kit: Any,
     subtasks: Any,
@@ -53,6 +53,7 @@ def test_windows_are_those_of_the_model_whatever_is_on_disk_before_and_after_a_r
     assert len(dict(found)) == len(found)
     assert {window: values for window, (_, values) in found} == model.results(names)
     assert driven.count("late_rows") == len(model.late)
-    if backends == (TINY, TINY):
+    if backends == (TINY, TINY) and found:
         # Whatever was shown came from disk.
-        assert driven.count("state_evicted_keys") >= len(found) / max(1, grid[0] // grid[1])
+        assert driven.count("state_evicted_keys") > 0
+        assert driven.count("state_fetched_keys") > 0
