@@ -216,6 +216,7 @@ class SpilledPanes:
             kind="keyed",
             build=lambda: pa.concat_tables(list(stream())),
             stream=lambda since: stream(),
+            file_bytes=self._runs.file_bytes,
             is_incremental=False,
         )
 
