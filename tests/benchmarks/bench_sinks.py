@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -167,13 +168,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with running_postgres() as postgres, running_mariadb() as mariadb:
-        rounds = [
-            {
+        rounds = []
+        for number in range(given.rounds):
+            found = {
                 name: measure(server, given.rows, given.single, number)
                 for name, server in (("PostgreSQL", postgres), ("MariaDB", mariadb))
             }
-            for number in range(given.rounds)
-        ]
+            rounds.append(found)
+            print(f"round {number + 1}: {found}", file=sys.stderr, flush=True)
     print("| database | mode | way | rows/s | times `by hand`: median (least to most) | in processor time |")
     print("|---|---|---|---|---|---|")
     for name, first in rounds[0].items():

@@ -17,7 +17,6 @@ from tests.chaos.victim import NOTHING_WRONG, SPLIT, Victim
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.chaos,
     pytest.mark.usefixtures("local_ray"),
     pytest.mark.timeout(2_400),
 ]
@@ -76,7 +75,7 @@ class Target:
         return int(count)
 
 
-@pytest.fixture(params=["postgres", "mariadb"])
+@pytest.fixture(params=["postgres", pytest.param("mariadb", marks=pytest.mark.chaos)])
 def target(request: pytest.FixtureRequest) -> Target:
     return Target(request.getfixturevalue(request.param))
 
