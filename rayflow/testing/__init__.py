@@ -13,6 +13,8 @@ Users test their own jobs with `rf.testing.simulate(env)`; `rf.testing.Faults` s
 | `world` | the clock, the scheduler, what is under way, the trace |
 | `network`, `storage`, `io` | the data plane; object stores; the I/O pool |
 | `workers`, `managers` | simulated processes, and the pool through which a manager has its workers |
+| `restoring`, `losses` | what is checked of restores and of a job's failure; of lost control messages |
+| `met` | which rows of the table of faults a run has really met |
 | `outputs`, `comparison` | file sinks pointed elsewhere; lost, duplicated and differing rows of two outputs |
 """
 

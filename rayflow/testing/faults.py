@@ -16,6 +16,7 @@ safety can be asked for).
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -23,7 +24,15 @@ from typing import Any, Literal
 from rayflow.testing.world import World
 
 Action = Literal[
-    "crash", "freeze", "cut", "crash master", "crash machine", "crash all", "freeze master", "isolate master"
+    "crash",
+    "freeze",
+    "cut",
+    "crash master",
+    "crash machine",
+    "crash all",
+    "freeze master",
+    "isolate master",
+    "damage",
 ]
 StorageFault = Literal["error", "applied", "torn", "flip", "missing", "crash"]
 
@@ -112,7 +121,8 @@ def draw_faults(rng: random.Random, *, safety: bool = False) -> Faults:
             likely: Any = {kind: often if kind in _BY_TURN else rng.choice([0.02, 0.1])}
             faults = replace(faults, **likely)
     # Drawn last: what a seed had before this kind existed it still has.
-    return replace(faults, lost_call=rng.choice([0, 0, 0, 0.02, 0.1])) if kinds else faults
+    faults = replace(faults, lost_call=rng.choice([0, 0, 0, 0.02, 0.1])) if kinds else faults
+    return _with_a_rare_one(faults) if kinds else faults
 
 
 _BY_TURN = ("crash", "crash_master", "crash_machine", "crash_all", "freeze", "cut", "break_stream")
@@ -148,6 +158,25 @@ def _aim(rng: random.Random) -> Strike:
     )
 
 
+def _with_a_rare_one(faults: Faults) -> Faults:
+    """Of one seed in twelve the newest checkpoint is damaged; in one of twenty-four the manager stands still for longer
+    than its workers' leases last; and in as many it is cut off, with requests to storage under way that are carried
+    out once it is back. Drawn from what else a seed has: all others are what they were before these existed."""
+    rng = random.Random(repr(faults))
+    chance, nth = rng.random(), rng.choice([1, 2, 4, 8])
+    if chance < 2 / 24:
+        strike = Strike(moment="announced", nth=nth, action="damage")
+        return replace(faults, aimed=(*faults.aimed, strike))
+    if chance < 3 / 24:
+        strike = Strike(moment="announced", nth=nth, action="freeze master")
+        return replace(faults, aimed=(*faults.aimed, strike), longest_ms=40_000, active_ms=60_000)
+    if chance < 4 / 24:
+        strike = Strike(moment="after ack", nth=nth, action="isolate master")
+        late = replace(faults, storage_slow_if_cut=0.8, longest_ms=6_000, active_ms=60_000)
+        return replace(late, aimed=(*faults.aimed, strike))
+    return faults
+
+
 @dataclass(slots=True)
 class _Aim:
     strike: Strike
@@ -167,6 +196,8 @@ class Injector:
     began_ms: int | None = None
     ended_ms: int | None = None
     corrupted: int = 0
+    met: Counter[str] = field(default_factory=Counter)
+    """How often each fault really struck (`met.ROWS`)."""
     _left: int = 0
     _by_turn: tuple[tuple[float, Action | Literal["break stream"]], ...] = ()
     _aims: list[_Aim] = field(default_factory=list)
@@ -217,13 +248,14 @@ class Injector:
             return None
         faults = self.faults
         if self.chance(faults.storage_error):
+            self.met["storage: error"] += 1
             return "error"
         if self.chance(faults.storage_applied):
+            self.met["storage: applied, no answer"] += 1
             return "applied"
         if verb in ("write", "create") and "/chk-" in path and self.chance(faults.corruption):
             self.corrupted += 1
-            kinds: Sequence[StorageFault] = ("torn", "flip", "missing")
-            return kinds[self.world.draw(3)]
+            return self.kind_of_damage()
         return None
 
     def external(self) -> Literal["error", "applied", "slow"] | None:
@@ -232,8 +264,19 @@ class Injector:
         if self.chance(faults.external_error):
             return "error"
         if self.chance(faults.external_applied):
+            self.met["sink: outcome unknown"] += 1
             return "applied"
-        return "slow" if self.chance(faults.external_slow) else None
+        if self.chance(faults.external_slow):
+            self.met["sink: stalled"] += 1
+            return "slow"
+        return None
+
+    def kind_of_damage(self) -> StorageFault:
+        """How an object is damaged."""
+        kinds: Sequence[StorageFault] = ("torn", "flip", "missing")
+        kind = kinds[self.world.draw(3)]
+        self.met[f"storage: {'flipped' if kind == 'flip' else kind}"] += 1
+        return kind
 
     # ------------------------------------------------------------------ strikes
 

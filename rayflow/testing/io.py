@@ -107,6 +107,7 @@ class IoRuns:
         self._serial += 1
         serial = self._serial
         slow = self.injector.chance(self.injector.faults.storage_slow) or self._slow_behind_a_cut(process)
+        self.injector.met["storage: slow"] += slow
         label = f"io {serial} of {process.name}{' (slow)' if slow else ''}"
         fiber = Fiber(work) if self.injector.faults.interleaved_io else None
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rayflow.model.ids import JobId
+from rayflow.model.ids import JobId, SubtaskId
 from rayflow.runtime.job_master import JobMaster
+from rayflow.runtime.messages import FromSubtask, HeartbeatAnswered, ToSubtask
 from rayflow.runtime.stepping import StepResult
+from rayflow.testing.losses import Debt
 from rayflow.testing.workers import SimPool
 from rayflow.testing.world import Process
 
@@ -45,9 +47,32 @@ class SimManager:
         )
         process.step = self._step
         self._look_at_ms = sim.world.now + sim.heartbeat_timeout_ms
+        self._debts: dict[SubtaskId, Debt] = {}
+
+    def hear(self, message: FromSubtask) -> None:
+        """A subtask's report arrived."""
+        if isinstance(message, HeartbeatAnswered) and message.lacks:
+            debt = self._debts.setdefault(message.subtask, Debt(self.sim.world, str(message.subtask)))
+            debt.told(message)
+        self.master.on_message(message)
+
+    def sends(self, subtask: SubtaskId, message: ToSubtask) -> None:
+        """The master sends a message."""
+        if subtask in self._debts:
+            self._debts[subtask].sent(message)
+
+    def _settle(self) -> None:
+        """All that came is handled: what a subtask that is here lacks has been sent again."""
+        debts, self._debts = self._debts, {}
+        for subtask, debt in debts.items():
+            worker = self.master._ctx.fleet.ready.get(subtask)
+            if worker is not None:
+                debt.settle(worker.outgoing)
 
     def _step(self, now_ms: int) -> StepResult:
         result = self.master.step(now_ms)
+        if self._debts and not self.master._mailbox:
+            self._settle()
         if self.master.superseded:
             # Who outbid it may be the older one: its process is started again, unless there is another (as Ray does).
             self.sim.end_manager(self, _RESTART_MS)

@@ -8,12 +8,14 @@ most of the cluster for a while is given up, and lives on behind the cut.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rayflow.testing import met
 from rayflow.testing.faults import Action
 from rayflow.testing.managers import SimManager
-from rayflow.testing.workers import SimWorker
+from rayflow.testing.workers import LEASE_FACTOR, SimWorker
 from rayflow.testing.world import Process
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class Mishaps:
                 return worker is not None and self._crash_machine(worker.process.machine)
             case "crash all":
                 return self._crash_all()
+            case "damage":
+                return worker is not None and self._damage(worker)
 
     def _worker(self, about: list[str]) -> SimWorker | None:
         for name in about:
@@ -69,6 +73,7 @@ class Mishaps:
 
     def _crash(self, worker: SimWorker) -> bool:
         self._sim.world.note(f"fault: crash {worker.name}")
+        met.killed(self._sim, worker)
         self._sim.end_worker(worker)
         return True
 
@@ -77,27 +82,39 @@ class Mishaps:
         if manager is None:
             return False
         self._sim.world.note(f"fault: crash {manager.name}")
+        met.manager_killed(self._sim, manager)
         self._sim.end_manager(manager, self._sim.world.draw(_RESTART_MS))
         return True
 
     def _crash_machine(self, machine: str) -> bool:
         self._sim.world.note(f"fault: crash {machine}")
-        for worker in [
-            w for w in self._sim.workers.values() if w.process.alive and w.process.machine == machine
-        ]:
+        workers = [w for w in self._sim.workers.values() if w.process.alive and w.process.machine == machine]
+        managers = [m for m in self._sim.managers.values() if m.process.machine == machine]
+        if workers and any(manager.process.alive for manager in managers):
+            self._sim.injector.met["job manager and subtasks killed at once"] += 1
+        for worker in workers:
             self._sim.end_worker(worker)
-        for manager in list(self._sim.managers.values()):
-            if manager.process.machine == machine:
-                self._sim.end_manager(manager, self._sim.world.draw(_RESTART_MS))
+        for manager in managers:
+            self._sim.end_manager(manager, self._sim.world.draw(_RESTART_MS))
         return True
 
     def _crash_all(self) -> bool:
         self._sim.world.note("fault: crash all")
+        self._sim.injector.met["job manager and subtasks killed at once"] += 1
         for manager in list(self._sim.managers.values()):
             self._sim.end_manager(manager, self._sim.world.draw(_RESTART_MS))
         for worker in [w for w in self._sim.workers.values() if w.process.alive]:
             self._sim.end_worker(worker)
         return True
+
+    def _damage(self, worker: SimWorker) -> bool:
+        """A file that the newest checkpoint needs rots on storage; then somebody dies, so that it is restored."""
+        job = self._sim.job
+        path = None if job is None else self._sim.storage.rot(self._sim.storage_url, job.id)
+        if path is None:
+            return False
+        self._sim.world.note(f"fault: {path} is damaged")
+        return self._crash(worker)
 
     def _freeze(self, process: Process) -> bool:
         if process.frozen:
@@ -105,10 +122,15 @@ class Mishaps:
         for_ms = self._sim.injector.duration_ms()
         self._sim.world.note(f"fault: freeze {process.name} for {for_ms} ms")
         process.frozen = True
-        self._sim.world.after(for_ms, f"thaw {process.name}", partial(self._thaw, process))
+        beyond_lease = for_ms > LEASE_FACTOR * self._sim.heartbeat_timeout_ms
+        self._sim.world.after(
+            for_ms, f"thaw {process.name}", partial(self._thaw, process, beyond_lease=beyond_lease)
+        )
         return True
 
-    def _thaw(self, process: Process) -> None:
+    def _thaw(self, process: Process, *, beyond_lease: bool = False) -> None:
+        if process.frozen and process.alive and beyond_lease:
+            self._sim.injector.met["stopped beyond the lease, then continued"] += 1
         process.frozen = False
         process.woken = True
 
@@ -151,6 +173,7 @@ class Mishaps:
     def _begin_cut(self, pairs: list[tuple[str, str]], for_ms: int, flaps: int) -> None:
         said = ", ".join(f"{a}→{b}" for a, b in pairs)
         self._sim.world.note(f"fault: cut {said} for {for_ms} ms")
+        met.cut(self._sim, pairs)
         self._sim.world.cuts |= set(pairs)
         self._sim.network.cut()
         self._sim.world.after(for_ms, f"heal {said}", partial(self._end_cut, pairs, for_ms, flaps))
@@ -158,13 +181,19 @@ class Mishaps:
 
     def _end_cut(self, pairs: list[tuple[str, str]], for_ms: int, flaps: int) -> None:
         self._sim.world.cuts -= set(pairs)
+        self._sim.world.healed |= {machine for pair in pairs for machine in pair}
         if flaps > 1 and self._sim.injector.active:
             again = partial(self._begin_cut, pairs, for_ms, flaps - 1)
             self._sim.world.after(
                 1 + self._sim.world.draw(for_ms),
                 "flap",
-                lambda: again() if self._sim.injector.active else None,
+                lambda: self._flap(again),
             )
+
+    def _flap(self, cut_again: Callable[[], None]) -> None:
+        if self._sim.injector.active:
+            self._sim.injector.met["partition: flapping"] += 1
+            cut_again()
 
     def _give_up_across(self, pairs: list[tuple[str, str]]) -> None:
         """The cluster gives up whoever has been cut off from most of it for a while: workers are reported lost, and a
@@ -224,6 +253,7 @@ class Mishaps:
 
     def heal(self) -> None:
         """What is cut, frozen or slow is so no more."""
+        self._sim.world.healed |= {machine for pair in self._sim.world.cuts for machine in pair}
         self._sim.world.cuts.clear()
         for process in list(self._sim.world.processes.values()):
             if process.frozen:

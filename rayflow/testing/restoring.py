@@ -1,7 +1,8 @@
 """What is checked, in any simulated job, of what an attempt begins with, and of why a job failed, by number.
 
 I3   an attempt restores the newest checkpoint that was announced, unless that is damaged.
-I9   a source that was restored says no watermark that is below the one in its checkpoint: event time does not go back.
+I9   a source that was restored begins at the watermark in its checkpoint, and says none below: event time does not go
+     back.
 I11  who has read a damaged object as it restored does not begin. And a job fails only for a checkpoint that is really
      damaged, and only where its sinks may have committed: else it has an older one, or the beginning, to fall back to.
 """
@@ -46,10 +47,11 @@ def check_deploy(manager: SimManager, deploy: Deploy) -> None:
 
 
 def check_deployed(worker: SimWorker, message: FromSubtask) -> None:
-    """I11: the subtask says that it has restored its state."""
+    """I9, I11: the subtask says that it has restored its state."""
     deploy = worker.engine._deploy
     if deploy is None or deploy.attempt != message.attempt or deploy.restore is None:
         return
+    _check_clock(worker, deploy.restore.watermark)
     directory = deploy.restore.directory.partition("?")[0]
     storage = worker.sim.storage
     needed = _needed(storage, directory)
@@ -59,6 +61,18 @@ def check_deployed(worker: SimWorker, message: FromSubtask) -> None:
     if used:
         worker.sim.world.violated(
             f"I11: {worker.name} begins with what it read of {', '.join(used)}, which is damaged"
+        )
+
+
+def _check_clock(worker: SimWorker, before: int | None) -> None:
+    """What a source says is a poor witness: it is seldom told to read what would take it back."""
+    task = worker.engine._task
+    clock = None if task is None or task._source is None else task._source._clock
+    if clock is None or before is None:
+        return
+    if clock.current is None or clock.current < before:
+        worker.sim.world.violated(
+            f"I9: {worker.name} begins at watermark {clock.current}, its checkpoint had come to {before}"
         )
 
 

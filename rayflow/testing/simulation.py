@@ -239,6 +239,7 @@ class Simulation:
             return
         if self.injector.chance(self.faults.lost_call):
             self.world.note(f"lost: {label}")
+            self.injector.met["control message lost"] += 1
             return
         self.world.post(queue, label, deliver, source=source, target=target)
         if self.injector.chance(self.faults.duplicate):
@@ -255,7 +256,7 @@ class Simulation:
     def reported(self, worker: SimWorker, manager: SimManager, message: FromSubtask) -> None:
         """A worker's report arrived."""
         if manager.process.alive:
-            manager.master.on_message(message)
+            manager.hear(message)
 
     def end_worker(self, worker: SimWorker) -> None:
         """The worker's process is gone."""

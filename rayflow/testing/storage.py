@@ -31,6 +31,7 @@ from rayflow.testing.world import Process, World
 
 MANIFEST = "manifest.json"
 _MANIFEST = re.compile(r"/chk-(\d+)/manifest\.json$")
+Put = Callable[[str, bytes], Any]
 _JOB_DEPTH = 3
 """Slashes in the path of a job's directory: `memory://name/job`."""
 
@@ -78,12 +79,56 @@ class SimStorage:
         """Whether the checkpoint has, or once had, a manifest."""
         return any(directory.endswith(f"/{job_id}/chk-{checkpoint_id}") for directory in self.published)
 
+    def newest_published(self, job_id: str) -> int:
+        """Return the newest of the job's checkpoints that ever had a manifest, 0 where none had."""
+        found = [d.rpartition("/chk-")[2] for d in self.published if f"/{job_id}/chk-" in d]
+        return max(map(int, found), default=0)
+
+    def rot(self, url: str, job_id: str) -> str | None:
+        """Damage a file of the job's newest announced checkpoint, whatever is done about it; return its path, None
+        where there is none."""
+        newest = self.announced.get(job_id)
+        manifest = self.manifests.get(f"{url}/{job_id}/chk-{newest}")
+        if manifest is None:
+            return None
+        store, directory = open_store(url, {}), f"{job_id}/chk-{newest}"
+        there = set(store.list(job_id)) - {path.removeprefix(f"{url}/") for path in self.damaged}
+        paths = sorted({file_path(directory, file) for file in json.loads(manifest)["files"]} & there)
+        if not paths:
+            return None
+        path = paths[self.world.draw(len(paths))]
+        # Most often a bit, which only a checksum notices.
+        kind = self.injector.kind_of_damage()
+        if self.world.happens(0.6):
+            kind = "flip"
+        data = store.read(path)
+        self.spoiled(store, path, data, kind, store.write, at=self.world.draw(len(data)))
+        self.injector.corrupted += 1
+        self.injector.met["storage: latest checkpoint corrupt"] += 1
+        return path
+
+    def spoiled(
+        self, store: ObjectStore, path: str, data: bytes, fault: str, put: Put, *, at: int | None = None
+    ) -> Any:
+        """Have `put` write what is left of `data`; return what it does. `at`: where a bit flips, else in the middle."""
+        self.damaged.add(_full(store, path))
+        at = len(data) // 2 if at is None else at
+        left = (
+            b"" if fault == "missing" else data[: len(data) // 2] if fault == "torn" else _flipped(data, at)
+        )
+        done = put(path, left)
+        if fault == "missing" and done is not False:
+            store.delete(path)
+        return done
+
     # ------------------------------------------------------------------ what was applied
 
     def wrote(self, process: Process, store: ObjectStore, path: str, data: bytes) -> None:
         """An object was written."""
         full = _full(store, path)
         directory, _, name = full.rpartition("/")
+        if process.alive and process.machine in self.world.healed and not self.is_current(process):
+            self.injector.met["zombie writes after healing"] += not self.world.is_cut(process.machine)
         if self.is_current(process) and directory not in self._discarded:
             self.by_outsiders.discard(full)
         else:
@@ -238,16 +283,10 @@ class SimStore:
             raise StorageError(f"simulated: {verb} {full} failed")
         if fault in ("torn", "flip", "missing"):
             assert data is not None
-            storage.damaged.add(full)
             if full.endswith(f"/{MANIFEST}"):
                 storage.published[full.rpartition("/")[0]] = 0
-            damaged = (
-                b"" if fault == "missing" else data[: len(data) // 2] if fault == "torn" else _flipped(data)
-            )
-            done = (self._inner.create if verb == "create" else self._inner.write)(path, damaged)
-            if fault == "missing" and done is not False:
-                self._inner.delete(path)
-            return done
+            put = self._inner.create if verb == "create" else self._inner.write
+            return storage.spoiled(self._inner, path, data, fault, put)
         result = apply()
         if fault == "applied":
             raise StorageError(f"simulated: {verb} {full} got no answer")
@@ -284,6 +323,5 @@ def _exists(store: ObjectStore, directory: str) -> bool:
     return True
 
 
-def _flipped(data: bytes) -> bytes:
-    at = len(data) // 2
+def _flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if data else data

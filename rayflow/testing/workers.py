@@ -19,11 +19,21 @@ import cloudpickle
 from rayflow.graph.plan import Resources
 from rayflow.model.ids import SubtaskId
 from rayflow.operators.async_calls import Completion, Coroutine
-from rayflow.runtime.messages import Cancel, CheckpointCompleted, Deploy, Deployed, FromSubtask, ToSubtask
+from rayflow.runtime.messages import (
+    Cancel,
+    CheckpointAcked,
+    CheckpointCompleted,
+    Deploy,
+    Deployed,
+    FromSubtask,
+    Heartbeat,
+    ToSubtask,
+)
 from rayflow.runtime.ports import WorkerEvents
 from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.state.disk.row_store import MemoryRows, RowStore
 from rayflow.state.storage import MemoryStore, ObjectStore
+from rayflow.testing.losses import Debt
 from rayflow.testing.network import SimTransport
 from rayflow.testing.restoring import check_deploy, check_deployed
 from rayflow.testing.world import Process
@@ -36,7 +46,7 @@ _DETECTION_MS = 1_100
 _START_MS = 3_000
 _KILL_MS = 50
 _DUPLICATE_MS = 3_000
-_LEASE_FACTOR = 4
+LEASE_FACTOR = 4
 _LEASE_TICKS = 10
 
 
@@ -52,9 +62,12 @@ class SimWorker:
         self.name = process.name
         self.given_up = False
         """Its manager has it no more."""
+        self.acked = (0, 0)
+        """Attempt and number of the checkpoint that it acknowledged last."""
+        self._debt = Debt(sim.world, f"the manager of {self.name}")
         self.tenure = pool.manager.tenure
         # As `actors.lease`: time in which the process stands still does not count.
-        self._lease_ms = self._lease_left_ms = _LEASE_FACTOR * sim.heartbeat_timeout_ms
+        self._lease_ms = self._lease_left_ms = LEASE_FACTOR * sim.heartbeat_timeout_ms
         self.engine = SubtaskEngine(
             subtask=subtask,
             link=self,
@@ -74,6 +87,9 @@ class SimWorker:
     def report(self, message: FromSubtask) -> None:
         """`MasterLink`."""
         manager = self.pool.manager
+        self._debt.sent(message)
+        if isinstance(message, CheckpointAcked):
+            self.acked = message.attempt, message.checkpoint_id
         if isinstance(message, Deployed):
             check_deployed(self, message)
         self.sim.send(
@@ -106,7 +122,10 @@ class SimWorker:
         if not self.engine.accepts(message):
             return
         # What crosses a process is a copy.
+        if isinstance(message, Heartbeat):
+            self._debt.told(message)
         self.engine.post(pool.copied(message) if isinstance(message, Deploy) else message)
+        self._debt.settle(self.engine._master._outgoing)
 
     def _tick(self) -> None:
         if not self.process.alive:
@@ -247,6 +266,7 @@ class SimPool:
     def send(self, subtask: SubtaskId, message: ToSubtask) -> None:
         """See `WorkerPool`."""
         worker = self.workers.get(subtask)
+        self.manager.sends(subtask, message)
         if isinstance(message, CheckpointCompleted):
             self.sim.storage.announce(self.manager.job.id, message.checkpoint_id)
         elif isinstance(message, Deploy):

@@ -128,6 +128,8 @@ class World:
         self.trace = Trace(keep=keep_trace)
         self.processes: dict[str, Process] = {}
         self.cuts: set[tuple[str, str]] = set()
+        self.healed: set[str] = set()
+        """Machines that have been cut off once."""
         self.before_turn: list[Callable[[], None]] = []
         self.after_turn: list[Callable[[], None]] = []
         self.violations: list[str] = []

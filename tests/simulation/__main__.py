@@ -23,6 +23,9 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:200", help="run the seeds A:B (B excluded)")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
     parser.add_argument("--trace", action="store_true", help="print every step of the seed")
+    parser.add_argument(
+        "--coverage", action="store_true", help="with --seeds: tell how often each fault was really met"
+    )
     parser.add_argument("--report", type=Path, help="append to this file; what it has was run already")
     parser.add_argument(
         "--isolated",
@@ -45,7 +48,9 @@ def main() -> int:
             return _hunt(args.plant, range(first, last), args.mode, args.isolated)
     if args.seed is not None:
         return _replay(args.seed, args.trace, args.mode, args.isolated)
-    return sweep(range(first, last), jobs=args.jobs, mode=args.mode, report=args.report)
+    return sweep(
+        range(first, last), jobs=args.jobs, mode=args.mode, report=args.report, coverage=args.coverage
+    )
 
 
 def _hunt(name: str, seeds: range, mode: Mode | None, isolated: bool) -> int:

@@ -38,6 +38,8 @@ class Result:
     checkpoints: int
     ends: tuple[str, ...]
     struck: tuple[str, ...]
+    met: dict[str, int]
+    """How often each fault struck, by the rows of `rayflow.testing.met`."""
     lines: tuple[str, ...]
 
 
@@ -237,6 +239,7 @@ class _Run:
             checkpoints=sum(o.checkpoints for o in self.outcomes),
             ends=tuple(str(o.state.value if o.state else "RUNNING") for o in self.outcomes),
             struck=tuple(self.sim.injector.struck),
+            met=dict(self.sim.injector.met),
             lines=tuple(world.trace.lines),
         )
 

@@ -7,36 +7,63 @@ import logging
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
+from rayflow.testing.met import ROWS
 from tests.simulation.simulate import Mode, simulate
 
 _BLOCK = 100
-Verdict = tuple[int, str | None, str]
-"""Seed, failure (None: none), and how it ended."""
 
 
-def sweep(seeds: range, *, jobs: int = 1, mode: Mode | None = None, report: Path | None = None) -> int:
-    """Run the seeds; print failures and a summary; return the exit code."""
+class Verdict(NamedTuple):
+    """What became of a seed: its failure (None: none), how it ended, and how often it met each fault."""
+
+    seed: int
+    failure: str | None
+    end: str
+    met: Mapping[str, int] = MappingProxyType({})
+
+
+def sweep(
+    seeds: range,
+    *,
+    jobs: int = 1,
+    mode: Mode | None = None,
+    report: Path | None = None,
+    coverage: bool = False,
+) -> int:
+    """Run the seeds; print failures and a summary, with `coverage` how often each fault was met; return the exit
+    code: with `coverage`, not 0 either where one never was."""
     started, failed, ends, done = time.monotonic(), [], Counter[str](), 0
+    met, meeting = Counter[str](), Counter[str]()
     with judges(jobs, mode) as verdicts:
         for block in _blocks(seeds, report):
             broken = []
-            for seed, failure, end in verdicts(block):
+            for verdict in verdicts(block):
                 done += 1
-                ends[end] += 1
-                if failure is not None:
-                    broken.append((seed, failure))
-                    print(f"FAILED {failure}", flush=True)
+                ends[verdict.end] += 1
+                met.update(verdict.met)
+                meeting.update(name for name, times in verdict.met.items() if times)
+                if verdict.failure is not None:
+                    broken.append((verdict.seed, verdict.failure))
+                    print(f"FAILED {verdict.failure}", flush=True)
             failed += [seed for seed, _ in broken]
             if report is not None:
                 _record(report, block, broken)
     took_s = time.monotonic() - started
     print(f"{done} seeds in {took_s:.1f} s, {len(failed)} failed {failed}; {dict(ends.most_common())}")
-    return 1 if failed else 0
+    never = [row for row in ROWS if not meeting[row]] if coverage else []
+    if coverage:
+        print(f"{'fault':<55}{'times':>8}{'seeds':>8}")
+        for row in ROWS:
+            print(f"{row:<55}{met[row]:>8}{meeting[row]:>8}")
+        print(f"never met: {', '.join(never) or 'none'}")
+    return 1 if failed or never else 0
 
 
 def first_failure(
@@ -44,9 +71,9 @@ def first_failure(
 ) -> tuple[int, str] | None:
     """Return the first seed that fails, and how. `isolated`: see `simulate`."""
     for seed in seeds:
-        _, failure, _ = _verdict(mode, seed, isolated)
-        if failure is not None:
-            return seed, failure
+        verdict = _verdict(mode, seed, isolated)
+        if verdict.failure is not None:
+            return seed, verdict.failure
     return None
 
 
@@ -73,8 +100,8 @@ def _verdict(mode: Mode | None, seed: int, isolated: bool = False) -> Verdict:
     try:
         result = simulate(seed, keep_trace=20, mode=mode, isolated=isolated)
     except Exception as error:
-        return seed, f"{type(error).__name__}: {str(error)[:400]}", "failed"
-    return seed, None, " then ".join(result.ends)
+        return Verdict(seed, f"{type(error).__name__}: {str(error)[:400]}", "failed")
+    return Verdict(seed, None, " then ".join(result.ends), result.met)
 
 
 def _blocks(seeds: range, report: Path | None) -> Iterator[range]:

@@ -52,6 +52,9 @@ FOUND: dict[str, int] = {
     "no_attempt_check_in_the_subtask": 360,
     "watermark_overtakes_gathered_rows": 9,
     "zombie_master_announces": 41,
+    "checksum_not_verified": 38,
+    "watermark_not_restored": 2,
+    "lost_message_not_sent_again": 22,
 }
 ISOLATED = {"zombie_master_announces"}
 """Found by seeds whose manager is cut off as it publishes (`--isolated`)."""
