@@ -161,8 +161,9 @@ class HashPartitioner(Partitioner):
 
 class SaltedPartitioner(HashPartitioner):
     """Spreads the rows of each key over `salts` subtasks, from the one that owns the key's group on; over all of them
-    where there are no more. Rows take the salts in turn: all rows where every subtask is reached, which makes these
-    equal to a row, whatever the keys; else those of each owner. With a `salt` all rows take that one. Turns begin
+    where there are no more. Where every subtask is reached, a batch is cut into equal pieces, the rows that are over
+    in turn: so these have as many rows, but for one, whatever the keys. Else the rows of each owner take the salts in
+    turn. With a `salt` all rows take that one. Turns begin
     anew with each attempt. What comes so must be right at any of these subtasks: invariant 2 does not hold."""
 
     keyed = False
@@ -177,16 +178,28 @@ class SaltedPartitioner(HashPartitioner):
         # By owner.
         self._turns = np.zeros(consumers, np.int64)
 
+    def split(self, batch: pa.RecordBatch) -> list[pa.RecordBatch | None]:
+        """Cut the batch where every subtask is reached, without a copy; else split by key and turn."""
+        if self._salt is not None or self._spread < self.consumers:
+            return super().split(batch)
+        each, more = divmod(batch.num_rows, self.consumers)
+        pieces: list[pa.RecordBatch | None] = [None] * self.consumers
+        begin = 0
+        for turn in range(self.consumers):
+            rows = each + (turn < more)
+            if rows:
+                pieces[(self._next + turn) % self.consumers] = batch.slice(begin, rows)
+            begin += rows
+        self._next = (self._next + more) % self.consumers
+        return pieces
+
     def targets(self, batch: pa.RecordBatch) -> npt.NDArray[Any]:
         """See `HashPartitioner`."""
-        dtype = self._subtasks.dtype
-        if self._salt is None and self._spread == self.consumers:
-            numbers = np.arange(self._next, self._next + batch.num_rows)
-            self._next = (self._next + batch.num_rows) % self.consumers
-            return (numbers % self.consumers).astype(dtype)
         owners = super().targets(batch)
         salts = self._in_turn(owners) if self._salt is None else self._salt % self._spread
-        targets: npt.NDArray[Any] = ((owners.astype(np.int64) + salts) % self.consumers).astype(dtype)
+        targets: npt.NDArray[Any] = ((owners.astype(np.int64) + salts) % self.consumers).astype(
+            self._subtasks.dtype
+        )
         return targets
 
     def _in_turn(self, owners: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
