@@ -81,7 +81,8 @@ class _Salted:
 
     @staticmethod
     def _slots(hashes: Hashes, shift: np.uint64) -> I64:
-        return ((hashes >> shift) & np.uint64(_SLOTS - 1)).view(np.int64)
+        slots: I64 = ((hashes >> shift) & np.uint64(_SLOTS - 1)).view(np.int64)
+        return slots
 
 
 class SaltOperator(Operator):
