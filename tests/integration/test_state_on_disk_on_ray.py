@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.victim import Victim, verdict
+from tests.chaos.victim import NOTHING_WRONG, Victim
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-
-NOTHING_WRONG = {"lost": 0, "duplicated": 0, "keys_with_wrong_state": 0}
 
 
 @pytest.mark.parametrize("storage", ["files", "rayobj"])
@@ -43,7 +41,7 @@ def test_state_on_disk_survives_a_kill_of_its_process(tmp_path: Path, storage: s
     finally:
         with suppress(Exception):
             victim.job.cancel()
-    assert verdict(rows) == NOTHING_WRONG
+    assert victim.verdict(rows) == NOTHING_WRONG
     done = [c for c in victim.job.checkpoints() if c["status"] == "completed"]
     assert any(0 < c["bytes"] < 0.5 * c["state_bytes"] for c in done), "increments"
 

@@ -4,6 +4,9 @@ Memory. Everything that RocksDB allocates by itself is bounded by `memory_bytes`
 them), half is the block cache, which holds index and filter blocks too, and the rest is left for what compactions and
 open files take for a while.
 
+Compaction is by sorted runs (universal): keys come in no order, so by levels every few small memtables would have the
+whole first level written again.
+
 Durability. There is none: no write-ahead log, no fsync. The folder is removed with the store.
 
 Views. rocksdict's snapshots pin point reads only, their iterators read what is there now (0.3.29); but an iterator

@@ -1,4 +1,5 @@
-"""The benchmark of state beyond its memory, scaled down: equal results, and what is uploaded after 1 % changed."""
+"""The benchmark of state beyond its memory, scaled down: equal results, what is uploaded after 1 % changed, and what
+the process takes."""
 
 from __future__ import annotations
 
@@ -26,3 +27,14 @@ def test_state_ten_times_its_memory(tmp_path: Path, monkeypatch: Any) -> None:
     assert disk["metrics"]["state_fetched_keys"] > 0.9 * (KEYS // 100)
     assert disk["full_bytes"] > 56 * KEYS
     assert 0 < disk["changed_bytes"] < 0.02 * disk["full_bytes"]
+
+
+def test_the_process_stays_within_the_budget_of_its_state(tmp_path: Path) -> None:
+    # Half of the state fits, so the cache, the store and what is on its way to a checkpoint are as full as they get.
+    # What does not go by the budget (some MiB) takes little of it.
+    keys, managed = 64 * MIB // state_show.ROW_BYTES, 32 * MIB
+    base = state_show.in_its_own_process(keys, 1_000, "disk", managed, tmp_path)
+    disk = state_show.in_its_own_process(keys, keys, "disk", managed, tmp_path)
+    assert disk["rows"] == keys + keys // 100
+    assert disk["metrics"]["state_evicted_keys"] > keys // 4
+    assert disk["peak_mib"] - base["peak_mib"] <= 1.2 * managed / MIB
