@@ -33,8 +33,8 @@ def test_the_process_stays_within_the_budget_of_its_state(tmp_path: Path) -> Non
     # Half of the state fits, so the cache, the store and what is on its way to a checkpoint are as full as they get.
     # What does not go by the budget (some MiB) takes little of it.
     keys, managed = 64 * MIB // state_show.ROW_BYTES, 32 * MIB
-    base = state_show.in_its_own_process(keys, 1_000, "disk", managed, tmp_path)
-    disk = state_show.in_its_own_process(keys, keys, "disk", managed, tmp_path)
+    base = state_show.in_its_own_process(keys, 1_000, "disk", managed, tmp_path, "aggregate")
+    disk = state_show.in_its_own_process(keys, keys, "disk", managed, tmp_path, "aggregate")
     assert disk["rows"] == keys + keys // 100
     assert disk["metrics"]["state_evicted_keys"] > keys // 4
     assert disk["peak_mib"] - base["peak_mib"] <= 1.2 * managed / MIB
