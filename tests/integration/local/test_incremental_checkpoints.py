@@ -105,8 +105,9 @@ def test_it_is_restored_at_another_parallelism(lab: Any, ended: Path, tmp_path: 
     assert 0 < result.metrics["operators"]["count"]["rows_in"] < ROWS
     final = {row["k"]: row["n"] for row in lab.read(tmp_path / "out").to_pylist()}
     again, rest = divmod(ROWS - KEYS, HOT)
-    assert final
-    assert final == {k: 1 + again + (k < rest) for k in final}
+    assert final.keys() >= set(range(HOT))
+    # Where the checkpoint is from before all keys had come, the rest of these come now, once.
+    assert final == {k: 1 + again + (k < rest) if k < HOT else 1 for k in final}
 
 
 @pytest.mark.parametrize("link", [0, 1])
