@@ -89,7 +89,7 @@ def compare(parallelism: int = 4, rows: int = 24_000_000) -> None:
         )
         for warning in description["warnings"]:
             print(f"{'':8} ! {warning}")
-    print("\nauto: rows sent before the hot keys were found (a second or two) are counted too")
+    print("\nauto: each subtask's first rows show what is hot; all rows are counted, the first too")
     same = all(table.equals(results[0]) for table in results)
     print(f"results with and without rf.Skew: {'equal' if same else 'DIFFERENT'}")
 
