@@ -1,12 +1,17 @@
-"""Memory on Ray: what outgrows a limit that was set fails with an error that blames who has it."""
+"""Memory on Ray: what outgrows a limit that was set fails with an error that blames who has it; buffers are
+bounded."""
 
 from __future__ import annotations
+
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 import rayflow as rf
+from rayflow.model.config import JobConfig
 from tests.chaos.victim import WAIT_S
 
 pytestmark = [
@@ -64,3 +69,40 @@ def test_a_function_that_eats_all_memory_is_named_and_the_source_that_waits_for_
     assert "test_memory_on_ray.py" in (failed.value.location or "")
     pressed = {event["subtask"] for event in job.events() if event["type"] == "memory_pressure"}
     assert all("glutton" in subtask for subtask in pressed), pressed
+
+
+def test_while_a_sink_stalls_what_waits_between_subtasks_stays_within_the_network_share(tmp_path: Path):
+    go = tmp_path / "go"
+    config = {"checkpoint.interval": "off", "restart.spares": "0", "memory.process": "1GiB"}
+    env = rf.StreamEnvironment(name="stalls", parallelism=2, config=config)
+
+    def stall(batch):
+        while not go.exists():
+            time.sleep(0.05)
+        return batch
+
+    rows = env.generate(texts).rebalance()
+    rows.map_batches(stall, returns={"text": "string"}).name("stalled").discard()
+    job = env.submit()
+    share = JobConfig.from_flat(config).network_bytes
+    given_up_s = time.monotonic() + WAIT_S
+
+    def sources():
+        return [s["rows_in"] for s in job.describe()["subtasks"] if s["operator"] == "generate-1"]
+
+    before = []
+    while not before or sources() != before or min(before) == 0:
+        assert time.monotonic() < given_up_s
+        before = sources()
+        time.sleep(3)
+
+    for _ in range(10):
+        waiting = [s["buffered_bytes"] for s in job.describe()["subtasks"]]
+        print("buffered bytes", waiting, "of", share)
+        # Full, so that the bound is what holds; and bounded, where an endless source would fill any memory.
+        assert max(waiting) <= share, waiting
+        time.sleep(0.5)
+    assert sum(waiting) > share // 8, waiting
+    job.cancel()
+    go.touch()
+    assert job.wait(timeout=WAIT_S).state == "CANCELLED"
