@@ -110,7 +110,7 @@ def test_a_standby_takes_the_managers_place_and_the_one_that_was_killed_stands_b
     victim = Victim(tmp_path, "stood-by", **{"jobmanager.standby": "true", "restart.spares": "0"})
     try:
         victim.until(lambda: victim.settled(0) and seats(victim.job.id) == [True, False])
-        # A kill of all takes it with it, though no description shows it; Ray's list of processes comes a little later.
+        # A kill of all takes it with it, though no description shows it. Who is slow to answer is passed over once.
         victim.until(lambda: [p.name for p in RayEffects().hidden(victim.job.describe())] == ["standby"])
         for _ in range(2):
             before = leader(victim)
