@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from rayflow.testing.met import ROWS
@@ -26,7 +25,7 @@ class Verdict(NamedTuple):
     seed: int
     failure: str | None
     end: str
-    met: Mapping[str, int] = MappingProxyType({})
+    met: Mapping[str, int]
 
 
 def sweep(
@@ -96,11 +95,14 @@ def settle() -> None:
 
 
 def _verdict(mode: Mode | None, seed: int, isolated: bool = False) -> Verdict:
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         result = simulate(seed, keep_trace=20, mode=mode, isolated=isolated)
     except Exception as error:
-        return Verdict(seed, f"{type(error).__name__}: {str(error)[:400]}", "failed")
+        return Verdict(seed, f"{type(error).__name__}: {str(error)[:400]}", "failed", {})
+    finally:
+        logging.disable(before)
     return Verdict(seed, None, " then ".join(result.ends), result.met)
 
 

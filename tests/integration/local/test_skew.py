@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +54,16 @@ def expected(lab: Any, out: Path, rows: int) -> tuple[Counter[Any], Counter[Any]
 
 
 @pytest.fixture
-def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """The sets that senders have gone over to."""
+def switches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The sets by which senders have salted rows."""
     seen: list[tuple[int, ...]] = []
-    switch = SaltOperator._switch
+    process = SaltOperator.process
 
-    def noted(self: SaltOperator) -> None:
-        if self._coming is not None:
-            seen.append(tuple(self._coming[0].tolist()))
-        switch(self)
+    def noted(self: SaltOperator, batch: pa.RecordBatch, port: int) -> None:
+        process(self, batch, port)
+        seen.append(tuple(self._salted.keys.tolist()))
 
-    monkeypatch.setattr(SaltOperator, "_switch", noted)
+    monkeypatch.setattr(SaltOperator, "process", noted)
     return seen
 
 
