@@ -145,7 +145,9 @@ class SortedRuns:
         if len(runs) > MOST_RUNS:
             raise ValueError(f"{len(runs)} runs at once, at most {MOST_RUNS}")
         cursors = [_Cursor(run) for run in runs]
-        steps = max(1, sum(run.nbytes for run in runs) // self._step_bytes)
+        # A step may have no rows, but more steps than rows serve nothing.
+        steps = min(sum(run.nbytes for run in runs) // self._step_bytes, sum(run.rows for run in runs))
+        steps = max(1, steps)
         for step in range(1, steps + 1):
             began_ns = self._ticks_ns()
             last = _END * step // steps - 1
