@@ -30,8 +30,8 @@ from rayflow.state.parts import PART_KINDS, PartKind
 from rayflow.state.publishing import create_surely, read_checked
 from rayflow.state.storage import MissingObject, ObjectStore, checked_path, join_url, open_store, parent_url
 
-FORMAT_VERSION = 2
-"""Version 1 has no chains. Manifests without any are still written as that."""
+FORMAT_VERSION = 3
+"""Version 1 has no chains, 2 no `committed`. Manifests without them are still written as that."""
 MANIFEST = "manifest.json"
 
 CheckpointKind = Literal["checkpoint", "savepoint"]
@@ -79,7 +79,9 @@ class Manifest:
 
     `time_ms` is when the checkpoint was triggered (ms since the epoch); `operators` maps the uid of every
     operator to its parallelism; `sources` maps a source's uid to the state of its splits; `watermarks` maps
-    a vertex to the lowest watermark (ns) of its subtasks, where one is known.
+    a vertex to the lowest watermark (ns) of its subtasks, where one is known. `committed` is the newest checkpoint, up
+    to this one, with transactions of a sink, which it had committed once it was complete; 0: none had any, None: it was
+    written before this was kept.
     """
 
     job_id: str
@@ -92,6 +94,7 @@ class Manifest:
     files: tuple[StateFile, ...] = ()
     sources: dict[str, tuple[SplitState, ...]] = field(default_factory=dict)
     watermarks: dict[str, int] = field(default_factory=dict)
+    committed: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -105,9 +108,12 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return the contents of `manifest.json`."""
         chained = any(file.link is not None for file in self.files)
-        document: dict[str, Any] = {"format_version": FORMAT_VERSION if chained else 1}
+        version = FORMAT_VERSION if self.committed is not None else 2 if chained else 1
+        document: dict[str, Any] = {"format_version": version}
         for item in fields(self):
             document[item.name] = getattr(self, item.name)
+        if self.committed is None:
+            del document["committed"]
         document["operators"] = {uid: {"parallelism": n} for uid, n in self.operators.items()}
         document["files"] = [file.to_json() for file in self.files]
         document["sources"] = {
@@ -305,9 +311,10 @@ class _Parser:
         version = document.get("format_version") if isinstance(document, dict) else None
         if version is None:
             raise self._wrong("it has no format_version, so it is not a manifest of rayflow")
-        if version not in (1, FORMAT_VERSION):
+        if version not in range(1, FORMAT_VERSION + 1):
             raise self._wrong(f"format_version is {version!r}; this rayflow reads 1 to {FORMAT_VERSION}")
-        values = self._record(document, _MANIFEST_FIELDS, "the manifest")
+        expected_fields = _MANIFEST_FIELDS | ({"committed": int} if version >= 3 else {})
+        values = self._record(document, expected_fields, "the manifest")
         del values["format_version"]
         if values["kind"] not in ("checkpoint", "savepoint"):
             raise self._wrong(f"kind is {values['kind']!r}; expected 'checkpoint' or 'savepoint'")

@@ -4,7 +4,8 @@ I3   an attempt restores the newest checkpoint that was announced, unless that i
 I9   a source that was restored begins at the watermark in its checkpoint, and says none below: event time does not go
      back.
 I11  who has read a damaged object as it restored does not begin. And a job fails only for a checkpoint that is really
-     damaged, and only where its sinks may have committed: else it has an older one, or the beginning, to fall back to.
+     damaged, and only where its sinks may have committed past the one before it that is still there: else it has that,
+     or the beginning, to fall back to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rayflow.model.ids import JobId
 from rayflow.runtime.job_master import FailureArgs
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.messages import Deploy, FromSubtask, WatermarkFrame
+from rayflow.state.storage import open_store
 from rayflow.testing.network import Channel
 from rayflow.testing.storage import MANIFEST, SimStorage, file_path
 
@@ -102,10 +104,28 @@ def check_failure(job: SimJob, storage: SimStorage, url: str, failure: FailureAr
         return  # what it had cannot be told
     sinks = Job.of(JobId(job.id), job.graph, job.config).transactional_uids
     if directory.startswith(f"{url}/{job.id}/"):
-        sinks &= {file["uid"] for file in json.loads(manifest)["files"]}
-        assert sinks, (
-            f"I11: no sink can have committed {directory}, and yet there was no falling back: {cause}"
+        assert _may_be_committed(storage, url, job.id, int(named[1]), sinks), (
+            f"I11: no sink can have committed {directory}, nor what came after the one before it, and yet there was "
+            f"no falling back: {cause}"
         )
+
+
+def _may_be_committed(storage: SimStorage, url: str, job_id: str, number: int, sinks: frozenset[str]) -> bool:
+    """Whether sinks may have committed a checkpoint up to this one, after the one before it that is still there: that
+    itself, or one in between that was discarded."""
+    there = [_number(path, "/manifest.json") for path in open_store(url, {}).list(job_id) if MANIFEST in path]
+    older = max((n for n in there if n < number), default=0)
+    for directory in storage.published.keys() | storage.manifests.keys():
+        if directory.startswith(f"{url}/{job_id}/") and older < _number(directory) <= number:
+            manifest = storage.manifests.get(directory)
+            # Of one that was damaged as it was published it cannot be told.
+            if manifest is None or sinks & {file["uid"] for file in json.loads(manifest)["files"]}:
+                return True
+    return False
+
+
+def _number(path: str, end: str = "") -> int:
+    return int(path.removesuffix(end).rpartition("/chk-")[2])
 
 
 def _is_damaged(storage: SimStorage, directory: str) -> bool:

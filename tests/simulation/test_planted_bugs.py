@@ -44,7 +44,7 @@ FOUND: dict[str, int] = {
     "key_groups_off_by_one": 252,
     "timers_skipped_on_restore": 264,
     "calls_under_way_not_restored": 99,
-    "falls_back_past_a_commit": 58,
+    "falls_back_past_a_commit": 38,
     "split_assigned_twice": 93,
     "loss_not_noticed": 54,
     "survivor_keeps_its_task": 76,

@@ -35,6 +35,8 @@ REGRESSIONS = {
     647: "a manifest published after the job's end, its files swept (told from damage now)",
     194: "AssignSplits told again after the split was read: it was read twice",
     494: "what a checkpoint builds on was damaged: its own files were sound (a checker's mistake)",
+    1411: "the only checkpoint kept had no transactions, the one before it had: begun anew past a commit",
+    1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }
 """What each of these seeds once found. (What a seed runs changes with the harness; what it found has, where it was the
 product's, a unit test too.)"""

@@ -7,12 +7,13 @@
 
 A checkpoint that cannot be read (its manifest is torn or gone, or a subtask found a state file damaged: all are
 read and verified before any subtask begins) is passed over for the one before it, and that is reported, but only if
-no sink can have committed past the older one: rows that readers have seen must not be written again.
+no sink can have committed past the older one: rows that readers have seen must not be written again. What was committed
+between the two need not be listed any more (`checkpoint.retained`), so every manifest says it (`Manifest.committed`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rayflow.model.errors import CorruptCheckpointError, PlanError, RayflowError
@@ -20,6 +21,7 @@ from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.restore import RestorePoint, check_fits
 from rayflow.runtime.master.storage import JobStorage
+from rayflow.state.manifest import Manifest, StateFile
 from rayflow.state.storage import LostObjects
 
 
@@ -72,11 +74,12 @@ def begin(job: Job, storage: JobStorage, request: Request) -> Beginning:
     listing = storage.list_checkpoints()
     # One that was complete and has no manifest any more is damaged, not absent: its rows may be committed.
     known = set(listing.complete) | ({request.newest} if request.newest is not None else set())
-    restore, passed_over = _own_restore_point(job, storage, sorted(known), request.damaged)
+    restore, passed_over, past = _own_restore_point(job, storage, sorted(known), request.damaged)
     highest = max((*known, *listing.incomplete), default=CheckpointId(0))
     if restore is None and request.restore_from is not None:
         restore, foreign_over = foreign_restore_point(job, storage, request, request.restore_from)
         passed_over += foreign_over
+    past.check(job, 0 if restore is None else restore.checkpoint_id)
     if restore is None and request.fresh:
         _start_sinks(job, attempt)
     if restore is not None:
@@ -170,37 +173,63 @@ def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> Resto
 
 def _own_restore_point(
     job: Job, storage: JobStorage, complete: Sequence[CheckpointId], damaged: Mapping[str, str]
-) -> tuple[RestorePoint | None, tuple[tuple[str, str], ...]]:
+) -> tuple[RestorePoint | None, tuple[tuple[str, str], ...], _Past]:
     passed_over: list[tuple[str, str]] = []
+    past = _Past()
     for checkpoint_id in reversed(complete):
+        past.check(job, checkpoint_id)
         url = storage.url(checkpoint_id)
         reason = damaged.get(url)
         if reason is None:
             try:
                 manifest = storage.read_manifest(checkpoint_id)
                 check_fits(manifest, job.graph, url)
-                return RestorePoint(manifest, storage.location(checkpoint_id), url), tuple(passed_over)
+                return RestorePoint(manifest, storage.location(checkpoint_id), url), tuple(passed_over), past
             except LostObjects:
                 raise
             except CorruptCheckpointError as error:
                 reason = str(error)
         passed_over.append((url, reason))
-        if _may_be_committed(job, storage, checkpoint_id):
+        past = _Past(checkpoint_id, reason, max(past.committed, _committed(job, storage, checkpoint_id)))
+        past.check(job, checkpoint_id - 1)
+    return None, tuple(passed_over), past
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """The oldest checkpoint that was passed over, why, and the newest whose rows a sink may have committed."""
+
+    damaged: int = 0
+    reason: str = ""
+    committed: int = 0
+
+    def check(self, job: Job, older: int) -> None:
+        """Raise CorruptCheckpointError where restoring checkpoint `older`, or one before it, writes rows again."""
+        if older < self.committed:
             raise CorruptCheckpointError(
-                f"checkpoint {checkpoint_id} of job {job.job_id} cannot be used ({reason}), and its sinks may have "
-                "committed rows after the checkpoint before it, which would be written twice; start a new job, "
-                "or restore an earlier checkpoint by --from with --allow-duplicates"
+                f"checkpoint {self.damaged} of job {job.job_id} cannot be used ({self.reason}), and its sinks may have "
+                f"committed rows up to checkpoint {self.committed}, which would be written twice from an older one; "
+                "start a new job, or restore an earlier checkpoint by --from with --allow-duplicates"
             )
-    return None, tuple(passed_over)
 
 
-def _may_be_committed(job: Job, storage: JobStorage, checkpoint_id: CheckpointId) -> bool:
-    """Whether transactions of the checkpoint may have been published. Unreadable: whether there are any sinks
-    that have transactions."""
+def _committed(job: Job, storage: JobStorage, checkpoint_id: CheckpointId) -> int:
+    """Return the newest checkpoint, up to this one, whose transactions may have been published."""
     if not job.transactional_uids:
-        return False
+        return 0
     try:
-        manifest = storage.read_manifest(checkpoint_id)
+        return committed_through(job, storage.read_manifest(checkpoint_id))
     except CorruptCheckpointError:
-        return True
-    return any(file.uid in job.transactional_uids for file in manifest.files)
+        return checkpoint_id
+
+
+def committed_through(job: Job, manifest: Manifest) -> int:
+    """Return the newest checkpoint, up to that of `manifest`, whose transactions may be committed; 0: none."""
+    if not job.transactional_uids:
+        return 0
+    return manifest.checkpoint_id if manifest.committed is None else manifest.committed
+
+
+def has_transactions(job: Job, files: Iterable[StateFile]) -> bool:
+    """Whether sinks have something to commit once a checkpoint of these files is complete."""
+    return any(file.uid in job.transactional_uids for file in files)

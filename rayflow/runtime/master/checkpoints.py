@@ -41,7 +41,7 @@ from rayflow.protocol.retention import (
     Retention,
 )
 from rayflow.protocol.retention import Event as RetentionEvent
-from rayflow.runtime.master.beginning import Beginning
+from rayflow.runtime.master.beginning import Beginning, committed_through, has_transactions
 from rayflow.runtime.master.checkpoint_books import CheckpointBooks, Report
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.job import Job
@@ -78,6 +78,8 @@ class Checkpoints:
         self._superseded = superseded
         self._progressed = progressed
         self._running = False
+        # Newest checkpoint of those that the attempt builds on whose completion had a sink commit.
+        self._committed = 0
         self.books = CheckpointBooks(earlier_reports, ctx.job.subtasks, self._phase)
         self._publishing: set[CheckpointId] = set()
         # What is deleted when, where checkpoints are built on each other's files.
@@ -97,6 +99,7 @@ class Checkpoints:
         self.final_completed = None
         if self._coordinator is None:
             self._coordinator = _coordinator(ctx.job, beginning.highest)
+        self._committed = 0 if restore is None else committed_through(ctx.job, restore.manifest)
         own = restore is not None and restore.foreign_job is None
         for checkpoint_id in beginning.complete:
             if restore is None or not own or checkpoint_id <= restore.checkpoint_id:
@@ -292,6 +295,9 @@ class Checkpoints:
         for ack in acks:
             for uid, splits in ack.splits.items():
                 acked[uid].extend(splits)
+        files = tuple(file for ack in acks for file in ack.files)
+        if has_transactions(job, files):
+            self._committed = max(self._committed, report.id)
         return Manifest(
             job_id=job.job_id,
             attempt=self._ctx.attempt,
@@ -299,9 +305,11 @@ class Checkpoints:
             time_ms=report.triggered_ms,
             max_parallelism=job.graph.max_parallelism,
             operators={op.uid: v.parallelism for v in job.graph.vertices for op in v.operators},
-            files=tuple(file for ack in acks for file in ack.files),
+            files=files,
             sources={uid: source.merged(acked[uid]) for uid, source in self._sources.items()},
             watermarks=_watermarks(acks),
+            # Also of one whose publication fails: whether it did is known to storage only.
+            committed=min(self._committed, report.id),
         )
 
 

@@ -255,7 +255,7 @@ def checksum_not_verified(patch: Patch) -> None:
 
 @bug
 def falls_back_past_a_commit(patch: Patch) -> None:
-    patch.setattr(beginning, "_may_be_committed", lambda *args: False)
+    patch.setattr(beginning, "_committed", lambda *args: 0)
 
 
 @bug

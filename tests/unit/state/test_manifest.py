@@ -98,6 +98,7 @@ chain_files = st.builds(
         files=st.lists(state_files | chain_files, max_size=3).map(tuple),
         sources=st.dictionaries(names, st.lists(split_states, max_size=3).map(tuple), max_size=3),
         watermarks=st.dictionaries(names, whole, max_size=3),
+        committed=st.none() | whole,
     )
 )
 def test_json_and_back_is_the_same_manifest(manifest: Manifest) -> None:
@@ -109,6 +110,12 @@ def test_json_and_back_is_the_same_manifest(manifest: Manifest) -> None:
 def test_a_torn_manifest_is_corrupt_wherever_it_is_torn(length: int) -> None:
     with pytest.raises(CorruptCheckpointError, match=r"^here/manifest\.json"):
         Manifest.from_json(MANIFEST.to_json()[:length], "here/manifest.json")
+
+
+@pytest.mark.parametrize(("committed", "version"), [(None, 1), (0, 3), (6, 3)])
+def test_a_manifest_has_the_first_version_that_can_read_it(committed: int | None, version: int) -> None:
+    document = json.loads(dataclasses.replace(MANIFEST, committed=committed).to_json())
+    assert (document["format_version"], document.get("committed")) == (version, committed)
 
 
 def _edited(path: tuple[Any, ...], value: Any) -> bytes:
@@ -126,7 +133,7 @@ def _edited(path: tuple[Any, ...], value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        (("format_version",), 3, "format_version is 3; this rayflow reads 1 to 2"),
+        (("format_version",), 4, "format_version is 4; this rayflow reads 1 to 3"),
         (("format_version",), ..., "not a manifest of rayflow"),
         (("job_id",), ..., "the manifest lacks 'job_id'"),
         (("attempt",), "2", "'attempt' is '2': not of the expected type"),

@@ -10,10 +10,11 @@ import pytest
 
 from rayflow.model.ids import Attempt, CheckpointId, SubtaskId
 from rayflow.runtime.messages import RestoreInfo, WatermarkFrame
+from rayflow.state.storage import open_store
 from rayflow.testing.faults import NO_FAULTS, Injector
 from rayflow.testing.restoring import check_deploy, check_deployed, check_failure, check_watermark
 from rayflow.testing.simulation import SimJob
-from rayflow.testing.storage import SimStorage
+from rayflow.testing.storage import MANIFEST, SimStorage
 from rayflow.testing.world import World
 from tests.simulation.external import SimSource
 from tests.simulation.jobs import SHAPES, plan
@@ -32,6 +33,7 @@ class Cluster:
         self.world = World(1)
         self.storage = SimStorage(self.world, Injector(self.world, NO_FAULTS))
         self.storage_url = URL
+        self.store = open_store(URL, {})
         self.manifest(1, [{"path": "a", "uid": "sink"}])
         self.manifest(2, [{"path": "b", "uid": "number"}, {"path": "a", "uid": "number", "origin": 1}])
         self.storage.announced[JOB] = 2
@@ -44,7 +46,9 @@ class Cluster:
         self.worker: Any = SimpleNamespace(sim=self, name=self.process.name, engine=self.engine)
 
     def manifest(self, number: int, files: list[dict[str, Any]]) -> None:
-        self.storage.manifests[f"{URL}/{JOB}/chk-{number}"] = json.dumps({"files": files}).encode()
+        data = json.dumps({"files": files}).encode()
+        self.storage.manifests[f"{URL}/{JOB}/chk-{number}"] = data
+        self.store.write(f"{JOB}/chk-{number}/{MANIFEST}", data)
 
     def deploy(self, checkpoint: int | None) -> Any:
         info = None
@@ -146,6 +150,16 @@ def test_a_job_may_fail_only_where_a_sink_can_have_committed(cluster: Cluster) -
         cluster.fails("checkpoint 2 of job job cannot be used (…)")
     cluster.storage.damaged |= {f"{URL}/{JOB}/chk-2/manifest.json"}
     cluster.fails("checkpoint 2 of job job cannot be used (…)")  # what it had cannot be told
+
+
+def test_a_job_may_fail_where_a_sink_can_have_committed_a_checkpoint_that_was_discarded(
+    cluster: Cluster,
+) -> None:
+    cluster.storage.damaged.add(f"{URL}/{JOB}/chk-2/b")
+    with pytest.raises(AssertionError, match="no falling back"):
+        cluster.fails("checkpoint 2 of job job cannot be used (…)")
+    cluster.store.delete(f"{JOB}/chk-1/{MANIFEST}")
+    cluster.fails("checkpoint 2 of job job cannot be used (…)")
 
 
 def test_a_job_that_was_to_continue_another_fails_for_what_that_left(cluster: Cluster) -> None:

@@ -1,0 +1,154 @@
+"""What an attempt restores where the newest checkpoint is damaged: nothing before what a sink may have committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import rayflow as rf
+from rayflow.model.errors import CorruptCheckpointError
+from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.runtime.local import run_local
+from rayflow.runtime.master.beginning import Beginning, Request, begin
+from rayflow.runtime.master.job import Job
+from rayflow.runtime.master.storage import JobStorage
+from rayflow.state.manifest import Manifest, list_checkpoints, read_manifest
+from rayflow.state.storage import open_store
+
+DAMAGE = "a bit of a state file flipped"
+
+
+class Lab:
+    """A job with a transactional sink (or without), and its checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.storage = JobStorage(open_store, str(folder), {}, JobId("job"))
+
+    def publish(self, number: int, committed: int | None) -> None:
+        manifest = Manifest(
+            job_id="job",
+            attempt=1,
+            checkpoint_id=number,
+            time_ms=0,
+            max_parallelism=8,
+            committed=committed,
+        )
+        self.storage.publish(manifest, Attempt(1))
+
+    def discard(self, number: int) -> None:
+        self.storage.discard(CheckpointId(number), Attempt(1))
+
+    def begin(self, *damaged: int, transactions: bool = True, restore_from: str | None = None) -> Beginning:
+        env = rf.StreamEnvironment(max_parallelism=8)
+        rows = env.from_rows([{"a": 1}])
+        if transactions:
+            rows.write_parquet(str(self.folder / "out"))
+        else:
+            rows.discard()
+        job = Job.of(JobId("job"), env.plan(), {"checkpoint.storage": str(self.folder)})
+        request = Request(
+            first_attempt=Attempt(2),
+            at="now",
+            fresh=False,
+            restore_from=restore_from,
+            allow_duplicates=False,
+            damaged={self.storage.url(CheckpointId(number)): DAMAGE for number in damaged},
+        )
+        return begin(job, self.storage, request)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def number(beginning: Beginning) -> int | None:
+    return None if beginning.restore is None else beginning.restore.checkpoint_id
+
+
+def test_a_checkpoint_that_is_discarded_may_have_been_committed_by_the_one_after_it(lab: Lab) -> None:
+    # `checkpoint.retained` is 1: chk-2 had transactions, and is gone; chk-3 had none.
+    lab.publish(3, committed=2)
+    with pytest.raises(CorruptCheckpointError) as caught:
+        lab.begin(3)
+    assert "checkpoint 3 of job job cannot be used (a bit of a state file flipped)" in str(caught.value)
+    assert "committed rows up to checkpoint 2" in str(caught.value)
+
+
+def test_nor_is_one_before_the_commit_restored(lab: Lab) -> None:
+    lab.publish(1, committed=0)
+    lab.publish(3, committed=2)
+    with pytest.raises(CorruptCheckpointError, match="committed rows up to checkpoint 2"):
+        lab.begin(3)
+
+
+def test_what_is_not_older_than_the_commit_is_restored(lab: Lab) -> None:
+    lab.publish(2, committed=2)
+    lab.publish(3, committed=2)
+    lab.publish(4, committed=2)
+    assert number(lab.begin(4)) == 3
+    beginning = lab.begin(3, 4)
+    assert number(beginning) == 2
+    assert [path[-1] for path, _ in beginning.passed_over] == ["4", "3"]
+    with pytest.raises(CorruptCheckpointError, match="checkpoint 2 of job job cannot be used"):
+        lab.begin(2, 3, 4)
+
+
+def test_where_nothing_was_ever_committed_it_begins_anew(lab: Lab) -> None:
+    lab.publish(3, committed=0)
+    assert number(lab.begin(3)) is None
+
+
+def test_without_transactions_it_falls_back_whatever_is_said(lab: Lab) -> None:
+    lab.publish(2, committed=2)
+    lab.publish(3, committed=3)
+    assert number(lab.begin(3, transactions=False)) == 2
+    assert number(lab.begin(2, 3, transactions=False)) is None
+
+
+def test_a_manifest_that_does_not_say_may_have_been_committed_itself(lab: Lab) -> None:
+    lab.publish(2, committed=None)
+    lab.publish(3, committed=None)
+    assert number(lab.begin()) == 3
+    with pytest.raises(CorruptCheckpointError, match="committed rows up to checkpoint 3"):
+        lab.begin(3)
+
+
+def test_falling_back_to_what_the_job_was_submitted_with_does_not_pass_a_commit_either(lab: Lab) -> None:
+    other = JobStorage(open_store, str(lab.folder), {}, JobId("other"))
+    manifest = Manifest(job_id="other", attempt=1, checkpoint_id=5, time_ms=0, max_parallelism=8, committed=5)
+    other.publish(manifest, Attempt(1))
+    start = f"file://{lab.folder}/other/chk-5"
+    lab.publish(7, committed=5)
+    assert number(lab.begin(7, restore_from=start)) == 5
+    lab.discard(7)
+    lab.publish(8, committed=7)
+    with pytest.raises(CorruptCheckpointError, match="committed rows up to checkpoint 7"):
+        lab.begin(8, restore_from=start)
+
+
+@pytest.mark.parametrize("transactions", [True, False])
+def test_checkpoints_say_what_sinks_had_to_commit_also_where_they_themselves_have_nothing(
+    tmp_path: Path, transactions: bool
+) -> None:
+    def ran(name: str, restore_from: str | None) -> Manifest:
+        env = rf.StreamEnvironment(max_parallelism=8)
+        rows = env.from_rows([{"a": 1}, {"a": 2}])
+        if transactions:
+            rows.write_parquet(str(tmp_path / "out"))
+        else:
+            rows.discard()
+        config = {"checkpoint.storage": str(tmp_path / "chk"), "checkpoint.interval": "off"}
+        result = run_local(env.plan(), config, job_id=JobId(name), restore_from=restore_from)
+        assert result.failure is None, result.failure
+        store = open_store(str(tmp_path / "chk"), {})
+        return read_manifest(store, f"{name}/chk-{list_checkpoints(store, name)[-1]}")
+
+    first = ran("first", None)
+    assert first.committed == (first.checkpoint_id if transactions else 0)
+    # All is read already: there are no rows to commit any more.
+    second = ran("second", f"file://{tmp_path}/chk/first")
+    assert second.checkpoint_id > first.checkpoint_id
+    assert second.committed == first.committed
