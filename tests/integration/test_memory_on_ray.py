@@ -40,6 +40,7 @@ def eats_all(batch):
         held.append(np.ones(1 << 20))
 
 
+@pytest.mark.chaos  # out of CI for its length
 def test_state_that_takes_too_much_memory_fails_with_numbers_names_and_advice():
     env = rf.StreamEnvironment(name="hoards", config=LIMIT)
     keyed = env.generate(texts, rate_limit=100_000).key_by("text")
@@ -71,6 +72,7 @@ def test_a_function_that_eats_all_memory_is_named_and_the_source_that_waits_for_
     assert all("glutton" in subtask for subtask in pressed), pressed
 
 
+@pytest.mark.chaos  # out of CI for its length
 def test_while_a_sink_stalls_what_waits_between_subtasks_stays_within_the_network_share(tmp_path: Path):
     go = tmp_path / "go"
     config = {"checkpoint.interval": "off", "restart.spares": "0", "memory.process": "1GiB"}

@@ -17,6 +17,7 @@ from tests.chaos.victim import NOTHING_WRONG, SPLIT, Victim
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.chaos,  # out of CI for its length
     pytest.mark.usefixtures("local_ray"),
     pytest.mark.timeout(2_400),
 ]
@@ -75,7 +76,7 @@ class Target:
         return int(count)
 
 
-@pytest.fixture(params=["postgres", pytest.param("mariadb", marks=pytest.mark.chaos)])
+@pytest.fixture(params=["postgres", "mariadb"])
 def target(request: pytest.FixtureRequest) -> Target:
     return Target(request.getfixturevalue(request.param))
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.chaos.victim import NOTHING_WRONG, Victim
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+# Out of CI for its length.
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.mark.parametrize("storage", ["files", "rayobj"])
