@@ -178,7 +178,7 @@ def test_where_rows_were_committed_a_running_job_stops_and_says_why(  # type: ig
     )
     assert said in failed.cause
     assert "cannot be used" in failed.cause
-    assert "its sinks may have committed rows after the checkpoint before it" in failed.cause
+    assert "its sinks may have committed rows up to checkpoint" in failed.cause
     assert "--allow-duplicates" in failed.cause
 
 
