@@ -118,6 +118,7 @@ class StallOn:
         return batch
 
 
+@pytest.mark.chaos  # out of CI for its length
 def test_what_does_not_feed_a_stalled_subtask_runs_on(tmp_path: Path) -> None:
     stalled, free = keys_of(0, 2), keys_of(1, 2)
 
