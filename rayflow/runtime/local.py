@@ -246,9 +246,7 @@ class LocalCluster:
         """Give the threads of ended workers so long in all to end, and close what they leave. A thread that is in
         a user's function is left alone: it is a daemon, and nothing listens to it any more."""
         deadline_s = time.monotonic() + timeout_s
-        for worker in self._ended:
-            worker.join(max(0.0, deadline_s - time.monotonic()))
-        self._ended.clear()
+        self._bury(deadline_s)
         self._garbage.close()
 
     def _crashed(self, worker: LocalWorker, error: BaseException) -> None:
@@ -260,9 +258,20 @@ class LocalCluster:
     def _take(self, subtask: SubtaskId) -> LocalWorker | None:
         with self._lock:
             worker = self._workers.pop(subtask, None)
-            if worker is not None:
+        # A job that restarts for days must not keep all who ever worked for it.
+        self._bury(time.monotonic())
+        if worker is not None:
+            with self._lock:
                 self._ended.append(worker)
-            return worker
+        return worker
+
+    def _bury(self, deadline_s: float) -> None:
+        """Close the workers whose threads have ended by then, and forget them."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+        alive = [worker for worker in ended if not worker.join(max(0.0, deadline_s - time.monotonic()))]
+        with self._lock:
+            self._ended += alive
 
     def _told(self) -> WorkerEvents:
         assert self._events is not None, "report_to must be called first"
@@ -325,10 +334,12 @@ class LocalWorker:
         self._endpoint.fail(reason)
         self._thread.stop(0)
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for the thread of a dead worker, and close its engine if it ended."""
-        if self._thread.stop(timeout_s):
-            self._engine.close()
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread of a dead worker; close its engine, and return True, if it ended."""
+        if not self._thread.stop(timeout_s):
+            return False
+        self._engine.close()
+        return True
 
     def _statistics(self) -> dict[str, Any]:
         return {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -447,4 +449,29 @@ def test_a_worker_that_dies_while_it_starts_is_not_told_ready_afterwards(
     crashes[0].join()
     assert told == ["ready", "lost"]
     cluster.join(5)
+    io.close()
+
+
+def test_workers_that_died_are_forgotten_once_their_threads_have_ended() -> None:
+    # A job that restarted 250 times kept 500 engines, with their state.
+    class Events:
+        def on_worker_ready(self, *args: Any) -> None: ...
+
+        def on_worker_lost(self, *args: Any) -> None: ...
+
+        def on_message(self, message: Any) -> None: ...
+
+    io = ThreadIoPool()
+    cluster, subtask = LocalCluster(SystemClock(), io), SubtaskId(WORK, 0)
+    cluster.report_to(Events())
+    threads, dead = set(threading.enumerate()), []
+    for _ in range(10):
+        cluster.ensure(subtask, Resources())
+        dead.append(weakref.ref(cluster._workers[subtask]))
+        assert cluster.crash(subtask)
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(10)
+    gc.collect()
+    assert sum(worker() is not None for worker in dead) <= 1
+    cluster.join(1)
     io.close()
