@@ -47,7 +47,7 @@ def upload(
     """
     files: list[StateFile] = []
     for uid, part in parts:
-        older = () if increment is None or not part.is_incremental else _inherited(increment, uid, part.name)
+        older = _inherited(increment, uid, part)
         link = None if part.stream is None else 1 + max((file.link or 0 for file in older), default=-1)
         since = increment.since if increment is not None and older else None
         files += older
@@ -72,11 +72,13 @@ def upload(
     return tuple(files)
 
 
-def _inherited(increment: Increment[StateFile], uid: str, part: str) -> tuple[StateFile, ...]:
+def _inherited(increment: Increment[StateFile] | None, uid: str, part: StatePart) -> tuple[StateFile, ...]:
     """Return the files that a part builds on, as the new checkpoint names them."""
+    if increment is None or part.stream is None or not part.extends(increment.since):
+        return ()
     return tuple(
         replace(file, origin=increment.since if file.origin is None else file.origin)
-        for file in increment.chains.get((uid, part), ())
+        for file in increment.chains.get((uid, part.name), ())
     )
 
 

@@ -1,21 +1,29 @@
 """State that several checkpoints' files make up together: a base, and links, each what changed since the one before.
 
-The base (link 0) has all rows of its moment; a link has for each key that changed its row, or that it is gone
-(`GONE_COLUMN`). Tables say in their metadata how many columns are the key. Read newest first, a key's first row is the
-one that counts: so no more than one table is held at a time, and the keys of the links.
+The base (link 0) has all rows of its moment. Tables say in their metadata which of two ways it goes on:
+
+- By key (`KEY_COLUMNS`: how many columns that is). A link has for each key that changed its row, or that it is gone
+  (`GONE_COLUMN`). Read newest first, a key's first row is the one that counts: so no more than one table is held at a
+  time, and the keys of the links.
+- By runs (`RUNS`), where a key may have several rows, which its owner merges in their order: rows are written once, in
+  a run (`RUN_COLUMN`), which is dropped whole. A link has the rows of the runs that are new, perhaps none, and each
+  table says which runs there are at its checkpoint. Read oldest first, the rows count of the runs that the newest link
+  names.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.model.errors import CorruptCheckpointError
 from rayflow.state.key_index import KeyIndex
 from rayflow.state.manifest import StateFile
-from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS
+from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS, RUN_COLUMN, RUNS
 
 
 def state_tables(
@@ -50,15 +58,45 @@ def merged(files: Sequence[StateFile], read: Callable[[StateFile], pa.Table]) ->
     if links != list(range(len(links))):
         raise CorruptCheckpointError(f"the state of {files[0].uid!r} has links {links}: some are missing")
     newest_first = sorted(files, key=lambda file: -(file.link or 0))
+    newest = read(newest_first[0])
+    if RUNS in (newest.schema.metadata or {}):
+        return _of_runs(sorted(files, key=lambda file: file.link or 0), read, newest.schema.metadata[RUNS])
+    return _by_key(newest_first, read)
+
+
+def _of_runs(
+    oldest_first: Sequence[StateFile], read: Callable[[StateFile], pa.Table], packed: bytes
+) -> Iterator[pa.Table]:
+    there = unpacked_runs(packed)
+    for file in oldest_first:
+        table = read(file)
+        of = table.column(RUN_COLUMN).to_numpy()
+        kept = table.filter(pa.array(np.isin(of, there))) if len(of) else table
+        yield kept.drop_columns([RUN_COLUMN]).replace_schema_metadata(None)
+
+
+def _by_key(newest_first: Sequence[StateFile], read: Callable[[StateFile], pa.Table]) -> Iterator[pa.Table]:
     seen: KeyIndex | None = None
     for file in newest_first:
         table = read(file)
-        if len(links) == 1:
+        if not newest_first[0].link:
             yield table
             continue
         seen = seen or KeyIndex(_keys(table).schema)
         kept = _unseen(seen, table, is_base=not file.link)
         yield kept.drop_columns([GONE_COLUMN]) if file.link else kept
+
+
+def packed_runs(runs: Iterable[int]) -> bytes:
+    """Return the numbers of runs as `RUNS` has them."""
+    numbers = np.sort(np.fromiter(runs, np.int64))
+    return zlib.compress(np.diff(numbers, prepend=0).astype("<i8").tobytes())
+
+
+def unpacked_runs(packed: bytes) -> npt.NDArray[np.int64]:
+    """Return the numbers of runs, ascending."""
+    numbers: npt.NDArray[np.int64] = np.cumsum(np.frombuffer(zlib.decompress(packed), "<i8"))
+    return numbers
 
 
 def _unseen(seen: KeyIndex, table: pa.Table, *, is_base: bool) -> pa.Table:

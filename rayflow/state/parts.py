@@ -26,6 +26,12 @@ GONE_COLUMN = "__gone"
 KEY_COLUMNS = b"rayflow.key_columns"
 """Metadata of a keyed table: how many columns are the key. They come first."""
 
+RUN_COLUMN = "__run"
+"""Of a table of runs: the number of the run that the row is in. See `chains`."""
+
+RUNS = b"rayflow.runs"
+"""Metadata of a table of runs: which ones there are at its checkpoint (`packed_runs`)."""
+
 PartKind = Literal["keyed", "list", "broadcast", "in-flight"]
 
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
@@ -36,10 +42,9 @@ class StatePart:
     """One named table of an operator's state. `name` is unique within the operator (`[a-z0-9_-]+`).
 
     `stream`, where it is given, is the same in pieces, for what is too large to be built at once: `stream(None)` yields
-    tables of all rows. They have one row per key, and say in their metadata which columns that is; so `stream(n)` can
-    give what changed since checkpoint n: the rows of keys that changed, with `GONE_COLUMN`. What n may be: a
-    checkpoint of this attempt that is complete. A part that is not `is_incremental` is written whole each time (n is
-    always None), and may have several rows per key. Its files have about `file_bytes`.
+    tables of all rows, and `stream(n)` those of what changed since checkpoint n, in one of the two ways of `chains`.
+    What n may be: a checkpoint of this attempt that is complete, for which `extends(n)` says that it is worth it. Its
+    files have about `file_bytes`.
     """
 
     name: str
@@ -47,7 +52,7 @@ class StatePart:
     build: Callable[[], pa.Table]
     stream: Callable[[int | None], Iterator[pa.Table]] | None = None
     file_bytes: int = 8 << 20
-    is_incremental: bool = True
+    extends: Callable[[int], bool] = lambda since: True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,10 +110,11 @@ class GlobalWindowOperator(Operator):
             self._show(np.unique(slots[self._rows_since.values[slots] >= self._early_rows]))
 
     def _make_room(self) -> None:
-        if self._spilled is not None:
-            nbytes = self._index.nbytes + self._columns.nbytes + self._rows_since.nbytes
-            if self._spilled.is_over(nbytes):
-                self._spill(self._spilled)
+        if self._spilled is not None and self._spilled.is_over(self._nbytes()):
+            self._spill(self._spilled)
+
+    def _nbytes(self) -> int:
+        return self._index.nbytes + self._columns.nbytes + self._rows_since.nbytes
 
     def _spill(self, spilled: SpilledPanes) -> None:
         """Write all keys in memory to disk, as they came after those that are there."""
@@ -202,9 +203,9 @@ class GlobalWindowOperator(Operator):
 
     def snapshot(self, checkpoint_id: int) -> Sequence[StatePart]:
         """Return keys and accumulators, with what has been shown of them, as one keyed part."""
-        if self._spilled is not None and len(self._spilled):
+        if self._spilled is not None and self._spilled.is_worth(self._nbytes()):
             self._spill(self._spilled)
-            return (self._spilled.part(_KEYS, _nothing_shown),)
+            return (self._spilled.part(_KEYS, checkpoint_id, _nothing_shown),)
         slots = self._index.live()
         shown, since = self._shown.values[slots], self._rows_since.values[slots]
         build = partial(

@@ -8,14 +8,17 @@ time, in the order of their hashes, whatever the size of the window.
 A window of many slices does not read them all each time: where it holds a whole row of `_RADIX` neighbours, these are
 merged once, into a *node*, those into nodes of as many again, and so on (as in memory, see `slice_tree`). Nodes are
 dropped when one of their slices gets another run or is closed. They are no part of snapshots.
+
+A checkpoint has the runs of all panes; one that extends an earlier one has those that were written since, and says
+which of the others there still are (`state.chains`): panes that were closed, and runs that were merged, are gone.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +26,11 @@ import pyarrow as pa
 from rayflow.operators.contracts import OperatorContext
 from rayflow.operators.keyed_parts import keyed_table
 from rayflow.state.accumulators.columns import AggregateColumns
-from rayflow.state.disk.sorted_runs import MOST_RUNS, BlockFormat, FrozenRuns, Run, SortedRuns, cuts
+from rayflow.state.chains import packed_runs
+from rayflow.state.disk.row_store import RowView
+from rayflow.state.disk.sorted_runs import MOST_RUNS, BlockFormat, Run, SortedRuns, cuts, to_combine
 from rayflow.state.key_index import KeyIndex
-from rayflow.state.parts import StatePart
+from rayflow.state.parts import RUN_COLUMN, RUNS, StatePart
 from rayflow.windows.bounds import I64
 from rayflow.windows.panes import FrozenPanes
 
@@ -37,6 +42,7 @@ _RUNS_OF_PANE = 4
 """Of a slice. A window is up to 2 · (_RADIX − 1) slices at its ends, and as many nodes a level: within `MOST_RUNS` for
 up to 4^12 slices."""
 
+_SMALL_SHARE = 0.25
 _PIECE_BYTES, _PIECE_ROWS = 1 << 20, 16_384
 _GROWTH = 1.5
 
@@ -113,9 +119,10 @@ class SpilledPanes:
         runs.append(run)
         for level in range(1, self._levels + 1):
             self._forget((level, pane // _RADIX**level))
-        if len(runs) > self._most_of_pane:
-            self._of_pane[pane] = self._combined(runs[:MOST_RUNS]) + runs[MOST_RUNS:]
-            self._runs.drop(runs[:MOST_RUNS])
+        if count := to_combine(runs, self._most_of_pane):
+            latest = runs[-count:]
+            runs[-count:] = self._combined(latest)
+            self._runs.drop(latest)
 
     def is_over(self, nbytes: int) -> bool:
         """Return whether panes of so many bytes in memory are to be written now."""
@@ -203,21 +210,31 @@ class SpilledPanes:
 
     # ---------------------------------------------------------------------------------- snapshots
 
-    def part(self, name: str, others: Others) -> StatePart:
-        """Return all panes as a keyed part, in pieces. `others(pane, rows)` gives the columns between keys and states
-        for so many rows of a pane, by name."""
+    def is_worth(self, nbytes: int) -> bool:
+        """Return whether panes of so many bytes in memory are to be written at a checkpoint, so that the next one need
+        not have them again."""
+        return bool(self._open) or nbytes > _SMALL_SHARE * self.memory_bytes
+
+    def part(self, name: str, checkpoint_id: int, others: Others) -> StatePart:
+        """Return all panes on disk, as of this checkpoint, as a keyed part, in pieces. `others(pane, rows)` gives the
+        columns between keys and states for so many rows of a pane, by name."""
         runs = [(pane, run) for pane in self._open for run in self._of_pane[pane]]
-        frozen = self._runs.freeze([run for _, run in runs])
-        stream = partial(
-            _tables, frozen, [pane for pane, _ in runs], others, self._merging, self._ctx.max_parallelism
+        runs.sort(key=lambda item: item[1].number)
+        frozen = _FrozenPanes(
+            runs,
+            self._runs.barrier(checkpoint_id),
+            self._runs,
+            self._merging,
+            others,
+            self._ctx.max_parallelism,
         )
         return StatePart(
             name=name,
             kind="keyed",
-            build=lambda: pa.concat_tables(list(stream())),
-            stream=lambda since: stream(),
+            build=frozen.table,
+            stream=frozen.tables,
             file_bytes=self._runs.file_bytes,
-            is_incremental=False,
+            extends=frozen.is_much_of_before,
         )
 
 
@@ -246,6 +263,10 @@ class Merging:
         states = [_plain(column) for _, column in columns.state_columns(slots)]
         return pa.RecordBatch.from_arrays([*keys.columns, *states], schema=self._schema)
 
+    def nothing(self) -> pa.RecordBatch:
+        """Return no rows of keys and states."""
+        return pa.RecordBatch.from_pylist([], schema=self._schema)
+
     def split(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the keys and the states of rows."""
         width = len(self._key_schema)
@@ -268,15 +289,43 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _tables(
-    frozen: FrozenRuns,
-    panes: list[int],
-    others: Others,
-    merging: Merging,
-    max_parallelism: int,
-) -> Iterator[pa.Table]:
-    """Yield the rows of runs, of the pane at the same place each."""
-    for place, batch in frozen.batches():
-        keys, states = merging.split(batch)
-        columns = [*others(panes[place], batch.num_rows), *zip(states.schema.names, states.columns)]
-        yield keyed_table(keys, columns, max_parallelism)
+@dataclass(frozen=True, slots=True)
+class _FrozenPanes:
+    """Runs of panes at a checkpoint, in the order in which they were written. For one thread, any."""
+
+    runs: Sequence[tuple[int, Run]]
+    view: RowView
+    store: SortedRuns
+    merging: Merging
+    others: Others
+    max_parallelism: int
+
+    def is_much_of_before(self, since: int) -> bool:
+        """Return whether at least half of what there is was there at checkpoint `since`."""
+        new = sum(run.nbytes for _, run in self.runs if run.epoch >= since)
+        there = sum(run.nbytes for _, run in self.runs)
+        return 2 * new <= there
+
+    def tables(self, since: int | None) -> Iterator[pa.Table]:
+        """Yield the rows of all runs, or of those that checkpoint `since` does not have; with their runs."""
+        metadata = {RUNS: packed_runs(run.number for _, run in self.runs)}
+        new = [(pane, run) for pane, run in self.runs if since is None or run.epoch >= since]
+        for pane, run in new:
+            for rows in self.store.rows(run, self.view):
+                yield self._table(pane, run.number, rows).replace_schema_metadata(metadata)
+        if not new:
+            # What was dropped is to be known all the same.
+            yield self._table(0, 0, self.merging.nothing()).replace_schema_metadata(metadata)
+
+    def table(self) -> pa.Table:
+        """Return the rows of all runs."""
+        return pa.concat_tables(table.drop_columns([RUN_COLUMN]) for table in self.tables(None))
+
+    def _table(self, pane: int, run: int, rows: pa.RecordBatch) -> pa.Table:
+        keys, states = self.merging.split(rows)
+        columns = [
+            *self.others(pane, rows.num_rows),
+            *zip(states.schema.names, states.columns),
+            (RUN_COLUMN, pa.repeat(pa.scalar(run, pa.int64()), rows.num_rows)),
+        ]
+        return keyed_table(keys, columns, self.max_parallelism)

@@ -190,8 +190,11 @@ class TimeWindowOperator(Operator):
     def _make_room(self) -> None:
         if self._spilled is None:
             return
-        if self._spilled.is_over(self._panes.nbytes + self._columns.nbytes + self._derived_bytes()):
+        if self._spilled.is_over(self._nbytes()):
             self._spill(self._spilled)
+
+    def _nbytes(self) -> int:
+        return self._panes.nbytes + self._columns.nbytes + self._derived_bytes()
 
     def _spill(self, spilled: SpilledPanes) -> None:
         """Write all panes in memory to disk."""
@@ -339,14 +342,14 @@ class TimeWindowOperator(Operator):
         """Return the open panes, and how far time has come."""
         self._held.release(self.out)
         parameters = parameter_parts(self.ctx, self._windows.parameters_ns)
-        return (self._pane_part(), self._times.snapshot(), *parameters)
+        return (self._pane_part(checkpoint_id), self._times.snapshot(), *parameters)
 
-    def _pane_part(self) -> StatePart:
-        if self._spilled is not None and len(self._spilled):
+    def _pane_part(self, checkpoint_id: int) -> StatePart:
+        if self._spilled is not None and self._spilled.is_worth(self._nbytes()):
             self._spill(self._spilled)
             times = self._pane_times()
             starts = lambda pane, rows: [(WINDOW_START, times(np.full(rows, pane)))]  # noqa: E731
-            return self._spilled.part(PANES, starts)
+            return self._spilled.part(PANES, checkpoint_id, starts)
         build = partial(self._pane_table(), self._columns.freeze())
         return StatePart(name=PANES, kind="keyed", build=build)
 

@@ -50,7 +50,7 @@ BATCH_ROWS = 8_192
 PROCESS_BYTES = 1 << 30
 BASE_PAUSE_S = 0.03
 HOUR_MS = 3_600_000
-WINDOWS: dict[str, Any] = {"window": rf.Tumbling("1h"), "sliding": rf.Sliding("1h", "15m")}
+SLIDES_PER_WINDOW = {"window": 1, "sliding": 4}
 
 
 class Texts(rf.Source):
@@ -208,7 +208,9 @@ def run(
     env = rf.StreamEnvironment(name="show", parallelism=1, config=config)
     stream = env.from_source(texts, watermark=rf.Watermark("t") if texts.timed else None).uid("read")
     keyed: Any = stream.key_by("k")
-    rows = keyed if job == "aggregate" else keyed.window(WINDOWS[job])
+    # The base's windows are as short as a batch: rows leave all the while, and wait for the sink.
+    share = 1 if distinct == keys else BATCH_ROWS / keys
+    rows = keyed if job == "aggregate" else keyed.window(windows(job, share))
     rows.aggregate(text=col("text").last(), n=rf.count()).uid("texts").sink_to(
         Digest(BASE_PAUSE_S if distinct < keys else 0)
     )
@@ -235,6 +237,14 @@ def run(
     }
 
 
+def windows(job: str, share: float) -> rf.Tumbling | rf.Sliding:
+    """Return the job's windows, over a share of all rows each."""
+    slides = SLIDES_PER_WINDOW[job]
+    slide_ms = max(1, int(HOUR_MS * share / slides))
+    size, slide = f"{slides * slide_ms}ms", f"{slide_ms}ms"
+    return rf.Tumbling(size) if slides == 1 else rf.Sliding(size, slide)
+
+
 def rf_managed(env: rf.StreamEnvironment) -> int:
     from rayflow.model.config import JobConfig
 
@@ -255,7 +265,7 @@ def main() -> int:
     parser.add_argument("--state", type=int, default=640)
     parser.add_argument("--managed", type=int, default=64)
     parser.add_argument("--storage")
-    parser.add_argument("--job", choices=["aggregate", *WINDOWS], default="aggregate")
+    parser.add_argument("--job", choices=["aggregate", *SLIDES_PER_WINDOW], default="aggregate")
     parser.add_argument("--run", nargs=6)
     options = parser.parse_args()
     if options.run:

@@ -158,12 +158,16 @@ class Subtasks:
         self.done: list[Harness] = []
 
     def _open(self, parts: list[RestoredPart], restored_from: int | None) -> list[Harness]:
+        each = [restorable(parts, index, self.parallelism) for index in range(self.parallelism)]
+        return self.open_each(each, restored_from)
+
+    def open_each(self, parts: list[list[RestoredPart]], restored_from: int | None) -> list[Harness]:
         return [
             Harness(
                 self.make,
                 index=index,
                 parallelism=self.parallelism,
-                restored=restorable(parts, index, self.parallelism),
+                restored=parts[index],
                 restored_from=restored_from,
                 **self.options,
             )

@@ -8,10 +8,12 @@ row costs a share of a few large writes and reads, and no look-up.
 Merging goes through the hashes, which are even, from the least to the largest in equal steps: a step takes of every
 run the rows up to its end, so all rows of a key come in one step, those of earlier runs first. Memory holds one step's
 rows and, of every run, a block; so no more than `MOST_RUNS` are merged at once. Whoever has more merges some into one
-first (`combined`).
+first: the latest, as long as those before them are no larger (`to_combine`), so that a row is written anew as often
+as what it lies with has doubled.
 
 Runs are known by their number, and a block by run and number: what is written last lies last, and runs are dropped
-whole.
+whole. A run carries the *epoch* in which it was written, the number of the checkpoint before it: as runs do not change,
+what a checkpoint has that an earlier one had not are the runs of that one's epoch and later.
 """
 
 from __future__ import annotations
@@ -42,29 +44,13 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Rows on disk, in `blocks` blocks."""
+    """Rows on disk, in `blocks` blocks, written after checkpoint `epoch`."""
 
     number: int
     blocks: int
     rows: int
     nbytes: int
-
-
-class FrozenRuns:
-    """The rows of `runs` as they are now. For one thread, any."""
-
-    def __init__(self, view: RowView, runs: Sequence[Run], format_: BlockFormat) -> None:
-        self._view, self._runs, self._format = view, runs, format_
-
-    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield the rows, about a MiB at a time, each with the place of its run."""
-        for place, run in enumerate(self._runs):
-            blocks = max(1, _BYTES_AT_ONCE * run.blocks // run.nbytes)
-            for begin in range(0, run.blocks, blocks):
-                names = [_name(run.number, i) for i in range(begin, min(run.blocks, begin + blocks))]
-                rows = [self._format.read(data) for data in self._view.get(names) if data is not None]
-                assert len(rows) == len(names), "a block of a run is not there"
-                yield place, self._format.shown(pa.concat_batches(rows))
+    epoch: int
 
 
 class BlockFormat:
@@ -118,6 +104,7 @@ class SortedRuns:
         """About how large the files of a checkpoint may be, so that rows on their way there fit their share."""
         self._ticks_ns, self._metrics = ticks_ns, metrics
         self._runs = 0
+        self._epoch = 0
 
     def write(self, pieces: Iterable[pa.RecordBatch]) -> Run | None:
         """Write rows (columns of the format's schema), a key once, in ascending order of hashes: pieces of any size,
@@ -138,7 +125,7 @@ class SortedRuns:
                     blocks = []
         self._store.write(blocks)
         self._metrics.counter("state_evict_ns").inc(self._ticks_ns() - began_ns)
-        return Run(number, written, rows, nbytes) if written else None
+        return Run(number, written, rows, nbytes, self._epoch) if written else None
 
     def merged(self, runs: Sequence[Run]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of up to `MOST_RUNS` runs, some at a time: all rows of a key at once, in the order of runs."""
@@ -175,14 +162,24 @@ class SortedRuns:
             cursor.rows, cursor.at, cursor.block = self._format.read(data), 0, cursor.block + 1
             cursor.hashes = self._format.hashes(cursor.rows)
 
+    def rows(self, run: Run, view: RowView) -> Iterator[pa.RecordBatch]:
+        """Yield a run's rows, some at a time, as of `view`. On any thread."""
+        blocks = max(1, _BYTES_AT_ONCE * run.blocks // run.nbytes)
+        for begin in range(0, run.blocks, blocks):
+            names = [_name(run.number, i) for i in range(begin, min(run.blocks, begin + blocks))]
+            rows = [self._format.read(data) for data in view.get(names) if data is not None]
+            assert len(rows) == len(names), "a block of a run is not there"
+            yield self._format.shown(pa.concat_batches(rows))
+
     def drop(self, runs: Iterable[Run]) -> None:
         """Forget runs."""
         for run in runs:
             self._store.delete_range(_name(run.number, 0), _name(run.number + 1, 0))
 
-    def freeze(self, runs: Sequence[Run]) -> FrozenRuns:
-        """Return the rows of runs as they are now, whatever is dropped later."""
-        return FrozenRuns(self._store.view(), list(runs), self._format)
+    def barrier(self, checkpoint_id: int) -> RowView:
+        """Return what there is now. What is written from now on is of this checkpoint's epoch."""
+        self._epoch = checkpoint_id
+        return self._store.view()
 
     def nbytes(self) -> int:
         """Return about how many bytes are on disk."""
@@ -202,6 +199,19 @@ class _Cursor:
     rows: pa.RecordBatch | None = None
     hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
     at: int = 0
+
+
+def to_combine(runs: Sequence[Run], most: int) -> int:
+    """Return how many of `runs` (of one thing, in the order in which they were written), from the last on, to merge
+    into one so that there are at most `most`: 0 where there are."""
+    if len(runs) <= most:
+        return 0
+    count = len(runs) - most + 1
+    nbytes = sum(run.nbytes for run in runs[-count:])
+    while count < min(len(runs), MOST_RUNS) and runs[-count - 1].nbytes <= nbytes:
+        count += 1
+        nbytes += runs[-count].nbytes
+    return count
 
 
 def cuts(hashes: Hashes, step: int) -> Iterator[tuple[int, int]]:

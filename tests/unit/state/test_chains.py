@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayflow.model.errors import CorruptCheckpointError
-from rayflow.state.chains import state_tables
+from rayflow.state.chains import packed_runs, state_tables
 from rayflow.state.manifest import StateFile
-from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS
+from rayflow.state.parts import GONE_COLUMN, KEY_COLUMNS, RUN_COLUMN, RUNS
 
 
 def table(rows: dict[int | None, int | None], *, is_base: bool) -> pa.Table:
@@ -67,3 +67,29 @@ def test_a_chain_without_one_of_its_links_is_corrupt() -> None:
     for links in ([0, 2], [1]):
         with pytest.raises(CorruptCheckpointError, match="some are missing"):
             list(state_tables([file(str(link), link) for link in links], lambda f: whole))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 9))), min_size=1, max_size=5))
+def test_the_rows_of_the_runs_count_that_the_newest_link_names_in_their_order(steps: list[Any]) -> None:
+    # Each checkpoint has some new runs, and some of those before are gone.
+    contents: dict[str, pa.Table] = {}
+    files: list[StateFile] = []
+    there: list[int] = []
+    count = 0
+    for link, (new, gone) in enumerate(steps):
+        fresh = list(range(count, count + new))
+        count += new
+        there = [run for run in there if run not in gone] + fresh
+        # A file a run, and one where none is new; a key has a row in every run.
+        for run in fresh or [None]:
+            rows = [] if run is None else [run]
+            columns = {
+                "k": pa.array([0] * len(rows)),
+                "v": pa.array(rows),
+                RUN_COLUMN: pa.array(rows, pa.int64()),
+            }
+            contents[f"{link}-{run}"] = pa.table(columns).replace_schema_metadata({RUNS: packed_runs(there)})
+            files.append(file(f"{link}-{run}", link))
+    tables = [rows for _, rows in state_tables(files, lambda f: contents[f.path])]
+    assert all(rows.schema.names == ["k", "v"] for rows in tables)
+    assert [v for rows in tables for v in rows["v"].to_pylist()] == there

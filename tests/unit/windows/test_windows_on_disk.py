@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.windows.test_time_windows import GRIDS, STEPS, emitted, maker, play
+from rayflow.model.times import WATERMARK_MAX
+from tests.unit.windows.stored import Checkpoints
+from tests.unit.windows.test_time_windows import GRIDS, MS, STEPS, emitted, maker, numbered, play
 
+T0 = datetime(1970, 1, 1)
 TINY, SMALL, LARGE = 1, 60_000, 1 << 30
 """Bytes for state: whatever comes is written at once; some batches fit; all does."""
 
@@ -57,3 +63,101 @@ def test_windows_are_those_of_the_model_whatever_is_on_disk_before_and_after_a_r
         # Whatever was shown came from disk.
         assert driven.count("state_evicted_keys") > 0
         assert driven.count("state_fetched_keys") > 0
+
+
+@given(
+    steps=STEPS,
+    grid=st.sampled_from(GRIDS),
+    names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True),
+    cut=st.sampled_from([1, 7, 100]),
+    heard=st.lists(st.sampled_from([None, (), (0,), (1,)]), min_size=9, max_size=9),
+    restarts=st.lists(
+        st.tuples(st.booleans(), st.integers(1, 3), st.sampled_from([TINY, SMALL, None])),
+        min_size=9,
+        max_size=9,
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_increments_restore_to_what_memory_has_at_any_parallelism_into_any_backend(
+    kit: Any,
+    subtasks: Any,
+    steps: list[Any],
+    grid: tuple[int, int, int],
+    names: list[str],
+    cut: int,
+    heard: list[Any],
+    restarts: list[Any],
+) -> None:
+    # After each step a checkpoint, of whose end not all subtasks hear; after some of them a restart.
+    model = kit.time_windows(*grid)
+    driven = subtasks(maker(kit, grid, names), ["k"], 2, disk_bytes=TINY)
+    checkpoints = Checkpoints(driven)
+    for number, (rows, watermark) in enumerate(numbered(steps)):
+        for at in range(0, len(rows), cut):
+            driven.feed(kit.batch(rows[at : at + cut]))
+        model.add(rows)
+        model.advance(watermark)
+        driven.watermark(watermark * MS)
+        checkpoints.take(number + 1, completes=heard[number])
+        begins_again, parallelism, disk_bytes = restarts[number]
+        if begins_again:
+            checkpoints.restart(number + 1, parallelism, disk_bytes=disk_bytes)
+    driven.watermark(WATERMARK_MAX)
+    model.advance(math.inf)
+    found = emitted(kit, driven, names)
+    assert len(dict(found)) == len(found)
+    assert {window: values for window, (_, values) in found} == model.results(names)
+
+
+def rows_of_keys(kit: Any, keys: range, time: int) -> Any:
+    return kit.batch([(float(key), time, key % 7, "text", key) for key in keys])
+
+
+@pytest.mark.parametrize("grid", [(100, 100, 0), (100, 10, 0)])
+def test_after_one_percent_of_the_keys_changed_a_checkpoint_uploads_little(
+    kit: Any, subtasks: Any, grid: Any
+) -> None:
+    driven = subtasks(maker(kit, grid, ["count", "last"]), ["k"], 1, disk_bytes=200_000)
+    checkpoints = Checkpoints(driven)
+    driven.feed(rows_of_keys(kit, range(20_000), 5))
+    checkpoints.take(1)
+    # More often than runs of a slice lie side by side.
+    for number in range(2, 10):
+        driven.feed(rows_of_keys(kit, range(200 * number, 200 * (number + 1)), 5))
+        checkpoints.take(number)
+        assert checkpoints.written[number] < 0.1 * checkpoints.written[1]
+        assert {file.origin for file in checkpoints.files[number]} >= {1, None}
+    checkpoints.restart(9, 2, disk_bytes=None)
+    driven.watermark(WATERMARK_MAX)
+    shown = sorted((row["k"], row["count"]) for row in driven.rows if row["window_start"] == T0)
+    assert shown == [(float(key), 2 if 400 <= key < 2000 else 1) for key in range(20_000)]
+
+
+def test_a_window_that_was_closed_is_in_no_checkpoint_after_it(kit: Any, subtasks: Any) -> None:
+    driven = subtasks(maker(kit, (10, 10, 0), ["count"]), ["k"], 1, disk_bytes=TINY)
+    checkpoints = Checkpoints(driven)
+    driven.feed(rows_of_keys(kit, range(1_000), 5))
+    driven.feed(rows_of_keys(kit, range(5_000), 15))
+    checkpoints.take(1)
+    driven.watermark(10 * MS)
+    # Nothing is new: what is gone is known all the same.
+    checkpoints.take(2)
+    assert checkpoints.written[2] < 0.1 * checkpoints.written[1]
+    checkpoints.restart(2, 1, disk_bytes=None)
+    (windows,) = [part for part in driven.subtasks[0].snapshot(3) if part.name == "windows"]
+    assert windows.table.num_rows == 5_000
+    driven.watermark(20 * MS)
+    checkpoints.take(4)
+    assert [file for file in checkpoints.files[4] if file.part == "windows"] == []
+
+
+def test_what_few_rows_are_left_of_is_written_anew(kit: Any, subtasks: Any) -> None:
+    # A link to a base of which next to nothing is left would keep all of it on storage.
+    driven = subtasks(maker(kit, (10, 10, 0), ["count"]), ["k"], 1, disk_bytes=TINY)
+    checkpoints = Checkpoints(driven)
+    driven.feed(rows_of_keys(kit, range(5_000), 5))
+    checkpoints.take(1)
+    driven.feed(rows_of_keys(kit, range(500), 15))
+    driven.watermark(10 * MS)
+    checkpoints.take(2)
+    assert {file.origin for file in checkpoints.files[2]} == {None}
