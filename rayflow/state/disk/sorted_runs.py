@@ -35,7 +35,8 @@ _RUN = b"W"
 _NUMBER_BYTES = 8
 _BLOCKS_IN_MEMORY, _STEPS_IN_MEMORY = 64, 8
 _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 512, 128 << 10
-_BYTES_AT_ONCE, _MAX_FILE_BYTES = 1 << 20, 8 << 20
+_BYTES_AT_ONCE = 256 << 10
+_MIN_FILE_BYTES, _MAX_FILE_BYTES = 1 << 20, 8 << 20
 _WRITTEN_AT_ONCE = 16
 _END = 1 << 64
 
@@ -100,7 +101,7 @@ class SortedRuns:
         self._store, self._format = store, format_
         self._block_bytes = min(_MAX_BLOCK_BYTES, max(_MIN_BLOCK_BYTES, memory_bytes // _BLOCKS_IN_MEMORY))
         self._step_bytes = max(1, memory_bytes // _STEPS_IN_MEMORY)
-        self.file_bytes = max(_BYTES_AT_ONCE, min(_MAX_FILE_BYTES, self._step_bytes))
+        self.file_bytes = max(_MIN_FILE_BYTES, min(_MAX_FILE_BYTES, self._step_bytes))
         """About how large the files of a checkpoint may be, so that rows on their way there fit their share."""
         self._ticks_ns, self._metrics = ticks_ns, metrics
         self._runs = 0
