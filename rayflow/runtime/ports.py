@@ -39,8 +39,9 @@ thread, when some have completed."""
 class Disk(Protocol):
     """The node's own disk, for state that does not fit memory."""
 
-    def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
-        """Return an empty store below `folder` (None: wherever it likes) that uses no more memory than that."""
+    def open_rows(self, folder: str | None, name: str, memory_bytes: int, appended: bool) -> RowStore:
+        """Return an empty store below `folder` (None: wherever it likes) that uses no more memory than that.
+        `appended`: keys are written in ascending order, and read about once."""
 
     def spool(self, folder: str | None) -> ObjectStore:
         """Return an empty store below `folder` for what is to be read once more soon; it goes when nobody refers to

@@ -147,7 +147,7 @@ class SimDisk:
     def __init__(self) -> None:
         self._spools = 0
 
-    def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
+    def open_rows(self, folder: str | None, name: str, memory_bytes: int, appended: bool) -> RowStore:
         """See `Disk`."""
         return MemoryRows()
 

@@ -66,7 +66,7 @@ class SpilledPanes:
         self._ctx, self._share, self._make = ctx, share, make
         self._merging = Merging(key_schema, make)
         self._format = BlockFormat(key_schema, self._merging.state_schema)
-        store = share.open_rows(share.memory_bytes // 4)
+        store = share.open_rows(share.memory_bytes // 4, True)
         self._runs = SortedRuns(store, self._format, share.memory_bytes // 4, share.ticks_ns, ctx.metrics)
         self.memory_bytes = int(share.memory_bytes / 2 / _GROWTH)
         """How much panes in memory may take. They grow by half at a time."""

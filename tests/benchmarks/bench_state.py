@@ -69,7 +69,10 @@ def run(make: Callable[[], Operator], keys: int, budget: int | None, folder: str
     share = None
     if budget is not None:
         share = DiskShare(
-            lambda memory: disk.open_rows(folder, "bench", memory), budget, disk.ticks_ns, metrics
+            lambda memory, appended: disk.open_rows(folder, "bench", memory, appended),
+            budget,
+            disk.ticks_ns,
+            metrics,
         )
     operator = make()
     context: Any = OperatorContext(

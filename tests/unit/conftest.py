@@ -45,7 +45,7 @@ class Harness:
         errors: ErrorPolicy = "fail",
         run_in_background: Callable[[Any, Any], None] = lambda work, done: done(work(), None),
         disk_bytes: int | None = None,
-        open_rows: Callable[[int], RowStore] = lambda memory_bytes: MemoryRows(),
+        open_rows: Callable[[int, bool], RowStore] = lambda memory_bytes, appended: MemoryRows(),
         config: JobConfig | None = None,
         consumers: int = 1,
     ) -> None:

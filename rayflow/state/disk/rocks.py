@@ -5,7 +5,9 @@ them), half is the block cache, which holds index and filter blocks too, and the
 open files take for a while.
 
 Compaction is by sorted runs (universal): keys come in no order, so by levels every few small memtables would have the
-whole first level written again.
+whole first level written again. Keys that are *appended* (what is written later lies behind what is there, and is read
+in order, about once) have files that do not overlap: by levels these are moved, and nothing is written again. They need
+no cache.
 
 Durability. There is none: no write-ahead log, no fsync. The folder is removed with the store.
 
@@ -96,16 +98,16 @@ class RocksView:
 
 
 class RocksRows:
-    """Rows in the folder `path`, which must not exist."""
+    """Rows in the folder `path`, which must not exist. `appended`: see the module."""
 
-    def __init__(self, path: Path, memory_bytes: int) -> None:
+    def __init__(self, path: Path, memory_bytes: int, appended: bool = False) -> None:
         from rocksdict import Rdict, WriteBatch, WriteOptions
 
         self._path = path
         self._batch = WriteBatch
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            db: Any = Rdict(str(path), _options(memory_bytes))
+            db: Any = Rdict(str(path), _options(memory_bytes, appended))
         except Exception as error:
             raise failed("open", str(path), error) from None
         options: Any = WriteOptions()
@@ -203,7 +205,7 @@ def failed(verb: str, origin: str, error: Exception) -> StorageError:
     return StorageError(f"cannot {verb} state at {origin}: {text or type(error).__name__}{hint}")
 
 
-def _options(memory_bytes: int) -> Any:
+def _options(memory_bytes: int, appended: bool) -> Any:
     from rocksdict import (
         BlockBasedIndexType,
         BlockBasedOptions,
@@ -214,7 +216,7 @@ def _options(memory_bytes: int) -> Any:
     )
 
     blocks = BlockBasedOptions()
-    blocks.set_block_cache(Cache(max(_MIN_CACHE_BYTES, memory_bytes // 2)))
+    blocks.set_block_cache(Cache(max(_MIN_CACHE_BYTES, memory_bytes // (8 if appended else 2))))
     blocks.set_block_size(_BLOCK_BYTES)
     blocks.set_bloom_filter(_BLOOM_BITS_PER_KEY, False)
     blocks.set_cache_index_and_filter_blocks(True)
@@ -231,7 +233,7 @@ def _options(memory_bytes: int) -> Any:
     # Only what is most likely there is asked for (`AbsentKeys`), and nearly all of that is in the last run.
     options.set_optimize_filters_for_hits(True)
     options.set_compression_type(DBCompressionType.lz4())
-    options.set_compaction_style(DBCompactionStyle.universal())
+    options.set_compaction_style(DBCompactionStyle.level() if appended else DBCompactionStyle.universal())
     options.set_level_zero_file_num_compaction_trigger(_SORTED_RUNS)
     options.set_level_zero_slowdown_writes_trigger(3 * _SORTED_RUNS)
     options.set_level_zero_stop_writes_trigger(5 * _SORTED_RUNS)

@@ -50,10 +50,11 @@ class Scratch:
         self._owner = 0
         self.path = parent
 
-    def open_rows(self, name: str, memory_bytes: int) -> RowStore:
-        """Open an empty store; `name` is for people who look there. ConfigError where the folder cannot be used."""
+    def open_rows(self, name: str, memory_bytes: int, appended: bool = False) -> RowStore:
+        """Open an empty store; `name` is for people who look there, `appended` as in `RocksRows`. ConfigError where the
+        folder cannot be used."""
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)[:80]
-        return RocksRows(self._new(safe), memory_bytes)
+        return RocksRows(self._new(safe), memory_bytes, appended)
 
     def spool(self) -> LocalStore:
         """Return an empty object store, removed when nobody refers to it."""
@@ -152,10 +153,10 @@ def scratch_of(state_dir: str | None) -> Scratch:
 class LocalDisk:
     """The disk of this node (`runtime.ports.Disk`)."""
 
-    def open_rows(self, folder: str | None, name: str, memory_bytes: int) -> RowStore:
+    def open_rows(self, folder: str | None, name: str, memory_bytes: int, appended: bool) -> RowStore:
         """Open an empty store in this process's scratch below `folder`."""
         _bound_malloc()
-        return scratch_of(folder).open_rows(name, memory_bytes)
+        return scratch_of(folder).open_rows(name, memory_bytes, appended)
 
     def spool(self, folder: str | None) -> ObjectStore:
         """Return an empty object store there."""

@@ -38,3 +38,14 @@ def test_the_process_stays_within_the_budget_of_its_state(tmp_path: Path) -> Non
     assert disk["rows"] == keys + keys // 100
     assert disk["metrics"]["state_evicted_keys"] > keys // 4
     assert disk["peak_mib"] - base["peak_mib"] <= 1.2 * managed / MIB
+
+
+def test_the_process_stays_within_the_budget_of_its_windows(tmp_path: Path) -> None:
+    keys, managed = 64 * MIB // state_show.ROW_BYTES, 32 * MIB
+    base = state_show.in_its_own_process(keys, 1_000, "disk", managed, tmp_path, "window", "1s")
+    disk = state_show.in_its_own_process(keys, keys, "disk", managed, tmp_path, "window", "1s")
+    assert disk["rows"] == keys
+    # All came from disk, and the checkpoint after 1 % of the keys changed had little to write.
+    assert disk["metrics"]["state_fetched_keys"] > keys
+    assert 0 < disk["changed_bytes"] < 0.1 * disk["full_bytes"]
+    assert disk["peak_mib"] - base["peak_mib"] <= 1.2 * managed / MIB

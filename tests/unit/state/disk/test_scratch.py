@@ -64,4 +64,4 @@ def test_a_place_that_cannot_hold_state_is_an_error_of_the_setting(tmp_path: Pat
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(ConfigError, match=r"state\.dir: .*file/rayflow-state-\d+ cannot hold state"):
-        LocalDisk().open_rows(str(file), "rows", 1 << 20)
+        LocalDisk().open_rows(str(file), "rows", 1 << 20, False)
