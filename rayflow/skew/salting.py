@@ -47,24 +47,26 @@ COUNTERS = 512
 SAMPLES_PER_SPAN = 16_384
 """A key with a thousandth of the rows should be seen, as what levels consumers is of that size."""
 
-_SLOTS = 1 << 16
+_PLACES = [(bits, shift) for bits in (8, 10, 12, 14, 16) for shift in range(64 - bits, -1, -8)]
+"""How many bits of a hash are looked at, and above which."""
 
 I64 = npt.NDArray[np.int64]
 
 
 class _Salted:
-    """Keys that are salted, ascending. Most rows are looked up: a table by some bits of the hash says which key a row
-    may have, where no two of the keys share these, else a binary search."""
+    """Keys that are salted, ascending. Most rows are looked up: a table holds the keys by some bits of their hash, as
+    few bits as tell them all apart, so that it stays in the processor's first cache; where none do, a binary search."""
 
     def __init__(self, keys: Iterable[int] = ()) -> None:
         self.keys = np.array(sorted(keys), np.uint64)
-        self._shift: np.uint64 | None = None
-        for shift in range(48, -1, -8):
-            slots = self._slots(self.keys, np.uint64(shift))
+        self._table: Hashes | None = None
+        for bits, shift in _PLACES:
+            self._shift, self._mask = np.uint64(shift), np.uint64((1 << bits) - 1)
+            slots = self._slots(self.keys)
             if len(np.unique(slots)) == len(slots):
-                self._shift = np.uint64(shift)
-                self._table = np.zeros(_SLOTS, np.int64)
-                self._table[slots] = np.arange(len(slots))
+                # What no hash of the slot can be.
+                self._table = ~np.arange(1 << bits, dtype=np.uint64) << self._shift
+                self._table[slots] = self.keys
                 break
 
     def __len__(self) -> int:
@@ -72,17 +74,18 @@ class _Salted:
 
     def among(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
         """Return which rows, known by their keys' hashes, are salted. There is a key."""
-        if self._shift is None:
-            at = np.searchsorted(self.keys, hashes)
+        if self._table is None:
+            likely = self.keys.take(np.searchsorted(self.keys, hashes), mode="clip")
         else:
-            at = self._table.take(self._slots(hashes, self._shift), mode="wrap")
-        found: npt.NDArray[np.bool_] = self.keys.take(at, mode="clip") == hashes
+            # mode="wrap": slots are in range, and NumPy's default checks and buffers.
+            likely = self._table.take(self._slots(hashes), mode="wrap")
+        found: npt.NDArray[np.bool_] = likely == hashes
         return found
 
-    @staticmethod
-    def _slots(hashes: Hashes, shift: np.uint64) -> I64:
-        slots: I64 = ((hashes >> shift) & np.uint64(_SLOTS - 1)).view(np.int64)
-        return slots
+    def _slots(self, hashes: Hashes) -> I64:
+        slots = hashes >> self._shift
+        slots &= self._mask
+        return slots.view(np.int64)
 
 
 class SaltOperator(Operator):

@@ -106,7 +106,7 @@ class Numbering(rf.KeyedProcessFunction):
 
 class Victim:
     """A running job of two source and two keyed subtasks, to be hurt. Files in `folder` steer it. `sink` ends it with
-    something else than files of rows in `out`."""
+    something else than files of rows in `out`; `work`, called with the numbers, is all that is done instead."""
 
     def __init__(
         self,
@@ -115,6 +115,7 @@ class Victim:
         rows_per_second: int = 400,
         sink: Callable[[rf.DataStream], Any] | None = None,
         keys: int = _KEYS,
+        work: Callable[[rf.DataStream], Any] | None = None,
         **config: str,
     ) -> None:
         self.out = folder / "out"
@@ -127,15 +128,17 @@ class Victim:
             "restart.max_attempts": "100",
         }
         env = rf.StreamEnvironment(name=name, parallelism=2, config={**settings, **config})
-        numbered = (
-            env.from_source(NumbersUntil(self._end, rows_per_second, keys))
-            .key_by("k")
-            .process(Numbering(self.hold), returns={"n": "int64", "k": "int64", "number": "int64"})
-        )
-        if sink is None:
-            numbered.write_parquet(str(self.out))
+        numbers = env.from_source(NumbersUntil(self._end, rows_per_second, keys))
+        if work is not None:
+            work(numbers)
         else:
-            sink(numbered)
+            numbered = numbers.key_by("k").process(
+                Numbering(self.hold), returns={"n": "int64", "k": "int64", "number": "int64"}
+            )
+            if sink is None:
+                numbered.write_parquet(str(self.out))
+            else:
+                sink(numbered)
         self.env = env
         self.job = env.submit()
 
@@ -247,8 +250,11 @@ class Victim:
     def verdict(self, rows: pa.Table) -> dict[str, int]:
         """Return how many rows are lost, duplicated, or carry a wrong number: all 0 after a run that was exactly
         once. The job has ended."""
-        ends = [int(_told_end(self._end, split).read_text()) for split in range(_SPLITS)]
-        return _verdict(rows, ends)
+        return _verdict(rows, self.ends())
+
+    def ends(self) -> list[int]:
+        """Return the number at which each split ended, from `SPLIT` times its own number on. The job has ended."""
+        return [int(_told_end(self._end, split).read_text()) for split in range(_SPLITS)]
 
 
 def _told_end(end: Path, split: int) -> Path:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rayflow.batch.hashing import hash_columns, key_groups
 from rayflow.protocol.key_groups import subtask_of_key_group
 from rayflow.protocol.salting import LEAST_ROWS
-from rayflow.skew.salting import FIRST_ROWS, SALTED, SWITCH_MS, SaltOperator
+from rayflow.skew.salting import FIRST_ROWS, SALTED, SWITCH_MS, SaltOperator, _Salted
 
 CONSUMERS = 4
 
@@ -178,3 +180,25 @@ def test_many_salted_keys_are_told_apart_from_the_others(salting: Any) -> None:
     direct, aside = ways(salting)
     assert aside == [n for n, key in enumerate(keys) if key in hot]
     assert direct == [n for n, key in enumerate(keys) if key not in hot]
+
+
+HASHES = st.one_of(
+    st.integers(0, 2**64 - 1),
+    # Those that differ in few bits, and in the same ones.
+    st.builds(lambda bits: sum(1 << bit for bit in bits), st.sets(st.integers(0, 63), max_size=3)),
+)
+
+
+@given(st.sets(HASHES, min_size=1, max_size=256), st.lists(HASHES, max_size=50))
+@settings(max_examples=200, deadline=None)
+def test_who_is_salted_is_who_is_in_the_set(keys: set[int], others: list[int]) -> None:
+    asked = np.array([*others, *sorted(keys), *(~key & (2**64 - 1) for key in sorted(keys))], np.uint64)
+    assert _Salted(keys).among(asked).tolist() == [one in keys for one in asked.tolist()]
+
+
+def test_keys_that_no_few_bits_tell_apart_are_found_too() -> None:
+    keys = {0, 1, 1 << 60, 1 << 30}
+    salted = _Salted(keys)
+    assert salted._table is None
+    asked = np.array([0, 1, 2, 1 << 60, 1 << 61, 2**64 - 1], np.uint64)
+    assert salted.among(asked).tolist() == [True, True, False, True, False, False]
