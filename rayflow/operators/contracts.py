@@ -100,6 +100,8 @@ class OperatorContext:
     """The job's settings."""
     consumers: int = 1
     """How many subtasks the rows go to that leave the chain, but for side outputs."""
+    salted: Sequence[int] = ()
+    """Hashes of the keys that this operator salted when it was told so last (see `Operator.salt`)."""
     side_outputs: Mapping[str, pa.Schema | None] = field(default_factory=dict)
     """Tags of the side outputs that somebody reads, with their columns where the plan knows them."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -19,8 +19,14 @@ so a key at the edge does not come and go.
 
 A sender whose set is another one is told the right one; so it is at its next heartbeat, whatever was lost, and a
 sender that has begun anew gets the set back. A sender to which nothing has been told yet chooses by its own first
-rows, in the same way. A machine that is new itself, as its master was lost or the job begins, takes over what its
-senders say.
+rows, in the same way. A machine that is new itself, as its master was lost or the job begins, begins with
+the set of the checkpoint that is restored, where there is one, and takes over what its senders say.
+
+*Restarts.* The set outlives them, so that they are not followed by a time without one: the machine stays through
+attempts, its set is in the manifest of every checkpoint, and goes with each deployment, so senders have it before
+their first row. It is that of the moment when the checkpoint is published, the newest there is. Keys are known by
+hashes, which do not depend on the parallelism: at another one the same keys are spread over other numbers of
+consumers. What has become of the stream since, if much time has passed, shows as it does in a job that runs.
 
 Salting never decides what results are, only which way rows take (see `rayflow.skew`): senders may for a while have
 different sets.
@@ -101,6 +107,13 @@ class SendersBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class SetRestored:
+    """A machine that is new goes on with this set, of the checkpoint from which its job does."""
+
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TellSender:
     """Have a sender salt these keys (ascending), and no others."""
 
@@ -123,12 +136,15 @@ class SaltedKeys:
         """The salted keys, ascending."""
         return tuple(sorted(self._cool_since))
 
-    def handle(self, event: HotKeysTold | SendersBegan) -> tuple[TellSender, ...]:
+    def handle(self, event: HotKeysTold | SendersBegan | SetRestored) -> tuple[TellSender, ...]:
         """Take an event; return what is to be done."""
         if isinstance(event, SendersBegan):
             self._told.clear()
             return ()
         if self._consumers == 1:
+            return ()
+        if isinstance(event, SetRestored):
+            self._cool_since = dict.fromkeys(sorted(event.keys)[:MOST_KEYS])
             return ()
         if event.sender not in self._known:
             self._known.add(event.sender)

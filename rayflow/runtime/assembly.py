@@ -171,6 +171,7 @@ class Assembly:
             batch_rows=self._config.batch_rows,
             config=self._config,
             consumers=main_consumers(deploy.graph, self._vertex.id),
+            salted=deploy.salted.get(spec.uid, ()),
             side_outputs=dict(spec.side_outputs),
             options=dict(self._config.storage_options),
             errors=spec.errors or "fail",

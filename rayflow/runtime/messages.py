@@ -110,7 +110,8 @@ class Numbered:
 class Deploy(Numbered):
     """Drop whatever ran before and become `subtask` of attempt `attempt`; restore, then wait for Start.
 
-    `peers` maps every consumer of this subtask's channels to the endpoint address it listens on."""
+    `peers` maps every consumer of this subtask's channels to the endpoint address it listens on. `salted`: by uid,
+    the hashes of the keys that operators salt from the first row on."""
 
     job_id: JobId
     attempt: Attempt
@@ -119,6 +120,7 @@ class Deploy(Numbered):
     config: dict[str, Any]
     peers: dict[SubtaskId, str]
     restore: RestoreInfo | None = None
+    salted: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

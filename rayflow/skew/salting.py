@@ -5,7 +5,8 @@ Theory of operation
 Rows of salted keys go to the side output, whose exchange deals them out to all subtasks of a combiner, as many to
 each, and come as partial aggregates to where all other rows go directly.
 
-*Which keys.* A sender begins with those that its own first rows show to be hot: chosen before these rows go
+*Which keys.* A sender begins with those that were salted before, if its job goes on after a restart or from a
+checkpoint, and those that its own first rows show to be hot: chosen before these rows go
 anywhere, and looked at again as more come, until there are `FIRST_ROWS` or the job master has spoken. Meanwhile every
 sender watches which keys its rows have (`batch.key_traffic`, a sample that forgets) and tells the job master with
 each heartbeat; `protocol.salting` puts together there what all of them see, and tells them what to salt.
@@ -15,7 +16,9 @@ be off, or minutes apart); a sender's own choice at once. Each is right: neither
 barrier, since combiners flush before it, and what rows of a key become does not depend on the way each took, since
 partial aggregates may be merged in any order and any number. So no update is lost or counted twice, wherever the
 switch falls, even if senders do it at different times. (Results for which the order of rows counts are not salted
-this way; see `api.skew`.) So a restarted sender may begin without any, or with others than before.
+this way; see `api.skew`.) So a restarted sender may begin with any set, and that of the checkpoint, which the master
+keeps (`protocol.salting`), is there for evenness only: the operator has no state, and jobs with another setting of
+`rf.Skew` restore the checkpoint.
 
 Keys are known by their 64-bit hash. Keys that share one are salted together, which is no harm.
 """
@@ -83,9 +86,10 @@ class _Salted:
         return found
 
     def _slots(self, hashes: Hashes) -> I64:
-        slots = hashes >> self._shift
-        slots &= self._mask
-        return slots.view(np.int64)
+        bits = hashes >> self._shift
+        bits &= self._mask
+        slots: I64 = bits.view(np.int64)
+        return slots
 
 
 class SaltOperator(Operator):
@@ -95,7 +99,7 @@ class SaltOperator(Operator):
         self._keys = list(keys)
         self._traffic: KeyTraffic | None = None
         # Replaced as a whole, since heartbeats read them on another thread.
-        self._salted = _Salted()
+        self._salted = self._told = _Salted()
         self._coming: tuple[_Salted, int] | None = None
         # None once the first rows have been looked at, or the master has spoken.
         self._first: list[Hashes] | None = []
@@ -106,6 +110,7 @@ class SaltOperator(Operator):
         super().open(ctx, out, restored)
         self._subtasks = np.array(subtask_table(ctx.max_parallelism, ctx.consumers), np.int64)
         self._rows_salted = ctx.metrics.counter("rows_salted")
+        self._salted = self._told = _Salted(ctx.salted)
         self._traffic = KeyTraffic(
             self._keys, ctx.max_parallelism, show_keys=False, counters=COUNTERS, samples=SAMPLES_PER_SPAN
         )
@@ -150,7 +155,9 @@ class SaltOperator(Operator):
         most = np.argsort(-counts, kind="stable")[:MOST_KEYS]
         found = zip(keys[most].tolist(), consumers[most].tolist(), counts[most].tolist())
         seen = SeenKeys(tuple(belonging.tolist()), tuple(KeyCount(*count) for count in found))
-        self._salted = _Salted(keys_to_salt(seen, frozenset(self._salted.keys.tolist())))
+        told = self._told.keys.tolist()
+        chosen = keys_to_salt(seen, frozenset(self._salted.keys.tolist())).difference(told)
+        self._salted = _Salted((told + sorted(chosen))[:MOST_KEYS])
         if self._first_rows >= FIRST_ROWS:
             self._first = None
 
@@ -175,7 +182,7 @@ class SaltOperator(Operator):
         """See `Operator`."""
         coming = _Salted(keys)
         if self._first_rows == 0:  # nothing has gone any way yet, and what comes will be looked at
-            self._salted = coming
+            self._salted = self._told = coming
             return
         self._coming = (coming, self.ctx.now_ms() + SWITCH_MS)
         self._first = None

@@ -30,8 +30,8 @@ from rayflow.state.parts import PART_KINDS, PartKind
 from rayflow.state.publishing import create_surely, read_checked
 from rayflow.state.storage import MissingObject, ObjectStore, checked_path, join_url, open_store, parent_url
 
-FORMAT_VERSION = 3
-"""Version 1 has no chains, 2 no `committed`. Manifests without them are still written as that."""
+FORMAT_VERSION = 4
+"""Version 1 has no chains, 2 no `committed`, 3 no `salted`. Manifests without them are still written as that."""
 MANIFEST = "manifest.json"
 
 CheckpointKind = Literal["checkpoint", "savepoint"]
@@ -81,7 +81,8 @@ class Manifest:
     operator to its parallelism; `sources` maps a source's uid to the state of its splits; `watermarks` maps
     a vertex to the lowest watermark (ns) of its subtasks, where one is known. `committed` is the newest checkpoint, up
     to this one, with transactions of a sink, which it had committed once it was complete; 0: none had any, None: it was
-    written before this was kept.
+    written before this was kept. `salted`, by uid, are the hashes of the keys that an operator salts (see
+    `protocol.salting`), ascending: where whoever restores begins.
     """
 
     job_id: str
@@ -95,6 +96,7 @@ class Manifest:
     sources: dict[str, tuple[SplitState, ...]] = field(default_factory=dict)
     watermarks: dict[str, int] = field(default_factory=dict)
     committed: int | None = None
+    salted: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -108,12 +110,14 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return the contents of `manifest.json`."""
         chained = any(file.link is not None for file in self.files)
-        version = FORMAT_VERSION if self.committed is not None else 2 if chained else 1
+        version = 4 if self.salted else 3 if self.committed is not None else 2 if chained else 1
         document: dict[str, Any] = {"format_version": version}
         for item in fields(self):
             document[item.name] = getattr(self, item.name)
-        if self.committed is None:
+        if version < 3:
             del document["committed"]
+        if version < 4:
+            del document["salted"]
         document["operators"] = {uid: {"parallelism": n} for uid, n in self.operators.items()}
         document["files"] = [file.to_json() for file in self.files]
         document["sources"] = {
@@ -313,7 +317,11 @@ class _Parser:
             raise self._wrong("it has no format_version, so it is not a manifest of rayflow")
         if version not in range(1, FORMAT_VERSION + 1):
             raise self._wrong(f"format_version is {version!r}; this rayflow reads 1 to {FORMAT_VERSION}")
-        expected_fields = _MANIFEST_FIELDS | ({"committed": int} if version >= 3 else {})
+        expected_fields: dict[str, Any] = dict(_MANIFEST_FIELDS)
+        if version >= 3:
+            expected_fields["committed"] = int if version == 3 else _INT_OR_NONE
+        if version >= 4:
+            expected_fields["salted"] = dict
         values = self._record(document, expected_fields, "the manifest")
         del values["format_version"]
         if values["kind"] not in ("checkpoint", "savepoint"):
@@ -326,6 +334,7 @@ class _Parser:
         values["sources"] = {uid: self._splits(item, uid) for uid, item in values["sources"].items()}
         for vertex, watermark in values["watermarks"].items():
             self._typed(watermark, int, f"watermark of {vertex!r}")
+        values["salted"] = {uid: self._hashes(item, uid) for uid, item in values.get("salted", {}).items()}
         # Last: a defect with a name says more than a checksum.
         if (expected := values.pop("sha256")) != (actual := _checksum(document)):
             raise self._wrong(f"its contents have SHA-256 {actual}, but were written with {expected}")
@@ -335,6 +344,15 @@ class _Parser:
         splits = self._record(item, {"splits": list}, f"source {uid!r}")["splits"]
         where = f"a split of source {uid!r}"
         return tuple(SplitState(**self._record(split, _SPLIT_FIELDS, where)) for split in splits)
+
+    def _hashes(self, item: Any, uid: str) -> tuple[int, ...]:
+        where = f"what operator {uid!r} salts"
+        self._typed(item, list, where)
+        for key in item:
+            self._typed(key, int, where)
+            if not 0 <= key < 1 << 64:
+                raise self._wrong(f"{where} has {key}, which is no hash of 64 bits")
+        return tuple(item)
 
     def _file(self, item: Any, where: str) -> StateFile:
         chained = isinstance(item, dict) and "link" in item

@@ -48,6 +48,7 @@ class Harness:
         open_rows: Callable[[int, bool], RowStore] = lambda memory_bytes, appended: MemoryRows(),
         config: JobConfig | None = None,
         consumers: int = 1,
+        salted: Sequence[int] = (),
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.warnings: list[str] = []
@@ -74,6 +75,7 @@ class Harness:
             batch_rows=batch_rows,
             config=config or JobConfig(),
             consumers=consumers,
+            salted=salted,
             side_outputs=side_outputs or {},
             open_async_calls=open_async_calls,
             errors=errors,

@@ -60,7 +60,7 @@ _SWEEPS_AFTER_ABORT = 3
 
 class Checkpoints:
     """The checkpoints of one job. `fail_attempt(reason)` and `superseded()` tell the master what it has to do,
-    `progressed()` that a checkpoint completed."""
+    `progressed()` that a checkpoint completed; `salted()` is what goes into manifests as that."""
 
     def __init__(
         self,
@@ -71,8 +71,10 @@ class Checkpoints:
         fail_attempt: Callable[[str], None],
         superseded: Callable[[], None],
         progressed: Callable[[], None],
+        salted: Callable[[], dict[str, tuple[int, ...]]],
     ) -> None:
         self._ctx = ctx
+        self._salted = salted
         self._sources = sources
         self._fail_attempt = fail_attempt
         self._superseded = superseded
@@ -310,6 +312,7 @@ class Checkpoints:
             watermarks=_watermarks(acks),
             # Also of one whose publication fails: whether it did is known to storage only.
             committed=min(self._committed, report.id),
+            salted=self._salted(),
         )
 
 

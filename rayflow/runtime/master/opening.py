@@ -13,6 +13,7 @@ from rayflow.runtime.master.beginning import Beginning, Request, begin
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.events import iso_utc
 from rayflow.runtime.master.restore import RestorePoint
+from rayflow.runtime.master.salting import Salting
 from rayflow.runtime.messages import Deploy
 
 
@@ -29,8 +30,10 @@ class Opening:
         restore_from: str | None,
         allow_duplicates: bool,
         newest: Callable[[], CheckpointId | None],
+        salting: Salting,
     ) -> None:
         self._ctx = ctx
+        self._salting = salting
         self._last_attempt = last_attempt
         self._fresh = fresh
         self._restore_from = restore_from
@@ -83,6 +86,7 @@ class Opening:
     def deploys(self) -> list[Deploy]:
         """Return the deployment of every subtask. All workers must be ready."""
         ctx, restore = self._ctx, self.restore
+        self._salting.begin_attempt(restore)
         return [self._deploy(subtask, JobId(ctx.job.job_id), restore) for subtask in ctx.job.subtasks]
 
     def _deploy(self, subtask: SubtaskId, job_id: JobId, restore: RestorePoint | None) -> Deploy:
@@ -95,6 +99,7 @@ class Opening:
             config=ctx.job.flat,
             peers={peer: ctx.fleet.ready[peer].address for peer in ctx.job.consumers(subtask)},
             restore=None if restore is None else restore.info(ctx.job.graph, subtask),
+            salted=self._salting.keys,
         )
 
     def _began(self, beginning: Beginning | None, error: BaseException | None) -> None:

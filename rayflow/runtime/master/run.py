@@ -93,6 +93,7 @@ class JobRun:
         self._deadline_ms: int | None = None
         self._closing: Closing | None = None
         self._lifecycle = JobLifecycle()
+        self._salting = Salting(ctx)
         self.opening = Opening(
             ctx,
             last_attempt=past.get("attempt", 0),
@@ -100,6 +101,7 @@ class JobRun:
             restore_from=restore_from,
             allow_duplicates=allow_duplicates,
             newest=lambda: self.checkpoints.books.newest_kept,
+            salting=self._salting,
         )
         self.phase = Phase.BEGINNING
         self.ending: JobEvent | None = None
@@ -112,7 +114,6 @@ class JobRun:
         )
         self.recovery = Recovery(ctx, recovered=bool(past))
         self.key_skew = KeySkew(ctx)
-        self._salting = Salting(ctx)
         self._deployment = Deployment(ctx, self.board, self.opening)
         self._running = Running(
             ctx,
@@ -122,6 +123,7 @@ class JobRun:
             give_up=self.give_up,
             superseded=self._superseded,
             progressed=self._progressed,
+            salted=lambda: self._salting.keys,
         )
         self.stale_messages = 0
         self.superseded = False
@@ -315,7 +317,6 @@ class JobRun:
         self.phase = Phase.RUNNING
         self.board.started()
         self.key_skew.begin_attempt()
-        self._salting.begin_attempt()
         self._lifecycle.handle(AttemptRunning())
         self._running.begin(self.opening.beginning)
         self.recovery.running()

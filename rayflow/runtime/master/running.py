@@ -34,7 +34,8 @@ PEER_LOST_GRACE_MS = 200
 
 class Running:
     """What goes on while an attempt runs. `fail_attempt(cause)`, `give_up(cause, operator, location)`,
-    `superseded()` and `progressed()` (a checkpoint completed) tell the master."""
+    `superseded()` and `progressed()` (a checkpoint completed) tell the master; `salted()` returns what each operator
+    salts."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Running:
         give_up: Callable[[str, str | None, str | None], None],
         superseded: Callable[[], None],
         progressed: Callable[[], None],
+        salted: Callable[[], dict[str, tuple[int, ...]]],
     ) -> None:
         self._ctx = ctx
         self._board = board
@@ -63,6 +65,7 @@ class Running:
             fail_attempt=fail_attempt,
             superseded=superseded,
             progressed=progressed,
+            salted=salted,
         )
 
     def discover(self) -> None:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from rayflow.graph.execution import main_consumers
-from rayflow.model.ids import SubtaskId
-from rayflow.protocol.salting import HotKeysTold, KeyCount, SaltedKeys, SeenKeys, SendersBegan
+from rayflow.model.ids import SubtaskId, VertexId
+from rayflow.protocol.salting import (
+    HotKeysTold,
+    KeyCount,
+    SaltedKeys,
+    SeenKeys,
+    SendersBegan,
+    SetRestored,
+)
 from rayflow.runtime.master.context import Context
+from rayflow.runtime.master.restore import RestorePoint
 from rayflow.runtime.messages import SaltKeys
 
 
@@ -18,10 +26,21 @@ class Salting:
         self._ctx = ctx
         self._machines: dict[str, SaltedKeys] = {}
 
-    def begin_attempt(self) -> None:
-        """The senders have begun anew."""
+    def begin_attempt(self, restore: RestorePoint | None) -> None:
+        """The senders begin anew, with `keys`. What this master knows itself is newer than what was restored."""
         for machine in self._machines.values():
             machine.handle(SendersBegan())
+        if restore is None:
+            return
+        vertices = {op.uid: vertex.id for vertex in self._ctx.job.graph.vertices for op in vertex.operators}
+        for uid, keys in restore.manifest.salted.items():
+            if uid in vertices and uid not in self._machines:
+                self._machine(uid, vertices[uid]).handle(SetRestored(keys))
+
+    @property
+    def keys(self) -> dict[str, tuple[int, ...]]:
+        """By uid, what each operator is to salt, where there is anything."""
+        return {uid: machine.keys for uid, machine in self._machines.items() if machine.keys}
 
     def heard(self, subtask: SubtaskId, statistics: dict[str, Any]) -> None:
         """A subtask told how it stands."""
@@ -31,10 +50,7 @@ class Salting:
             self._told(subtask, uid, told)
 
     def _told(self, subtask: SubtaskId, uid: str, told: dict[str, Any]) -> None:
-        ctx = self._ctx
-        machine = self._machines.get(uid)
-        if machine is None:
-            machine = self._machines[uid] = SaltedKeys(main_consumers(ctx.job.graph, subtask.vertex))
+        ctx, machine = self._ctx, self._machine(uid, subtask.vertex)
         before = machine.keys
         event = HotKeysTold(
             sender=subtask.index,
@@ -52,3 +68,8 @@ class Salting:
                 operator=uid,
                 keys=[f"{key:016x}" for key in machine.keys],
             )
+
+    def _machine(self, uid: str, vertex: VertexId) -> SaltedKeys:
+        if uid not in self._machines:
+            self._machines[uid] = SaltedKeys(main_consumers(self._ctx.job.graph, vertex))
+        return self._machines[uid]

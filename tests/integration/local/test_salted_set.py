@@ -14,8 +14,10 @@ import pytest
 
 import rayflow as rf
 from rayflow.batch.hashing import hash_columns
+from rayflow.runtime.master.checkpoints import Checkpoints
 from rayflow.skew import salting
 from rayflow.skew.salting import SaltOperator
+from rayflow.state.manifest import Manifest, resolve_checkpoint
 from tests.integration.local.test_skew import AUTO, environment, expected
 
 
@@ -84,3 +86,78 @@ def test_a_new_hot_key_is_salted_within_few_checkpoints(lab: Any, tmp_path: Path
     ]
     assert any(at[-1] for at in salted_at)
     assert all(at.count(False) < 25 for at in salted_at)
+
+
+Opened = list[tuple[int | None, str, tuple[int, ...]]]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """Of each sender: the checkpoint that it restored, its uid, and what it salted before its first row."""
+    found: Opened = []
+    open_ = SaltOperator.open
+
+    def noted(self: SaltOperator, ctx: Any, out: Any, restored: Any) -> None:
+        open_(self, ctx, out, restored)
+        found.append((ctx.restored_from, ctx.uid, tuple(self._salted.keys.tolist())))
+
+    monkeypatch.setattr(SaltOperator, "open", noted)
+    return found
+
+
+@pytest.mark.parametrize("kill", ["crash all", "crash"])
+def test_senders_go_on_with_the_set_of_the_checkpoint_after_a_restart(
+    kill: str, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets: dict[int, dict[str, tuple[int, ...]]] = {}
+    manifest = Checkpoints._manifest
+
+    def noted(self: Checkpoints, report: Any) -> Any:
+        made = manifest(self, report)
+        sets[made.checkpoint_id] = dict(made.salted)
+        return made
+
+    monkeypatch.setattr(Checkpoints, "_manifest", noted)
+    env = environment(AUTO, "nowhere", 3_000, 1_000, **{"heartbeat.interval": "200ms", "batch.rows": 100})
+    strikes = tuple(rf.testing.Strike(moment="manifest published", nth=n, action=kill) for n in (42, 50))
+    faults = rf.testing.Faults(aimed=strikes, max_delay_ms=5, active_ms=None)
+    report = rf.testing.simulate(env, seeds=(1,), faults=faults)
+    report.check()
+    restored = [(number, uid, keys) for number, uid, keys in opened if number is not None]
+    assert len([keys for _, _, keys in restored if keys]) >= 4
+    if kill == "crash all":  # A master that lives may know a newer set.
+        assert [keys for _, _, keys in restored] == [sets[n].get(uid, ()) for n, uid, _ in restored]
+
+
+def test_the_set_of_a_checkpoint_is_restored_at_another_parallelism(
+    lab: Any, tmp_path: Path, opened: Opened
+) -> None:
+    rows = 6_000
+    settings = {
+        "checkpoint.interval": "30ms", "heartbeat.interval": "50ms", "checkpoint.storage": str(tmp_path / "chk"),
+    }  # fmt: skip
+
+    def job(parallelism: int, rate: float | None) -> Any:
+        return environment(AUTO, tmp_path / "out", rows, rate, parallelism, **settings)
+
+    watcher = lab.watch(lambda local: local.master.cancel() or True if salts(tmp_path) else None)
+    result = lab.run(job(2, 3_000), on_start=watcher)
+    watcher.stop()
+    newest = [c["path"] for c in result.checkpoints if c["status"] == "completed"][-1]
+    salted = resolve_checkpoint(newest, {}).manifest.salted
+    opened.clear()
+    assert lab.run(job(4, None), restore_from=newest).failure is None
+    assert len(salted) == 2
+    assert {uid: keys for _, uid, keys in opened} == salted
+    assert len(opened) == 8
+    windows, running = expected(lab, tmp_path / "plain", rows)
+    assert lab.rows(tmp_path / "out" / "windows") == windows
+    assert lab.rows(tmp_path / "out" / "running") == running
+
+
+def salts(folder: Path) -> bool:
+    """Whether some checkpoint has a set of both operators."""
+    manifests = (
+        Manifest.from_json(path.read_bytes()) for path in (folder / "chk").glob("*/chk-*/manifest.json")
+    )
+    return any(len(manifest.salted) == 2 for manifest in manifests)

@@ -37,8 +37,12 @@ def numbers(rows: int) -> Any:
     return batch
 
 
-def environment(skew: rf.Skew | None, out: Path | str, rows: int, rate: float | None, **config: Any) -> Any:
-    env = rf.StreamEnvironment(parallelism=2, max_parallelism=16, config={"batch.rows": 64, **config})
+def environment(
+    skew: rf.Skew | None, out: Path | str, rows: int, rate: float | None, parallelism: int = 2, **config: Any
+) -> Any:
+    env = rf.StreamEnvironment(
+        parallelism=parallelism, max_parallelism=16, config={"batch.rows": 64, **config}
+    )
     stream = env.generate(numbers(rows), rows=rows, rate_limit=rate, watermark=rf.Watermark("t", delay="1s"))
     keyed = stream.key_by("k", skew=skew)
     sums = keyed.window(rf.Tumbling("5s")).aggregate(n=rf.count(), total=col("v").sum(), most=col("v").max())

@@ -18,6 +18,7 @@ from rayflow.protocol.salting import (
     SaltedKeys,
     SeenKeys,
     SendersBegan,
+    SetRestored,
     TellSender,
     keys_to_salt,
     together,
@@ -96,6 +97,32 @@ def test_a_machine_that_is_new_takes_over_what_its_senders_salt() -> None:
     assert machine.handle(told(0, {}, {9}, sender=1, rows=0)) == (TellSender(1, (7, 9)),)
     # Later on the machine decides.
     assert machine.handle(told(1, {}, {7, 9, 11}, rows=0)) == (TellSender(0, (7, 9)),)
+
+
+@given(
+    st.sets(st.integers(0, 2**64 - 1), max_size=MOST_KEYS + 20),
+    st.dictionaries(st.integers(0, 200), st.floats(0, 0.3), max_size=3),
+    st.integers(1, 6),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_machine_goes_on_with_the_set_of_a_checkpoint_whatever_the_parallelism(
+    keys: set[int], shares: dict[int, float], consumers: int
+) -> None:
+    machine, other = SaltedKeys(consumers), SaltedKeys(consumers)
+    assert machine.handle(SetRestored(tuple(sorted(keys)))) == other.handle(SetRestored(tuple(keys))) == ()
+    # Every restore of it begins in the same way; K1, K4.
+    restored = set(machine.keys)
+    assert machine.keys == other.keys
+    assert restored <= keys
+    assert len(restored) == (0 if consumers == 1 else min(len(keys), MOST_KEYS))
+    # Who begins with it and has seen no rows is told nothing (K3); nor does it go at once where it is not hot (K2).
+    assert machine.handle(told(0, {}, restored, rows=0)) == ()
+    machine.handle(told(1, shares, restored))
+    assert restored <= set(machine.keys) or len(machine.keys) == MOST_KEYS
+    # As all that is not hot, it goes in the end.
+    for now_ms in range(1_000, 1_000 + 2 * COOL_MS, 1_000):
+        machine.handle(told(now_ms, {}, set(machine.keys)))
+    assert machine.keys == ()
 
 
 def test_for_one_consumer_there_is_nothing_to_spread() -> None:

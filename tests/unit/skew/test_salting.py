@@ -162,6 +162,18 @@ def test_what_is_told_before_the_first_rows_is_salted_from_the_first_on(salting:
     assert ways(salting) == ([1], [0])
 
 
+def test_what_was_salted_before_a_restart_is_salted_from_the_first_row_on(harness: Any, clock: Clock) -> None:
+    restarted = harness(
+        lambda: SaltOperator(["a", "b"]), now_ms=clock, consumers=CONSUMERS, salted=hashes("x")
+    )
+    assert restarted.operator.hot_keys()["salted"] == hashes("x")
+    restarted.feed(rows(["x", "y"]))
+    assert ways(restarted) == ([1], [0])
+    # Few first rows of one sender do not end it; what they show comes in beside it.
+    restarted.feed(rows(["y"] * LEAST_ROWS))
+    assert restarted.operator.hot_keys()["salted"] == hashes("x", "y")
+
+
 def test_with_one_consumer_nothing_is_salted(harness: Any) -> None:
     alone = harness(lambda: SaltOperator(["a", "b"]))
     alone.feed(rows(["x"] * 5_000))

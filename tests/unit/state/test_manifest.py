@@ -99,6 +99,7 @@ chain_files = st.builds(
         sources=st.dictionaries(names, st.lists(split_states, max_size=3).map(tuple), max_size=3),
         watermarks=st.dictionaries(names, whole, max_size=3),
         committed=st.none() | whole,
+        salted=st.dictionaries(names, st.lists(st.integers(0, 2**64 - 1), min_size=1).map(tuple), max_size=2),
     )
 )
 def test_json_and_back_is_the_same_manifest(manifest: Manifest) -> None:
@@ -112,14 +113,21 @@ def test_a_torn_manifest_is_corrupt_wherever_it_is_torn(length: int) -> None:
         Manifest.from_json(MANIFEST.to_json()[:length], "here/manifest.json")
 
 
-@pytest.mark.parametrize(("committed", "version"), [(None, 1), (0, 3), (6, 3)])
-def test_a_manifest_has_the_first_version_that_can_read_it(committed: int | None, version: int) -> None:
-    document = json.loads(dataclasses.replace(MANIFEST, committed=committed).to_json())
+@pytest.mark.parametrize(
+    ("committed", "salted", "version"),
+    [(None, {}, 1), (0, {}, 3), (6, {}, 3), (6, {"salt": (2**64 - 1,)}, 4)],
+)
+def test_a_manifest_has_the_first_version_that_can_read_it(
+    committed: int | None, salted: dict[str, tuple[int, ...]], version: int
+) -> None:
+    document = json.loads(dataclasses.replace(MANIFEST, committed=committed, salted=salted).to_json())
     assert (document["format_version"], document.get("committed")) == (version, committed)
+    assert ("salted" in document) == bool(salted)
 
 
 def _edited(path: tuple[Any, ...], value: Any) -> bytes:
-    document: Any = json.loads(MANIFEST.to_json())
+    salted = {"salt": (1, 2)} if path[0] == "salted" else {}
+    document: Any = json.loads(dataclasses.replace(MANIFEST, salted=salted).to_json())
     at = document
     for step in path[:-1]:
         at = at[step]
@@ -133,7 +141,7 @@ def _edited(path: tuple[Any, ...], value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        (("format_version",), 4, "format_version is 4; this rayflow reads 1 to 3"),
+        (("format_version",), 5, "format_version is 5; this rayflow reads 1 to 4"),
         (("format_version",), ..., "not a manifest of rayflow"),
         (("job_id",), ..., "the manifest lacks 'job_id'"),
         (("attempt",), "2", "'attempt' is '2': not of the expected type"),
@@ -149,6 +157,10 @@ def _edited(path: tuple[Any, ...], value: Any) -> bytes:
         (("sources", "read", "splits", 0, "split"), ..., "a split of source 'read' lacks 'split'"),
         (("sources", "read"), [], "source 'read'"),
         (("watermarks", "count"), "now", "watermark of 'count'"),
+        (("salted", "salt"), 7, "what operator 'salt' salts is 7"),
+        (("salted", "salt"), ["a"], "what operator 'salt' salts is 'a'"),
+        (("salted", "salt"), [2**64], "no hash of 64 bits"),
+        (("salted", "salt"), [-1], "no hash of 64 bits"),
     ],
 )
 def test_each_defect_is_named(path: tuple[Any, ...], value: Any, problem: str) -> None:
