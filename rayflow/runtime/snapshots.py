@@ -27,6 +27,7 @@ from rayflow.state.parts import RestoredPart, StatePart, StreamedPart
 from rayflow.state.publishing import write_surely
 from rayflow.state.storage import ObjectStore
 
+_KEYS_PART = 8
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
 
 
@@ -96,10 +97,12 @@ def restore(
     info: RestoreInfo,
     key_groups: KeyGroupRange,
     spool: ObjectStore | None = None,
+    managed_bytes: int | None = None,
 ) -> RestoredState:
     """Read and verify the state files of one subtask; return its parts by operator uid, and what was in flight.
 
-    With a `spool` what may be larger than memory is copied there a file at a time, and read from it when it is wanted.
+    With a `spool` what may be larger than memory is copied there a file at a time, and read from it when it is wanted;
+    keys that are held meanwhile (see `state.chains`) take a small part of `managed_bytes`.
     Raises StorageError, or CorruptCheckpointError when a file does not match its checksum.
     """
     parts: dict[str, list[RestoredPart]] = defaultdict(list)
@@ -107,7 +110,8 @@ def restore(
     in_flight = [read_in_flight(checkpoint, file) for file in info.files if file.kind == "in-flight"]
     states = [file for file in info.files if file.kind != "in-flight"]
     if spool is not None:
-        for uid, part in _spooled(checkpoint, states, key_groups, spool, info.checkpoint_id):
+        keys_bytes = None if managed_bytes is None else managed_bytes // _KEYS_PART
+        for uid, part in _spooled(checkpoint, states, key_groups, spool, keys_bytes, info.checkpoint_id):
             parts[uid].append(part)
         states = [file for file in states if file.link is None]
     for file, table in state_tables(states, lambda file: read_part(checkpoint, file, key_groups)):
@@ -128,6 +132,7 @@ def _spooled(
     files: Sequence[StateFile],
     key_groups: KeyGroupRange,
     spool: ObjectStore,
+    keys_bytes: int | None,
     checkpoint_id: int,
 ) -> Iterator[tuple[str, RestoredPart]]:
     """Copy the files of chains into `spool`, each verified; yield (operator uid, part)s that read them from there."""
@@ -142,7 +147,7 @@ def _spooled(
             copy = replace(file, path=f"{_safe(uid)}-{name}-{index}-{number}", origin=None)
             spool.write(copy.path, data)
             copied.append(copy)
-        read = partial(merged, copied, lambda file: read_part(copies, file, key_groups))
+        read = partial(merged, copied, lambda file: read_part(copies, file, key_groups), keys_bytes)
         yield uid, StreamedPart(name, chain[0].kind, index, checkpoint_id, schema, read)
 
 

@@ -298,7 +298,7 @@ class SubtaskEngine:
 
         def read() -> RestoredState:
             spool = self._disk.spool(folder) if on_disk else None
-            return restore(self._open_store, options, info, own, spool)
+            return restore(self._open_store, options, info, own, spool, self._config.managed_bytes)
 
         self._io.submit(
             read,
