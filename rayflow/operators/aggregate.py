@@ -36,7 +36,13 @@ from rayflow.batch.changelog import (
 from rayflow.batch.tables import slice_rows
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import user_error
-from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
+from rayflow.operators.keyed_parts import (
+    keyed_table,
+    keys_of_operator,
+    restored_batches,
+    restored_keys,
+    stored_part,
+)
 from rayflow.protocol.commits import CommitPermit
 from rayflow.state.accumulators.base import I64
 from rayflow.state.accumulators.columns import AggregateColumns, FrozenAggregates
@@ -88,6 +94,7 @@ class RunningAggregateOperator(Operator):
         for keys, states in restored_batches(restored, _PART, self._index.schema):
             slots = self._index.slots(keys)
             self._columns.merge(states, slots, self._index.slot_limit)
+        restored_keys(ctx, self._index)
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""

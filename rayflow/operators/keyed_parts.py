@@ -100,6 +100,12 @@ def keys_of_operator(ctx: OperatorContext, in_memory: KeyIndex, rows: Callable[[
         return in_memory
 
 
+def restored_keys(ctx: OperatorContext, keys: KeyIndex) -> None:
+    """All rows that the job's own checkpoint has were put in, and nothing was changed yet: later ones build on it."""
+    if isinstance(keys, CachedKeys) and ctx.restored_from is not None and ctx.foreign_job is None:
+        keys.restored(ctx.restored_from)
+
+
 def stored_part(
     keys: CachedKeys,
     name: str,
@@ -108,13 +114,14 @@ def stored_part(
     partition: Sequence[str] | None = None,
 ) -> StatePart:
     """Return all rows on disk as of now as a keyed part. `partition` as in `keyed_table`."""
-    stored = keys.barrier(checkpoint_id)
+    stored, first = keys.barrier(checkpoint_id), keys.first_epoch or 0
     return StatePart(
         name=name,
         kind="keyed",
         build=partial(_stored_table, stored, max_parallelism, partition),
         stream=partial(_stored_tables, stored, max_parallelism, partition),
         file_bytes=keys.file_bytes,
+        extends=lambda since: since >= first,
     )
 
 

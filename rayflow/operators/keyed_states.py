@@ -29,7 +29,13 @@ from rayflow.batch.python_values import pylist
 from rayflow.model.errors import PlanError
 from rayflow.operators.bound_states import BoundValue, Cursor, bind
 from rayflow.operators.contracts import OperatorContext
-from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
+from rayflow.operators.keyed_parts import (
+    keyed_table,
+    keys_of_operator,
+    restored_batches,
+    restored_keys,
+    stored_part,
+)
 from rayflow.operators.states import State
 from rayflow.state.accumulators.parts import SlotGroups
 from rayflow.state.cells import Cells, ReadColumns
@@ -249,6 +255,7 @@ class KeyedStates:
                 self._reserve()
                 times = columns.column(0).cast(self._time_type, safe=False).cast(pa.int64())
                 queue.restore(zip(times.to_pylist(), slots.tolist()))
+        restored_keys(ctx, self._index)
 
 
 class BroadcastStates:

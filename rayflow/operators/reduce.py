@@ -20,7 +20,13 @@ from rayflow.batch.changelog import INSERT, UPDATE_AFTER, UPDATE_BEFORE, visible
 from rayflow.batch.tables import slice_rows
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import ResultShape, UserFunction
-from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
+from rayflow.operators.keyed_parts import (
+    keyed_table,
+    keys_of_operator,
+    restored_batches,
+    restored_keys,
+    stored_part,
+)
 from rayflow.protocol.commits import CommitPermit
 from rayflow.state.accumulators.base import I64
 from rayflow.state.accumulators.parts import SlotGroups, ValuesBySlot, values_by_slot
@@ -54,6 +60,7 @@ class ReduceOperator(Operator):
         rows.index = keys_of_operator(ctx, rows.index, lambda: rows.values)
         for keys, others in restored_batches(restored, _PART, rows.index.schema):
             rows.put(keys, others)
+        restored_keys(ctx, rows.index)
 
     def close(self) -> None:
         """See `Operator`."""

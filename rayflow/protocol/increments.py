@@ -6,11 +6,13 @@ that is known to be complete: so what was written for one that came to nothing i
 the next one again. Where the links together have grown to more than half of the base, or there are `MAX_LINKS` of them,
 the next checkpoint writes a new base: restoring reads at most half as much again as there is.
 
-Knowledge is of one attempt: what an earlier one wrote is not built on. `written` may be called on any thread.
+Knowledge is of one attempt, and of the checkpoint that it was restored from: nothing else that an earlier one wrote is
+built on. `written` may be called on any thread.
 
 Invariants:
 
-1. What a plan extends is the chain that a complete checkpoint of this attempt, older than the planned one, consists of.
+1. What a plan extends is the chain that a complete checkpoint, older than the planned one, consists of: one of this
+   attempt, or the one that it was restored from.
 2. The links of a chain are numbered from 1 without a gap; its base is 0.
 """
 

@@ -27,7 +27,7 @@ from rayflow.state.parts import RestoredPart, StatePart, StreamedPart
 from rayflow.state.publishing import write_surely
 from rayflow.state.storage import ObjectStore
 
-_KEYS_PART = 8
+_KEYS_PART, _MIN_KEYS_BYTES = 8, 256 << 10
 OpenStore = Callable[[str, Mapping[str, str]], ObjectStore]
 
 
@@ -110,7 +110,7 @@ def restore(
     in_flight = [read_in_flight(checkpoint, file) for file in info.files if file.kind == "in-flight"]
     states = [file for file in info.files if file.kind != "in-flight"]
     if spool is not None:
-        keys_bytes = None if managed_bytes is None else managed_bytes // _KEYS_PART
+        keys_bytes = None if managed_bytes is None else max(_MIN_KEYS_BYTES, managed_bytes // _KEYS_PART)
         for uid, part in _spooled(checkpoint, states, key_groups, spool, keys_bytes, info.checkpoint_id):
             parts[uid].append(part)
         states = [file for file in states if file.link is None]

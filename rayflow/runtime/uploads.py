@@ -47,6 +47,7 @@ class Uploads:
         # Since when (ms) each checkpoint is being uploaded.
         self._under_way: dict[CheckpointId, int] = {}
         self._increments: Increments[StateFile] = Increments()
+        self._go_on()
 
     def begin(self, snapshot: Snapshot) -> None:
         """Write the snapshot, then acknowledge its checkpoint, or decline it."""
@@ -58,6 +59,15 @@ class Uploads:
             self._written(snapshot, files or (), increment, error)
 
         self._io.submit(lambda: self._write(snapshot, increment), done)
+
+    def _go_on(self) -> None:
+        """Build on the chains that were restored, where they are this subtask's own."""
+        restore, index = self._deploy.restore, self._deploy.subtask.index
+        if restore is None or restore.foreign_job is not None or restore.rescaled:
+            return
+        own = [file for file in restore.files if file.subtask_index == index]
+        self._increments.written(restore.checkpoint_id, own)
+        self._increments.completed(restore.checkpoint_id)
 
     def completed(self, checkpoint_id: CheckpointId) -> None:
         """The checkpoint is complete: later ones may build on it."""

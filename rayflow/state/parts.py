@@ -43,8 +43,8 @@ class StatePart:
 
     `stream`, where it is given, is the same in pieces, for what is too large to be built at once: `stream(None)` yields
     tables of all rows, and `stream(n)` those of what changed since checkpoint n, in one of the two ways of `chains`.
-    What n may be: a checkpoint of this attempt that is complete, for which `extends(n)` says that it is worth it. Its
-    files have about `file_bytes`.
+    What n may be: a checkpoint that is complete, of this attempt or the one that it was restored from, for which
+    `extends(n)` says that it can be, and is worth it. Its files have about `file_bytes`.
     """
 
     name: str

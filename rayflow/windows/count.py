@@ -27,7 +27,13 @@ from rayflow.batch.aggregates import AggregateExpr
 from rayflow.batch.changelog import visible
 from rayflow.operators.contracts import Operator, OperatorContext, Output
 from rayflow.operators.functions import user_error
-from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_batches, stored_part
+from rayflow.operators.keyed_parts import (
+    keyed_table,
+    keys_of_operator,
+    restored_batches,
+    restored_keys,
+    stored_part,
+)
 from rayflow.protocol.commits import CommitPermit
 from rayflow.state.accumulators.columns import FrozenAggregates
 from rayflow.state.disk.cached_keys import CachedKeys
@@ -70,6 +76,7 @@ class CountWindowOperator(Operator):
         for keys, others in restored_batches(restored, _WINDOWS, self._key_schema):
             slots = self._table.restore(keys, others.column(ROWS).to_numpy())
             self._columns.merge(others, slots, self._table.slot_limit)
+        restored_keys(ctx, table.keys)
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """See `Operator`."""

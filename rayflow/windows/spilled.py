@@ -71,6 +71,7 @@ class SpilledPanes:
         self.memory_bytes = int(share.memory_bytes / 2 / _GROWTH)
         """How much panes in memory may take. They grow by half at a time."""
         self._open: list[int] = []
+        self._first_checkpoint: int | None = None
         self._of_pane: dict[int, list[Run]] = {}
         self._levels = 0
         while per_window > _FEW_SLICES and _RADIX ** (self._levels + 1) <= per_window:
@@ -220,8 +221,11 @@ class SpilledPanes:
         columns between keys and states for so many rows of a pane, by name."""
         runs = [(pane, run) for pane in self._open for run in self._of_pane[pane]]
         runs.sort(key=lambda item: item[1].number)
+        if self._first_checkpoint is None:
+            self._first_checkpoint = checkpoint_id
         frozen = _FrozenPanes(
             runs,
+            self._first_checkpoint,
             self._runs.barrier(checkpoint_id),
             self._runs,
             self._merging,
@@ -294,6 +298,7 @@ class _FrozenPanes:
     """Runs of panes at a checkpoint, in the order in which they were written. For one thread, any."""
 
     runs: Sequence[tuple[int, Run]]
+    first_checkpoint: int
     view: RowView
     store: SortedRuns
     merging: Merging
@@ -301,7 +306,9 @@ class _FrozenPanes:
     max_parallelism: int
 
     def is_much_of_before(self, since: int) -> bool:
-        """Return whether at least half of what there is was there at checkpoint `since`."""
+        """Return whether at least half of what there is was there at checkpoint `since`, in the same runs."""
+        if since < self.first_checkpoint:
+            return False
         new = sum(run.nbytes for _, run in self.runs if run.epoch >= since)
         there = sum(run.nbytes for _, run in self.runs)
         return 2 * new <= there

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rayflow.operators.contracts import OperatorContext
 from rayflow.operators.dedup.memories import Deduplication, Memory
-from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, stored_part
+from rayflow.operators.keyed_parts import keyed_table, keys_of_operator, restored_keys, stored_part
 from rayflow.state.dedup.seen_keys import SeenKeys
 from rayflow.state.dedup.seen_on_disk import SEEN_AT, SeenOnDisk, SeenTimes
 from rayflow.state.dedup.times import I64, nanoseconds, timestamps
@@ -83,6 +83,8 @@ class ExactMemory(Memory):
             for batch in part.batches(_RESTORED_ROWS):
                 keys = pa.RecordBatch.from_arrays(batch.columns[:width], schema=schema)
                 self._seen.put(keys, self._times(batch, width))
+        if isinstance(self._seen, SeenOnDisk):
+            restored_keys(self.ctx, self._seen.index)
 
     def _times(self, batch: pa.RecordBatch, width: int) -> I64 | None:
         if self.todo.ttl_ns is None:

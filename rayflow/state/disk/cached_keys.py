@@ -11,7 +11,8 @@ of keys there are then becomes the *capacity*. It falls when the bytes grow all 
 they have fallen. Columns grow by half at a time, and the limit leaves room for that.
 
 Changes. Each row carries the *epoch* in which its key was last logged as changed; an epoch begins at each barrier and
-has the number of its checkpoint. With every write goes one log entry that lists the keys changed for the first time in
+has the number of its checkpoint (the first one, of an attempt that was restored, that of what it was restored from).
+With every write goes one log entry that lists the keys changed for the first time in
 the current epoch, deletions too. What changed since a checkpoint is what the log says for its epoch and those after;
 the row then shows whether it was a change or a deletion. At a barrier all changed rows are written, and a view of the
 store is the snapshot: it is read on another thread while the task goes on.
@@ -128,6 +129,8 @@ class CachedKeys(KeyIndex):
         self._stored: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._logged: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._epoch = 0
+        self.first_epoch: int | None = None
+        """From which checkpoint on it is known what changed since; None before the first."""
         self._entries = 0
         self._absent = 0
         self._absent_keys = AbsentKeys(budget_bytes // _FILTER_PART)
@@ -393,8 +396,20 @@ class CachedKeys(KeyIndex):
         self._write(live[self._dirty[live]])
         self._metrics.counter("state_evict_ns").inc(self._ticks_ns() - began_ns)
         self.measure()
-        self._epoch = checkpoint_id
+        self._begin_epoch(checkpoint_id)
         return StoredRows(self._store.view(), self._codec, self._row_codec, self._chunk_bytes)
+
+    def restored(self, checkpoint_id: int) -> None:
+        """All rows are as this checkpoint has them, so it is known what later ones have that it has not."""
+        live = self.live()
+        self._write(live[self._dirty[live]])
+        self._begin_epoch(checkpoint_id)
+        self.completed(checkpoint_id)
+
+    def _begin_epoch(self, checkpoint_id: int) -> None:
+        self._epoch = checkpoint_id
+        if self.first_epoch is None:
+            self.first_epoch = checkpoint_id
 
     def completed(self, checkpoint_id: int) -> None:
         """What changed before this checkpoint will not be asked for any more."""

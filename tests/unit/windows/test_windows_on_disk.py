@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayflow.model.times import WATERMARK_MAX
-from tests.unit.windows.stored import Checkpoints
+from tests.unit.stored import Checkpoints
 from tests.unit.windows.test_time_windows import GRIDS, MS, STEPS, emitted, maker, numbered, play
 
 T0 = datetime(1970, 1, 1)

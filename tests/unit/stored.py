@@ -35,6 +35,13 @@ class Checkpoints:
         count = len(self.driven.subtasks)
         self._increments: list[Increments[StateFile]] = [Increments() for _ in range(count)]
 
+    def _go_on(self, number: int) -> None:
+        for index, increments in enumerate(self._increments):
+            increments.written(
+                CheckpointId(number), [f for f in self.files[number] if f.subtask_index == index]
+            )
+            increments.completed(CheckpointId(number))
+
     def take(self, number: int, *, completes: Collection[int] | None = None) -> None:
         """Take checkpoint `number`. `completes`: the subtasks that hear of its end, None for all; the others never
         do, as where it was aborted or the word is late."""
@@ -54,6 +61,7 @@ class Checkpoints:
             increments.written(checkpoint_id, files)
             if completes is None or index in completes:
                 increments.completed(checkpoint_id)
+                subtask.complete(number)
             self.files[number] += files
             self.written[number] += sum(file.nbytes for file in files if file.origin is None)
 
@@ -61,6 +69,7 @@ class Checkpoints:
         """Throw the subtasks away; restore checkpoint `number` at another parallelism, with other options."""
         driven = self.driven
         driven.done += driven.subtasks
+        rescaled = parallelism != len(driven.subtasks)
         for subtask in driven.subtasks:
             subtask.operator.close()
         driven.parallelism, self._attempt = parallelism, self._attempt + 1
@@ -69,6 +78,8 @@ class Checkpoints:
             [self._restored(number, index) for index in range(parallelism)], number
         )
         self._begin()
+        if not rescaled:
+            self._go_on(number)
 
     def _restored(self, number: int, index: int) -> list[RestoredPart]:
         parallelism = self.driven.parallelism
@@ -83,4 +94,7 @@ class Checkpoints:
             ),
         )
         spool = None if self.driven.options["disk_bytes"] is None else MemoryStore(f"{URL}/spool-{index}")
-        return restore(lambda url, _: MemoryStore(url), {}, info, own, spool).parts.get(UID, [])
+        restored = restore(
+            lambda url, _: MemoryStore(url), {}, info, own, spool, self.driven.options["disk_bytes"]
+        )
+        return restored.parts.get(UID, [])
