@@ -40,7 +40,7 @@ def believed_times(
         nullable = batch.schema.set(index, batch.schema.field(index).with_nullable(True))
         batch = pa.RecordBatch.from_arrays(batch.columns, schema=nullable)
     times = batch.column(index)
-    ticks = times.cast(pa.int64())
+    ticks = times.view(pa.int64())
     newest = pc.max(ticks).as_py()
     nulls = times.null_count
     if newest is None or step is None or (limit is not None and newest * unit_ns <= limit):

@@ -24,7 +24,7 @@ def pylist(array: pa.Array) -> list[Any]:
     type_ = array.type
     if not pa.types.is_timestamp(type_) or type_.unit == "ns":
         return list(array.to_pylist())
-    ticks = array.cast(pa.int64())
+    ticks = array.view(pa.int64())
     if ticks.null_count:
         ticks = pc.fill_null(ticks, 0)
     numbers = ticks.to_numpy()

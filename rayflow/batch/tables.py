@@ -55,29 +55,25 @@ def row_bytes(schema: pa.Schema) -> float | None:
     return bits / 8
 
 
-def slice_rows(
-    batch: pa.RecordBatch, *, max_rows: int | None = None, limit_bytes: int | None = None
-) -> list[pa.RecordBatch]:
-    """Cut `batch` into consecutive pieces of at most `max_rows` rows and `limit_bytes` bytes each.
+def slice_rows(batch: pa.RecordBatch, max_rows: int) -> list[pa.RecordBatch]:
+    """Cut `batch` into consecutive pieces of at most `max_rows` (≥ 1) rows each, copying nothing. An empty batch is one
+    piece."""
+    if batch.num_rows <= max_rows:
+        return [batch]
+    return [batch.slice(start, max_rows) for start in range(0, batch.num_rows, max_rows)]
+
+
+def sized_pieces(batch: pa.RecordBatch, limit_bytes: int) -> list[tuple[pa.RecordBatch, int]]:
+    """Cut `batch` into consecutive pieces of at most `limit_bytes` bytes each; return them with their `nbytes`.
 
     Copies nothing. A piece holds at least one row, however large that row is. An empty batch is one piece.
     """
-    step = batch.num_rows if max_rows is None else max_rows
-    if batch.num_rows <= step:
-        pieces = [batch]
-    else:
-        pieces = [batch.slice(start, step) for start in range(0, batch.num_rows, step)]
-    if limit_bytes is None:
-        return pieces
-    return [half for piece in pieces for half in _halves(piece, limit_bytes)]
-
-
-def _halves(piece: pa.RecordBatch, limit_bytes: int) -> list[pa.RecordBatch]:
+    size = nbytes(batch)
+    if batch.num_rows <= 1 or size <= limit_bytes:
+        return [(batch, size)]
     # Halving adapts to rows of very different sizes: one huge row does not scatter the small ones.
-    if piece.num_rows <= 1 or nbytes(piece) <= limit_bytes:
-        return [piece]
-    middle = piece.num_rows // 2
-    return _halves(piece.slice(0, middle), limit_bytes) + _halves(piece.slice(middle), limit_bytes)
+    middle = batch.num_rows // 2
+    return sized_pieces(batch.slice(0, middle), limit_bytes) + sized_pieces(batch.slice(middle), limit_bytes)
 
 
 def take(batch: pa.RecordBatch, indices: npt.NDArray[np.int64]) -> pa.RecordBatch:

@@ -9,6 +9,7 @@ attribute and parser; an unknown key fails and names the nearest one.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -102,11 +103,8 @@ class JobConfig:
     @property
     def memory_model(self) -> MemoryModel:
         """How the memory of a subtask's process is split."""
-        return MemoryModel.from_process(
-            self.memory_process_bytes,
-            cutoff=self.memory_cutoff,
-            network=self.memory_network,
-            managed=self.memory_managed,
+        return _memory_model(
+            self.memory_process_bytes, self.memory_cutoff, self.memory_network, self.memory_managed
         )
 
     @property
@@ -136,6 +134,12 @@ class JobConfig:
             _ = self.memory_model
         except ConfigError as error:
             raise ConfigError(f"memory.{error}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _memory_model(process_bytes: int, cutoff: float, network: float, managed: float) -> MemoryModel:
+    # Asked for several times by each subtask of each attempt, and always the same: exact fractions take their time.
+    return MemoryModel.from_process(process_bytes, cutoff=cutoff, network=network, managed=managed)
 
 
 def load_config_file(path: str | Path) -> dict[str, Any]:

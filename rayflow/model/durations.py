@@ -7,6 +7,7 @@ Flink and the JVM read them; a bare number is bytes. Arithmetic is exact (fracti
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import timedelta
 from fractions import Fraction
@@ -73,6 +74,7 @@ def format_duration_ns(nanos: int) -> str:
     return f"{nanos}ns"
 
 
+@functools.lru_cache(maxsize=1_024)
 def _duration_text_ns(text: str) -> int:
     if text.strip() == "0":
         return 0

@@ -57,6 +57,7 @@ class Chain:
             for index, op in enumerate(self._operators)
             if type(op.operator).next_timer_ms is not Operator.next_timer_ms
         ]
+        self._with_timers = [op for _, op in self._timed]
         self._blockable = [
             (index, op.operator)
             for index, op in enumerate(self._operators)
@@ -117,7 +118,7 @@ class Chain:
 
     def blocked(self) -> bool:
         """Whether some operator wants no rows now."""
-        return any(operator.blocked() for _, operator in self._blockable)
+        return bool(self._blockable) and any(operator.blocked() for _, operator in self._blockable)
 
     def drained(self) -> bool:
         """Whether no operator still owes results of what came in."""
@@ -148,7 +149,10 @@ class Chain:
 
     def _free(self) -> list[ChainedOperator]:
         """Return the operators with timers that are not before a blocked one."""
-        return [op for index, op in self._timed if index >= self._last_blocked]
+        if not self._blockable:
+            return self._with_timers
+        last_blocked = self._last_blocked
+        return [op for index, op in self._timed if index >= last_blocked]
 
     @property
     def _last_blocked(self) -> int:

@@ -43,12 +43,21 @@ class Emitter:
     @property
     def full(self) -> bool:
         """Whether some output is full."""
-        return any(edge.full for edge in self._edges)
+        # Asked several times a step: a loop, not a generator.
+        for edge in self._edges:  # noqa: SIM110
+            if edge.full:
+                return True
+        return False
 
     @property
     def deadline_ms(self) -> int | None:
         """When something that was emitted has waited long enough."""
-        return min((due for edge in self._edges if (due := edge.deadline_ms) is not None), default=None)
+        earliest = None
+        for edge in self._edges:
+            due = edge.deadline_ms
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        return earliest
 
     def emit(self, tag: str | None, batch: pa.RecordBatch) -> None:
         """The chain emitted rows (tag None: the main output)."""

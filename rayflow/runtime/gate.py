@@ -63,12 +63,13 @@ class _Queue:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What `poll` gives: merged rows, or one frame that is not data."""
+    """What `poll` gives: merged rows, and the bytes of the frames they came in; or one frame that is not data."""
 
     channel: ChannelId
     port: int
     batch: pa.RecordBatch | None
     frame: Frame | None
+    nbytes: int = 0
 
 
 class InputGate:
@@ -240,7 +241,7 @@ class InputGate:
             rows += frame.batch.num_rows
             nbytes += frame.nbytes
             self._send_grants(self._credit.handle(FrameConsumed(channel, frame.nbytes)))
-        return Arrival(channel, queue.port, concat(batches), None)
+        return Arrival(channel, queue.port, concat(batches), None, nbytes)
 
     def _send_grants(self, grants: Sequence[GrantCredit]) -> None:
         for grant in grants:

@@ -113,6 +113,12 @@ class MemoryKeeper:
         """An attempt begins."""
         self._measured_ms, self._warned = None, False
 
+    def has_work(self, now_ms: int) -> bool:
+        """Whether `advance` has anything to do."""
+        measured_ms = self._measured_ms
+        due = measured_ms is None or now_ms - measured_ms >= _MEASURE_MS
+        return due or self._pressed or bool(self._commands)
+
     def advance(
         self, task: Task, config: JobConfig, limit: Callable[[], tuple[int, bool]], now_ms: int
     ) -> bool:

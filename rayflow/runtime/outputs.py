@@ -30,7 +30,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from rayflow.batch.partition import Partitioner
-from rayflow.batch.tables import concat, nbytes, slice_rows
+from rayflow.batch.tables import concat, nbytes, sized_pieces
 from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.protocol.credit import CreditGranted, CreditSender, FrameSent
 from rayflow.runtime.messages import BarrierFrame, CreditFrame, DataFrame, Frame, WatermarkFrame
@@ -62,9 +62,8 @@ class OutputChannel:
         """Frames that have not left yet."""
         return len(self._queue)
 
-    def push_rows(self, batch: pa.RecordBatch) -> None:
-        """Queue one frame of rows."""
-        size = nbytes(batch)
+    def push_rows(self, batch: pa.RecordBatch, size: int) -> None:
+        """Queue one frame of rows, which take `size` bytes."""
         self.rows_queued += batch.num_rows
         self._queue.append((batch, size))
         self.queued_bytes += size
@@ -202,8 +201,8 @@ class OutputEdge:
             self._gathered, self._gathered_rows, self.gathered_bytes = [], 0, 0
             for channel, part in zip(self.channels, self._partitioner.split(batch), strict=True):
                 if part is not None:
-                    for piece in slice_rows(part, limit_bytes=self._frame_bytes):
-                        channel.push_rows(piece)
+                    for piece, size in sized_pieces(part, self._frame_bytes):
+                        channel.push_rows(piece, size)
         if self._watermark is not None:
             frame, self._watermark = WatermarkFrame(self._watermark), None
             for channel in self.channels:
@@ -229,7 +228,11 @@ class OutputEdge:
     @property
     def full(self) -> bool:
         """Whether some channel's queue has reached its bound."""
-        return any(c.queued_bytes >= self._limit_bytes for c in self.channels)
+        # Asked several times a step: a loop, not a generator.
+        for channel in self.channels:  # noqa: SIM110
+            if channel.queued_bytes >= self._limit_bytes:
+                return True
+        return False
 
     def keyed_traffic(self) -> dict[str, Any] | None:
         """Return which subtasks and keys the rows of a keyed exchange went to; None of another. On any thread.

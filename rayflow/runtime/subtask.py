@@ -205,7 +205,7 @@ class SubtaskEngine:
                 break
             self._guard(self._take_in, *self._inbox.popleft())
             progressed = True
-        if self._task is not None:
+        if self._task is not None and self._memory.has_work(now_ms):
             progressed |= self._guard(self._keep_memory, self._task)
         if self._task is not None:
             progressed |= self._guard(self._work, self._task)

@@ -259,7 +259,7 @@ class Task:
         return True
 
     def _recovered(self, batch: pa.RecordBatch, port: int, start: int) -> None:
-        self._count(batch)
+        self._count(batch, nbytes(batch))
         if start == 0:
             self._admit(batch, port, None)
         else:
@@ -270,7 +270,7 @@ class Task:
             return False
         batch = source.poll(self._now_ms, self._intake.rows)
         if batch is not None:
-            self._count(batch)
+            self._count(batch, nbytes(batch))
             self._admit(batch, 0, None)
         news = source.watermark(self._now_ms)
         if isinstance(news, GoIdle):
@@ -290,7 +290,7 @@ class Task:
         if arrival.batch is not None:
             if self._merger.is_idle(arrival.channel):
                 self._merge(self._merger.handle(ChannelResumed(arrival.channel)))
-            self._count(arrival.batch)
+            self._count(arrival.batch, arrival.nbytes)
             self._admit(arrival.batch, arrival.port, arrival.channel)
             return True
         match arrival.frame:
@@ -314,11 +314,11 @@ class Task:
         if not any(self._channels_left.values()):
             self._end()
 
-    def _count(self, batch: pa.RecordBatch) -> None:
+    def _count(self, batch: pa.RecordBatch, size: int) -> None:
         self._emitter.resume()
         self._rows_in.inc(batch.num_rows)
         self._batches_in.inc()
-        self._bytes_in.inc(nbytes(batch))
+        self._bytes_in.inc(size)
 
     def _admit(self, batch: pa.RecordBatch, port: int, channel: ChannelId | None) -> None:
         self._intake.add(batch, port, channel)

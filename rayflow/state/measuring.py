@@ -16,18 +16,21 @@ The result is an estimate: allocators take more, and objects that raise when the
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SAMPLE = 64
 _MOST_VISITS = 20_000
@@ -42,6 +45,26 @@ _MEASURED_BYTES = "measured_bytes"
 _PLAIN = frozenset({int, float, bool, str, type(None)})
 # Names of the slots of our own classes, of which there are only so many.
 _SLOTS: dict[type, list[str]] = {}
+
+
+class _Kind(Enum):
+    """What is done with an object that an own object has."""
+
+    PLAIN = auto()
+    ARRAY = auto()
+    ARROW = auto()
+    CONTAINER = auto()
+    BYTES = auto()
+    OWN = auto()
+    FOREIGN = auto()
+
+
+_CLASSES: dict[_Kind, tuple[type, ...]] = {
+    _Kind.ARRAY: (np.ndarray,),
+    _Kind.ARROW: _ARROW,
+    _Kind.CONTAINER: _CONTAINERS,
+    _Kind.BYTES: (bytes, bytearray, pa.Buffer),
+}
 
 
 def held_bytes(roots: Iterable[Any]) -> int:
@@ -62,22 +85,25 @@ class _Walk:
 
     def _size(self, value: Any) -> int:
         """Size of what an own object's attribute is."""
-        if type(value) in _PLAIN or self._left <= 0 or id(value) in self._seen:
+        kind = _kind(type(value))
+        if kind is _Kind.PLAIN or self._left <= 0 or id(value) in self._seen:
             return 0
         self._left -= 1
-        if isinstance(value, np.ndarray):
-            return self._array(value)
-        if isinstance(value, _ARROW):
-            return self._arrow(value)
-        if isinstance(value, _CONTAINERS):
-            self._seen.add(id(value))
-            return self._foreign(self._container, value, _ELEMENT_DEPTH)
-        kind = type(value)
-        if isinstance(value, type) or not (kind.__module__ or "").startswith(_OWN):
-            return sys.getsizeof(value) if isinstance(value, bytes | bytearray | pa.Buffer) else 0
-        self._seen.add(id(value))
-        told = _told(value)
-        return sum(map(self._size, _attributes(value))) if told is None else told
+        match kind:
+            case _Kind.ARRAY:
+                return self._array(value)
+            case _Kind.ARROW:
+                return self._arrow(value)
+            case _Kind.CONTAINER:
+                self._seen.add(id(value))
+                return self._foreign(self._container, value, _ELEMENT_DEPTH)
+            case _Kind.OWN:
+                self._seen.add(id(value))
+                told = _told(value)
+                return sum(map(self._size, _attributes(value))) if told is None else told
+            case _Kind.BYTES:
+                return sys.getsizeof(value)
+        return 0
 
     def _foreign(self, measure: Callable[[Any, int], int], value: Any, depth: int) -> int:
         """Size of what may be a user's: code of its own may run, and must not fail the job for being looked at."""
@@ -97,9 +123,9 @@ class _Walk:
         return self._foreign(self._inside, value, depth)
 
     def _inside(self, value: Any, depth: int) -> int:
-        if isinstance(value, _CONTAINERS):
+        if _kind(type(value)) is _Kind.CONTAINER:
             return 0 if depth == 0 or id(value) in self._seen else self._container(value, depth - 1)
-        if _is_whole(value):
+        if _is_whole(type(value)):
             return self._size(value)
         told = _told(value)
         return self._element(value, depth) if told is None else told
@@ -122,7 +148,7 @@ class _Walk:
         taken = list(islice(value.items() if pairs else value, _MOST_ELEMENTS))
         if not taken:
             return sys.getsizeof(value, 0)
-        if not _is_whole(taken[0][1] if pairs else taken[0]):
+        if not _is_whole(type(taken[0][1] if pairs else taken[0])):
             taken = taken[:SAMPLE]
         parts = (part for item in taken for part in (item if pairs else (item,)))
         inner = sum(self._element_or_own(part, depth) for part in parts)
@@ -162,16 +188,40 @@ class _Walk:
         return size
 
 
-def _is_whole(value: Any) -> bool:
+def _each_type_once(ask: Callable[[type], T]) -> Callable[[type], T]:
+    # Types, and not objects, are asked what they are: a job has few, and a walk meets thousands of objects.
+    return functools.lru_cache(maxsize=4_096)(ask)
+
+
+@_each_type_once
+def _kind(cls: type) -> _Kind:
+    if cls in _PLAIN:
+        return _Kind.PLAIN
+    for kind, classes in _CLASSES.items():
+        if issubclass(cls, classes):
+            return kind
+    return _Kind.OWN if _is_own(cls) and not issubclass(cls, type) else _Kind.FOREIGN
+
+
+@_each_type_once
+def _is_whole(cls: type) -> bool:
     """Whether elements like this may share memory, so that none can stand for others."""
-    if type(value) in _PLAIN:
-        return False
-    return isinstance(value, _COLUMNS) or (type(value).__module__ or "").startswith(_OWN)
+    return cls not in _PLAIN and (issubclass(cls, _COLUMNS) or _is_own(cls))
+
+
+def _is_own(cls: type) -> bool:
+    return (cls.__module__ or "").startswith(_OWN)
+
+
+@_each_type_once
+def _measuring_method(cls: type) -> Callable[[Any], Any] | None:
+    method = getattr(cls, _MEASURED_BYTES, None)
+    return method if callable(method) else None
 
 
 def _told(value: Any) -> int | None:
-    method = getattr(type(value), _MEASURED_BYTES, None)
-    return int(method(value)) if callable(method) else None
+    method = _measuring_method(type(value))
+    return None if method is None else int(method(value))
 
 
 def _attributes(value: Any) -> list[Any]:

@@ -25,18 +25,16 @@ from rayflow.testing.storage import file_path
 
 if TYPE_CHECKING:
     from rayflow.testing.simulation import SimJob, Simulation
-    from rayflow.testing.workers import SimWorker
 
 _METADATA = ("job.json", "events.jsonl", "graph.pkl")
 
 
 def check_credit(sim: Simulation) -> None:
     """I7, for every open channel."""
+    tasks = _tasks(sim)
     for channel in sim.network.outgoing.values():
-        producer, consumer = (
-            _task(channel.producer, channel.attempt),
-            _task(channel.consumer, channel.attempt),
-        )
+        producer = tasks.get((channel.producer.name, channel.attempt))
+        consumer = tasks.get((channel.consumer.name, channel.attempt))
         if producer is not None and consumer is not None and consumer._gate is not None:
             _check_channel(channel, producer, consumer._gate)
 
@@ -72,8 +70,9 @@ def check_memory(sim: Simulation) -> None:
     buffered: dict[str, int] = {}
     allowed: dict[str, int] = {}
     gates: dict[str, InputGate] = {}
+    tasks = _tasks(sim)
     for channel in sim.network.incoming.values():
-        task = _task(channel.consumer, channel.attempt)
+        task = tasks.get((channel.consumer.name, channel.attempt))
         if task is None or task._gate is None or channel.id not in task._gate._queues:
             continue
         name, gate = channel.consumer.name, task._gate
@@ -97,9 +96,10 @@ def _data_bytes(frames: Iterable[object]) -> int:
     return sum(frame.nbytes for frame in frames if isinstance(frame, DataFrame))
 
 
-def _task(worker: SimWorker, attempt: int) -> Task | None:
-    engine = worker.engine
-    return engine._task if worker.process.alive and engine._fence.attempt == attempt else None
+def _tasks(sim: Simulation) -> dict[tuple[str, int], Task]:
+    """Every task there is, by its worker's name and its attempt."""
+    found = ((worker, worker.engine._task) for worker in sim.workers.values() if worker.process.alive)
+    return {(w.name, w.engine._fence.attempt): task for w, task in found if task is not None}
 
 
 def check_leftovers(sim: Simulation, job: SimJob) -> None:

@@ -171,12 +171,7 @@ class Simulation:
 
     def _over(self, job: SimJob, began_ms: int, began_turns: int, cancel_when: CancelWhen | None) -> bool:
         manager = job.manager
-        due = (
-            cancel_when is not None
-            and manager is not None
-            and cancel_when(manager.master, self._turns - began_turns)
-        )
-        if due and manager is not None:
+        if cancel_when and manager and cancel_when(manager.master, self._turns - began_turns):
             manager.master.cancel()
         if self._ended(job):
             return True
@@ -192,10 +187,11 @@ class Simulation:
         manager = job.manager
         if manager is None or not manager.process.alive:
             return False
-        if self.injector.began_ms is None and manager.master.state is not JobState.CREATED:
+        master = manager.master
+        if self.injector.began_ms is None and master.state is not JobState.CREATED:
             # A job that cannot even be stored fails at once, by design: faults begin when it runs.
             self.injector.begin()
-        return manager.master.closed and manager.master.state.ended
+        return master.closed and master.state.ended
 
     def _settle(self) -> None:
         """The job has ended: heal, and let everything that is under way come to its end."""

@@ -1,8 +1,9 @@
 """Deterministic simulation of whole small jobs under seeded faults.
 
 `--seed N [--trace]` replays one seed; `--seeds A:B [--jobs 2]` runs a range, `--report FILE` keeps a record of it
-that a later run goes on from; `--safety` has faults never stop, `--liveness` has them stop; `--plant NAME` breaks the
-runtime on purpose (tests/simulation/planted.py) and stops at the first seed that finds out.
+that a later run goes on from, `--digests` prints the hash of each trace instead; `--safety` has faults never stop,
+`--liveness` has them stop; `--plant NAME` breaks the runtime on purpose (tests/simulation/planted.py) and stops at the
+first seed that finds out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--coverage", action="store_true", help="with --seeds: tell how often each fault was really met"
     )
+    parser.add_argument("--digests", action="store_true", help="with --seeds: print the hash of each trace")
     parser.add_argument("--report", type=Path, help="append to this file; what it has was run already")
     parser.add_argument(
         "--isolated",
@@ -41,6 +43,10 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     settle()
     first, last = (int(part) for part in args.seeds.split(":"))
+    if args.digests:
+        for seed in range(first, last):
+            print(f"seed {seed} trace {simulate(seed, keep_trace=1).digest}", flush=True)
+        return 0
     if args.plant is not None:
         with planted(args.plant):
             if args.seed is not None:

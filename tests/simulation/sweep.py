@@ -9,23 +9,33 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from rayflow.testing.met import ROWS
-from tests.simulation.simulate import Mode, simulate
+from tests.simulation.simulate import Mode, Result, simulate
 
 _BLOCK = 100
 
 
 class Verdict(NamedTuple):
-    """What became of a seed: its failure (None: none), how it ended, and how often it met each fault."""
+    """What became of a seed: its failure (None: none), or what it led to, without its trace."""
 
     seed: int
     failure: str | None
-    end: str
-    met: Mapping[str, int]
+    result: Result | None
+
+    @property
+    def end(self) -> str:
+        """How it ended."""
+        return "failed" if self.result is None else " then ".join(self.result.ends)
+
+    @property
+    def met(self) -> Mapping[str, int]:
+        """How often it met each fault."""
+        return {} if self.result is None else self.result.met
 
 
 def sweep(
@@ -100,10 +110,10 @@ def _verdict(mode: Mode | None, seed: int, isolated: bool = False) -> Verdict:
     try:
         result = simulate(seed, keep_trace=20, mode=mode, isolated=isolated)
     except Exception as error:
-        return Verdict(seed, f"{type(error).__name__}: {str(error)[:400]}", "failed", {})
+        return Verdict(seed, f"{type(error).__name__}: {str(error)[:400]}", None)
     finally:
         logging.disable(before)
-    return Verdict(seed, None, " then ".join(result.ends), result.met)
+    return Verdict(seed, None, replace(result, lines=()))
 
 
 def _blocks(seeds: range, report: Path | None) -> Iterator[range]:

@@ -25,23 +25,22 @@ def test_nbytes_counts_the_slice_not_the_buffers_behind_it() -> None:
 
 
 @settings(max_examples=60)
-@given(
-    st.lists(st.text(max_size=40), max_size=60),
-    st.one_of(st.none(), st.integers(1, 20)),
-    st.one_of(st.none(), st.integers(1, 300)),
-)
-def test_slices_keep_every_row_and_the_limits(values: list[str], rows: int | None, limit: int | None) -> None:
+@given(st.lists(st.text(max_size=40), max_size=60), st.integers(1, 20), st.integers(1, 300))
+def test_slices_keep_every_row_and_the_limits(values: list[str], rows: int, limit: int) -> None:
     batch = pa.record_batch({"s": pa.array(values, pa.string())})
-    pieces = tables.slice_rows(batch, max_rows=rows, limit_bytes=limit)
-    assert tables.concat(pieces).column(0).to_pylist() == values
-    for piece in pieces:
-        assert rows is None or piece.num_rows <= rows
-        assert limit is None or piece.num_rows <= 1 or tables.nbytes(piece) <= limit
+    slices = tables.slice_rows(batch, max_rows=rows)
+    assert tables.concat(slices).column(0).to_pylist() == values
+    assert all(piece.num_rows <= rows for piece in slices)
+    sized = tables.sized_pieces(batch, limit)
+    assert tables.concat([piece for piece, _ in sized]).column(0).to_pylist() == values
+    for piece, size in sized:
+        assert size == tables.nbytes(piece)
+        assert piece.num_rows <= 1 or size <= limit
 
 
 def test_one_huge_row_among_small_ones_travels_alone() -> None:
     batch = pa.record_batch({"s": ["a"] * 10 + ["b" * 1000] + ["a"] * 10})
-    pieces = tables.slice_rows(batch, limit_bytes=100)
+    pieces = [piece for piece, _ in tables.sized_pieces(batch, 100)]
     assert max(tables.nbytes(p) for p in pieces if p.num_rows > 1) <= 100
     assert sum(p.num_rows for p in pieces) == 21
     assert len(pieces) < 8
