@@ -56,7 +56,7 @@ KILLS = {
 def test_kills_while_the_salted_set_changes_change_nothing(
     kills: str,
 ) -> None:
-    env = environment(AUTO, "nowhere", 3_000, 1_000, **{"heartbeat.interval": "200ms", "batch.rows": 100})
+    env = environment(AUTO, "nowhere", 3_000, 2_000, **{"heartbeat.interval": "200ms", "batch.rows": 100})
     # The first set, the one after the new hot key, and, with a set told and not yet in effect, the next barrier.
     told = [rf.testing.Strike(moment="keys told", nth=n, action=a) for n, a in zip((1, 3, 6), KILLS[kills])]
     barrier = rf.testing.Strike(moment="aligning", nth=30, action=KILLS[kills][0])
