@@ -135,14 +135,12 @@ class CombineOperator(HoldingOperator):
             self.out.emit(rows)
             return
         slices, ticks = self._times(rows)
-        each = np.arange(rows.num_rows)
-        self._alone.update(rows, each, rows.num_rows, each if ticks is None else ticks)
         keys = rows.select(self._keys).columns
         numbers = [] if slices is None else [pa.array(slices)]
         ones = pa.array(np.ones(rows.num_rows, np.int64))
-        states = [column for _, column in self._alone.state_columns(each)]
-        self.out.emit(pa.RecordBatch.from_arrays([*keys, *numbers, ones, *states], schema=self._schema))
-        self._alone.clear(each)
+        states = self._alone.states_of_rows(rows, np.arange(rows.num_rows) if ticks is None else ticks)
+        columns = [*keys, *numbers, ones, *(column for _, column in states)]
+        self.out.emit(pa.RecordBatch.from_arrays(columns, schema=self._schema))
 
     # ------------------------------------------------------------------------------------- out
 

@@ -65,6 +65,11 @@ class Accumulator(ABC):
         be in both) to `into`: `from_[i]` to `into[i]`. Slots may occur more than once."""
         self.merge(into, dict((self if source is None else source).state_columns(from_)))
 
+    def states_of(self, rows: int, values: pa.Array | None) -> Columns | None:
+        """Return the states that `rows` rows make, each in a slot of its own, as `state_columns` would after `update`;
+        nothing is changed. None: by way of slots only."""
+        return None
+
     def lanes(self) -> tuple[Lane, ...] | None:
         """Return the state as numbers that are combined each by itself; None where it is more than that."""
         return None

@@ -153,6 +153,27 @@ class AggregateColumns:
         """Return the state of `slots` as it is now, see `FrozenAggregates`."""
         return FrozenAggregates(self._all()).state_columns(slots)
 
+    def states_of_rows(self, batch: pa.RecordBatch, times: I64) -> list[tuple[str, pa.Array]]:
+        """Return the state of every row, as if each had a slot of its own. There is nothing in any slot, before and
+        after. Raises what the expressions raise."""
+        assert self._rows is None, "rows that may be taken back have no states of their own"
+        each = np.arange(batch.num_rows)
+        found: list[tuple[str, pa.Array]] = []
+        for name, expr, accumulator in self._aggregates:
+            values = _workable_values(expr.input_values(batch))
+            keep = _kept_rows(expr, batch, values)
+            states = None if keep is not None else accumulator.states_of(batch.num_rows, values)
+            if states is None:
+                rows = slice(None) if keep is None else keep.to_numpy(zero_copy_only=False)
+                if keep is not None and values is not None:
+                    values = values.filter(keep)
+                accumulator.reserve(batch.num_rows)
+                accumulator.update(each[rows], values, times[rows])
+                states = accumulator.state_columns(each)
+                accumulator.clear(each)
+            found += [(f"{name}.{part}", column) for part, column in states]
+        return found
+
     def come_after(self, other: AggregateColumns) -> None:
         """Number arrivals on from where `other` has come to."""
         self._arrivals = other._arrivals

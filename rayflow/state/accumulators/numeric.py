@@ -66,6 +66,10 @@ class Count(Accumulator):
         """See `Accumulator`."""
         return [("count", pa.array(self.counts(slots)))]
 
+    def states_of(self, rows: int, values: pa.Array | None) -> Columns | None:
+        """See `Accumulator`."""
+        return [("count", _ones(rows))]
+
     def counts(self, slots: I64) -> I64:
         """Return the counts of `slots`."""
         counts: I64 = self._counts.values[slots]
@@ -202,6 +206,11 @@ class ExactSum(Accumulator):
         limbs = [(f"limb{i}", pa.array(limb)) for i, limb in enumerate(self._sums.get(slots))]
         return [*limbs, ("count", pa.array(self._counts.values[slots]))]
 
+    def states_of(self, rows: int, values: pa.Array | None) -> Columns | None:
+        """See `Accumulator`. The limbs of one number have nothing to carry."""
+        limbs = [(f"limb{i}", pa.array(limb)) for i, limb in enumerate(_limbs_of(values))]
+        return [*limbs, ("count", _ones(rows))]
+
     def results(self, slots: I64) -> pa.Array:
         """See `Accumulator`."""
         return self._results(self._sums.get(slots), self._counts.values[slots])
@@ -291,6 +300,10 @@ class FloatSum(Accumulator):
             ("count", pa.array(self._counts.values[slots])),
         ]
 
+    def states_of(self, rows: int, values: pa.Array | None) -> Columns | None:
+        """See `Accumulator`. To 0 it is added, as there: -0.0 becomes 0.0."""
+        return [("sum", pa.array(float64s(values) + 0.0)), ("count", _ones(rows))]
+
     def results(self, slots: I64) -> pa.Array:
         """See `Accumulator`."""
         return self.results_of([self._sums.values[slots], self._counts.values[slots]])
@@ -304,6 +317,10 @@ class FloatSum(Accumulator):
         sums, counts = numbers
         values = sums / np.maximum(counts, 1) if self._mean else sums
         return masked(values, counts == 0).cast(self._output_type)
+
+
+def _ones(rows: int) -> pa.Array:
+    return pa.array(np.ones(rows, np.int64))
 
 
 def masked(numbers: Numbers, null: npt.NDArray[np.bool_]) -> pa.Array:

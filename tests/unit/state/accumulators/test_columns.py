@@ -162,6 +162,31 @@ def test_every_aggregate_agrees_with_a_naive_model_however_rows_are_cut_moved_an
         assert same(got, expected(kind, rows_of_slot, type_)), (kind, type_, rows_of_slot)
 
 
+@given(cases(), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_states_of_rows_are_those_of_slots_with_one_row_each(case: Any, filtered: bool) -> None:
+    kind, type_, rows, _ = case
+    if not filtered:  # Where every row counts there is a short cut.
+        rows = [(slot, time, value, True) for slot, time, value, _ in rows if value is not None]
+    batch, _, times = batch_of(rows, type_)
+    each = np.arange(len(rows))
+    aggregate = getattr(col("v"), kind)(**({"q": Q} if kind == "approx_quantile" else {}))
+    aggregates = [("a", aggregate.filter(col("keep")) if filtered else aggregate), ("n", count())]
+    plain, short = AggregateColumns(aggregates, batch.schema), AggregateColumns(aggregates, batch.schema)
+    plain.update(batch, each, len(rows), times)
+    for _ in range(2):  # Nothing stays behind.
+        states = short.states_of_rows(batch, times)
+        assert [(name, column.type) for name, column in states] == [
+            (name, column.type) for name, column in plain.state_columns(each)
+        ]
+        merged, wanted = AggregateColumns(aggregates, batch.schema), plain.results(each)
+        merged.merge(
+            pa.RecordBatch.from_arrays([c for _, c in states], [n for n, _ in states]), each, len(rows)
+        )
+        for got, want in zip(merged.results(each), wanted, strict=True):
+            assert all(map(same, got.to_pylist(), want.to_pylist()))
+
+
 @given(cases(), st.booleans(), st.sampled_from(["by table", "by slot", "from elsewhere"]))
 @settings(max_examples=150, deadline=None)
 def test_partial_states_of_one_slot_merge_to_the_whole(case: Any, retractable: bool, how: str) -> None:
