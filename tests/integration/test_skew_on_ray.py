@@ -54,7 +54,7 @@ def work(out: Path, windowed: bool) -> Any:
 def found(out: Path, windowed: bool) -> Counter[Any]:
     """Return the committed results as a multiset: key, window (ms; 0 without), rows, sum."""
     table = ds.dataset(out, format="parquet").to_table()
-    starts = [int(at.timestamp() * 1_000) for at in table["window_start"].to_pylist()] if windowed else None
+    starts = table["window_start"].cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist() if windowed else None
     return Counter(
         zip(
             table["k"].to_pylist(),
