@@ -20,17 +20,25 @@ from rayflow.state.value_types import owned
 
 
 class Cursor:
-    """Which key is at hand. `keys` are the slots of the keys of a batch, `at` a place among them, or None."""
+    """Which key is at hand. `keys` are the slots of the keys of a batch, `at` a place among them, or None; `changed`
+    are those that the functions changed something of, None where nobody asks."""
 
     def __init__(self) -> None:
         self.at: Any = None
         self.slots: list[int] = []
         self.keys: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self.changed: set[int] | None = None
         self.now_ms = 0
         self.describe_key: Callable[[], str] = str
         self.misuse = "there is no current key"
         """Why there is none, for error messages."""
         self.may_write_broadcast = False
+
+    def written(self, slot: int) -> int:
+        """Something of the key in `slot`, which is returned, is about to change."""
+        if self.changed is not None:
+            self.changed.add(slot)
+        return slot
 
 
 def bind(state: State, cells: Cells, cursor: Cursor) -> Any:
@@ -68,7 +76,10 @@ class BoundValue(ValueState):
             return
         changed = np.flatnonzero(np.frombuffer(self._dirty, np.bool_))
         new = values if len(changed) == len(values) else [values[at] for at in changed.tolist()]
-        self._cells.store(self._cursor.keys[changed], new, self._cursor.now_ms)
+        slots = self._cursor.keys[changed]
+        self._cells.store(slots, new, self._cursor.now_ms)
+        if self._cursor.changed is not None:
+            self._cursor.changed.update(slots.tolist())
 
     def get(self) -> Any:
         """See `ValueState`."""
@@ -127,21 +138,22 @@ class BoundList(ListState):
 
     def append(self, element: Any) -> None:
         """See `ListState`."""
-        self._cells.extend(self._slot(), (self._checked(element),), self._cursor.now_ms)
+        slot = self._cursor.written(self._slot())
+        self._cells.extend(slot, (self._checked(element),), self._cursor.now_ms)
 
     def extend(self, elements: Iterable[Any]) -> None:
         """See `ListState`."""
-        slot = self._slot()
+        slot = self._cursor.written(self._slot())
         self._cells.extend(slot, [self._checked(element) for element in elements], self._cursor.now_ms)
 
     def set(self, elements: Iterable[Any]) -> None:
         """See `ListState`."""
-        slot = self._slot()
+        slot = self._cursor.written(self._slot())
         self._cells.replace(slot, [self._checked(element) for element in elements], self._cursor.now_ms)
 
     def clear(self) -> None:
         """See `ListState`."""
-        self._cells.replace(self._slot(), [], self._cursor.now_ms)
+        self._cells.replace(self._cursor.written(self._slot()), [], self._cursor.now_ms)
 
     def __len__(self) -> int:
         """See `ListState`."""
@@ -225,7 +237,7 @@ class BoundMap(MapState):
                 f"state {self.name!r} is broadcast state: only the broadcast side may change it, since "
                 "all subtasks must agree; here it can only be read"
             )
-        return self._slot()
+        return 0 if self.is_broadcast else self._cursor.written(self._slot())
 
     def _checked_key(self, key: Any) -> Any:
         try:

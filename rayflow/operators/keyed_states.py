@@ -78,6 +78,7 @@ class KeyedStates:
         self._rows = StateRows(self._cells, queues, time_type)
         self._index = keys_of_operator(ctx, KeyIndex(key_schema), lambda: self._rows)
         self._on_disk = self._index if isinstance(self._index, CachedKeys) else None
+        cursor.changed = None if self._on_disk is None else set()
         self._has_ttl = any(cells.ttl_ms is not None for cells in self._cells)
         self._swept_to = 0
         self.bound: dict[str, Any] = {
@@ -95,14 +96,19 @@ class KeyedStates:
     def begin(self, keys: Sequence[pa.Array]) -> list[int]:
         """Make the keys of a batch current; return for each row the place of its key among them."""
         batch = pa.RecordBatch.from_arrays(list(keys), schema=self._index.schema)
-        slots = self._index.slots(batch)
+        on_disk = self._on_disk
+        # Of these it is seen what functions change.
+        slots = self._index.slots(batch) if on_disk is None else on_disk.look_up(batch)[0]
         self._reserve()
-        return self.begin_slots(slots)
+        return self._make_current(slots)
 
     def begin_slots(self, slots: I64) -> list[int]:
-        """As `begin`, of keys already known."""
+        """As `begin`, of keys already known, whose timers fire."""
         if self._on_disk is not None:
             self._on_disk.touch(slots)
+        return self._make_current(slots)
+
+    def _make_current(self, slots: I64) -> list[int]:
         cursor = self._cursor
         cursor.keys, places = self._groups.group(slots)
         cursor.slots = cursor.keys.tolist()
@@ -125,12 +131,19 @@ class KeyedStates:
         for state in self._values:
             state.end()
         keys = self._cursor.keys
+        self._note_changes()
         self._forget_empty(keys)
         if self._has_ttl:
             self._sweep(max(_SWEPT_AT_LEAST, 2 * len(keys)), self._cursor.now_ms)
             if self._on_disk is not None:
                 self._drop_old(self._on_disk.revisit(_REVISITED), self._cursor.now_ms)
         self._cursor.at = None
+
+    def _note_changes(self) -> None:
+        changed = self._cursor.changed
+        if self._on_disk is not None and changed:
+            self._on_disk.touch(np.fromiter(changed, np.int64, len(changed)))
+            changed.clear()
 
     # ---------------------------------------------------------------------------------- timers
 

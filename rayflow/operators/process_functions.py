@@ -158,7 +158,7 @@ class ProcessContext(FunctionContext):
         if self._cursor.at is None:
             raise RuntimeError(f"a timer belongs to a key, but {self._cursor.misuse}")
         slot: int = self._cursor.slots[self._cursor.at]
-        return slot
+        return self._cursor.written(slot)
 
 
 class TimeFace:
