@@ -91,6 +91,11 @@ class RestoreInfo:
     foreign_job: str | None = None
     watermark: int | None = None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether later checkpoints may build on this one: it is the job's own, and each subtask has its keys still."""
+        return self.foreign_job is None and not self.rescaled
+
 
 # ------------------------------------------------------------------------------------ both ways
 

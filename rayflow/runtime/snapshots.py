@@ -23,7 +23,7 @@ from rayflow.runtime.replay import RestoredState
 from rayflow.state.chains import chains, merged, state_tables
 from rayflow.state.files import encode_table, encode_tables, read_part, read_verified, sha256_hex
 from rayflow.state.manifest import CheckpointFiles, StateFile
-from rayflow.state.parts import RestoredPart, StatePart, StreamedPart
+from rayflow.state.parts import RUN_COLUMN, RestoredPart, StatePart, StreamedPart
 from rayflow.state.publishing import write_surely
 from rayflow.state.storage import ObjectStore
 
@@ -111,7 +111,7 @@ def restore(
     states = [file for file in info.files if file.kind != "in-flight"]
     if spool is not None:
         keys_bytes = None if managed_bytes is None else max(_MIN_KEYS_BYTES, managed_bytes // _KEYS_PART)
-        for uid, part in _spooled(checkpoint, states, key_groups, spool, keys_bytes, info.checkpoint_id):
+        for uid, part in _spooled(checkpoint, states, info, key_groups, spool, keys_bytes):
             parts[uid].append(part)
         states = [file for file in states if file.link is None]
     for file, table in state_tables(states, lambda file: read_part(checkpoint, file, key_groups)):
@@ -130,10 +130,10 @@ def restore(
 def _spooled(
     checkpoint: CheckpointFiles,
     files: Sequence[StateFile],
+    info: RestoreInfo,
     key_groups: KeyGroupRange,
     spool: ObjectStore,
     keys_bytes: int | None,
-    checkpoint_id: int,
 ) -> Iterator[tuple[str, RestoredPart]]:
     """Copy the files of chains into `spool`, each verified; yield (operator uid, part)s that read them from there."""
     copies = CheckpointFiles("", lambda url: spool)
@@ -147,8 +147,13 @@ def _spooled(
             copy = replace(file, path=f"{_safe(uid)}-{name}-{index}-{number}", origin=None)
             spool.write(copy.path, data)
             copied.append(copy)
-        read = partial(merged, copied, lambda file: read_part(copies, file, key_groups), keys_bytes)
-        yield uid, StreamedPart(name, chain[0].kind, index, checkpoint_id, schema, read)
+        own = info.goes_on and chain[0].key_groups == (key_groups.start, key_groups.stop)
+        if schema is not None and not own and RUN_COLUMN in schema.names:
+            schema = schema.remove(schema.get_field_index(RUN_COLUMN))
+        read = partial(
+            merged, copied, lambda file: read_part(copies, file, key_groups), keys_bytes, keep_runs=own
+        )
+        yield uid, StreamedPart(name, chain[0].kind, index, info.checkpoint_id, schema, read)
 
 
 def written_by(path: str) -> int:

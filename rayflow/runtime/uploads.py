@@ -63,7 +63,7 @@ class Uploads:
     def _go_on(self) -> None:
         """Build on the chains that were restored, where they are this subtask's own."""
         restore, index = self._deploy.restore, self._deploy.subtask.index
-        if restore is None or restore.foreign_job is not None or restore.rescaled:
+        if restore is None or not restore.goes_on:
             return
         own = [file for file in restore.files if file.subtask_index == index]
         self._increments.written(restore.checkpoint_id, own)

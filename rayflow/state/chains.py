@@ -56,9 +56,13 @@ def chains(files: Iterable[StateFile]) -> dict[tuple[str, str, int], list[StateF
 
 
 def merged(
-    files: Sequence[StateFile], read: Callable[[StateFile], pa.Table], keys_bytes: int | None = None
+    files: Sequence[StateFile],
+    read: Callable[[StateFile], pa.Table],
+    keys_bytes: int | None = None,
+    keep_runs: bool = False,
 ) -> Iterator[pa.Table]:
-    """Yield the rows that the files of one chain make up, a table at a time, each key once.
+    """Yield the rows that the files of one chain make up, a table at a time, each key once; or the rows of runs, each
+    run's one after the other, which `keep_runs` leaves with its number.
 
     `read` gives the rows of a file, perhaps of some keys only; it is called several times for one where the keys of
     links would take more than about `keys_bytes` of memory. Raises what it raises, and CorruptCheckpointError where
@@ -69,19 +73,21 @@ def merged(
     newest_first = sorted(files, key=lambda file: -(file.link or 0))
     newest = read(newest_first[0])
     if RUNS in (newest.schema.metadata or {}):
-        return _of_runs(sorted(files, key=lambda file: file.link or 0), read, newest.schema.metadata[RUNS])
+        oldest_first = sorted(files, key=lambda file: file.link or 0)
+        return _of_runs(oldest_first, read, newest.schema.metadata[RUNS], keep_runs)
     return _by_key(newest_first, read, _passes(newest_first, read, keys_bytes))
 
 
 def _of_runs(
-    oldest_first: Sequence[StateFile], read: Callable[[StateFile], pa.Table], packed: bytes
+    oldest_first: Sequence[StateFile], read: Callable[[StateFile], pa.Table], packed: bytes, keep_runs: bool
 ) -> Iterator[pa.Table]:
     there = unpacked_runs(packed)
     for file in oldest_first:
         table = read(file)
         of = table.column(RUN_COLUMN).to_numpy()
         kept = table.filter(pa.array(np.isin(of, there))) if len(of) else table
-        yield kept.drop_columns([RUN_COLUMN]).replace_schema_metadata(None)
+        kept = kept if keep_runs else kept.drop_columns([RUN_COLUMN])
+        yield kept.replace_schema_metadata(None)
 
 
 def _by_key(

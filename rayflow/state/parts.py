@@ -80,7 +80,7 @@ class RestoredPart:
 
 class StreamedPart(RestoredPart):
     """A part that is too large to be held at once: `read` yields its tables again each time it is called. Has no
-    `table`."""
+    `table`. Where later checkpoints may build on its runs, it has `RUN_COLUMN`."""
 
     _schema: pa.Schema
     _read: Callable[[], Iterator[pa.Table]]

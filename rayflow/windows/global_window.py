@@ -78,6 +78,8 @@ class GlobalWindowOperator(Operator):
         super().open(ctx, out, restored)
         if ctx.disk is not None and not self._updates:
             self._spilled = spilled_panes(ctx, self._index.schema, self._make_columns, 1)
+        if self._spilled is not None:
+            restored = self._spilled.restore_runs(restored, _KEYS, lambda rows: np.zeros(len(rows), np.int64))
         for keys, others in restored_batches(restored, _KEYS, self._index.schema):
             slots = self._slots(keys)
             self._shown.values[slots] = others.column(_SHOWN).to_numpy(zero_copy_only=False)

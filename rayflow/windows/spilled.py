@@ -10,7 +10,8 @@ merged once, into a *node*, those into nodes of as many again, and so on (as in 
 dropped when one of their slices gets another run or is closed. They are no part of snapshots.
 
 A checkpoint has the runs of all panes; one that extends an earlier one has those that were written since, and says
-which of the others there still are (`state.chains`): panes that were closed, and runs that were merged, are gone.
+which of the others there still are (`state.chains`): panes that were closed, and runs that were merged, are gone. What
+is restored to a subtask with the same keys are the same runs, under their numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +32,7 @@ from rayflow.state.chains import packed_runs
 from rayflow.state.disk.row_store import RowView
 from rayflow.state.disk.sorted_runs import MOST_RUNS, BlockFormat, Run, SortedRuns, cuts, to_combine
 from rayflow.state.key_index import KeyIndex
-from rayflow.state.parts import RUN_COLUMN, RUNS, StatePart
+from rayflow.state.parts import RUN_COLUMN, RUNS, RestoredPart, StatePart
 from rayflow.windows.bounds import I64
 from rayflow.windows.panes import FrozenPanes
 
@@ -113,17 +115,46 @@ class SpilledPanes:
             yield self._merging.rows(panes.keys_of(own), columns, own)
 
     def _put(self, pane: int, run: Run) -> None:
-        if pane not in self._of_pane:
-            bisect.insort(self._open, pane)
-            self._of_pane[pane] = []
-        runs = self._of_pane[pane]
-        runs.append(run)
+        runs = self._append(pane, run)
         for level in range(1, self._levels + 1):
             self._forget((level, pane // _RADIX**level))
         if count := to_combine(runs, self._most_of_pane):
             latest = runs[-count:]
             runs[-count:] = self._combined(latest)
             self._runs.drop(latest)
+
+    def _append(self, pane: int, run: Run) -> list[Run]:
+        if pane not in self._of_pane:
+            bisect.insort(self._open, pane)
+            self._of_pane[pane] = []
+        self._of_pane[pane].append(run)
+        return self._of_pane[pane]
+
+    def restore_runs(
+        self, restored: Sequence[RestoredPart], name: str, panes_in: Callable[[pa.RecordBatch], I64]
+    ) -> list[RestoredPart]:
+        """Take up the parts `name` that have runs, as they are in a checkpoint, on which later ones build then; return
+        the others. `panes_in` gives the panes of a part's rows."""
+        runs = [part for part in restored if part.name == name and RUN_COLUMN in part.schema.names]
+        for part in runs:
+            for (pane, number), pieces in groupby(self._pieces(part, panes_in), lambda piece: piece[:2]):
+                run = self._runs.write((rows for _, _, rows in pieces), number)
+                if run is not None:
+                    self._append(pane, run)
+            self._runs.restored(part.checkpoint_id)
+            self._first_checkpoint = part.checkpoint_id
+        return [part for part in restored if part not in runs]
+
+    def _pieces(
+        self, part: RestoredPart, panes_in: Callable[[pa.RecordBatch], I64]
+    ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        schema = self._merging.schema
+        for batch in part.batches(_PIECE_ROWS):
+            rows = pa.RecordBatch.from_arrays([batch.column(name) for name in schema.names], schema=schema)
+            panes, runs = panes_in(batch), batch.column(RUN_COLUMN).to_numpy()
+            begins = np.flatnonzero(np.diff(runs, prepend=-1)).tolist()
+            for begin, end in zip(begins, [*begins[1:], len(runs)]):
+                yield int(panes[begin]), int(runs[begin]), rows.slice(begin, end - begin)
 
     def is_over(self, nbytes: int) -> bool:
         """Return whether panes of so many bytes in memory are to be written now."""
@@ -260,16 +291,16 @@ class Merging:
         self._key_schema, self._keys, self._columns = key_schema, KeyIndex(key_schema), make()
         nothing = self._columns.state_columns(np.zeros(0, np.int64))
         self.state_schema = pa.schema([(name, column.type) for name, column in nothing])
-        self._schema = pa.schema([*key_schema, *self.state_schema])
+        self.schema = pa.schema([*key_schema, *self.state_schema])
 
     def rows(self, keys: pa.RecordBatch, columns: AggregateColumns, slots: I64) -> pa.RecordBatch:
         """Return keys with the states in `slots` of `columns`."""
         states = [_plain(column) for _, column in columns.state_columns(slots)]
-        return pa.RecordBatch.from_arrays([*keys.columns, *states], schema=self._schema)
+        return pa.RecordBatch.from_arrays([*keys.columns, *states], schema=self.schema)
 
     def nothing(self) -> pa.RecordBatch:
         """Return no rows of keys and states."""
-        return pa.RecordBatch.from_pylist([], schema=self._schema)
+        return pa.RecordBatch.from_pylist([], schema=self.schema)
 
     def split(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the keys and the states of rows."""

@@ -127,14 +127,19 @@ class TimeWindowOperator(Operator):
 
     def _restore(self, restored: Sequence[RestoredPart]) -> None:
         """Take up state that was written when time had come as far as it has now."""
+        if self._spilled is not None:
+            of = lambda rows: self._panes_at(rows.column(len(self._key_schema)))  # noqa: E731
+            restored = self._spilled.restore_runs(restored, PANES, of)
         for keys, others in restored_batches(restored, PANES, self._key_schema):
             slots = self._slots_of(keys, others)
             self._columns.merge(others.select(range(1, others.num_columns)), slots, self._panes.slot_limit)
             self._make_room()
 
     def _slots_of(self, keys: pa.RecordBatch, others: pa.RecordBatch) -> I64:
-        starts = np.array(others.column(0).cast(pa.int64()).to_numpy())
-        return self._panes.slots(keys, self._panes_from(starts))
+        return self._panes.slots(keys, self._panes_at(others.column(0)))
+
+    def _panes_at(self, starts: pa.Array) -> I64:
+        return self._panes_from(np.array(starts.cast(pa.int64()).to_numpy()))
 
     # ---------------------------------------------------------------------------------- rows
 

@@ -75,18 +75,19 @@ class Checkpoints:
         driven.parallelism, self._attempt = parallelism, self._attempt + 1
         driven.options |= options
         driven.subtasks = driven.open_each(
-            [self._restored(number, index) for index in range(parallelism)], number
+            [self._restored(number, index, rescaled) for index in range(parallelism)], number
         )
         self._begin()
         if not rescaled:
             self._go_on(number)
 
-    def _restored(self, number: int, index: int) -> list[RestoredPart]:
+    def _restored(self, number: int, index: int, rescaled: bool) -> list[RestoredPart]:
         parallelism = self.driven.parallelism
         own = key_group_range(8, parallelism, index)
         info = RestoreInfo(
             directory=f"{URL}/chk-{number}",
             checkpoint_id=CheckpointId(number),
+            rescaled=rescaled,
             files=tuple(
                 file
                 for file in self.files[number]

@@ -107,11 +107,13 @@ class SortedRuns:
         self._runs = 0
         self._epoch = 0
 
-    def write(self, pieces: Iterable[pa.RecordBatch]) -> Run | None:
+    def write(self, pieces: Iterable[pa.RecordBatch], number: int | None = None) -> Run | None:
         """Write rows (columns of the format's schema), a key once, in ascending order of hashes: pieces of any size,
-        but all rows of one hash in one of them. Return their run, None where there are none."""
+        but all rows of one hash in one of them. Return their run, None where there are none. `number` is that of a run
+        as it was in a checkpoint: higher than those of all that were written."""
         began_ns = self._ticks_ns()
-        number, self._runs = self._runs, self._runs + 1
+        number = self._runs if number is None else number
+        self._runs = number + 1
         blocks: list[tuple[bytes, bytes]] = []
         written = rows = nbytes = 0
         for piece in pieces:
@@ -179,8 +181,12 @@ class SortedRuns:
 
     def barrier(self, checkpoint_id: int) -> RowView:
         """Return what there is now. What is written from now on is of this checkpoint's epoch."""
-        self._epoch = checkpoint_id
+        self.restored(checkpoint_id)
         return self._store.view()
+
+    def restored(self, checkpoint_id: int) -> None:
+        """What there is is as in this checkpoint."""
+        self._epoch = checkpoint_id
 
     def nbytes(self) -> int:
         """Return about how many bytes are on disk."""
