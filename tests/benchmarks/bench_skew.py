@@ -143,7 +143,12 @@ def _cpu_s(pid: int) -> float | None:
 
 def run_on_ray(env: rf.StreamEnvironment, limit_s: float) -> tuple[list[Any], Any, float] | None:
     """Return events, metrics and processor time (s); None where it took too long."""
-    handle, until_s = env.submit(), time.monotonic() + limit_s
+    until_s = time.monotonic() + limit_s
+    try:
+        handle = env.submit()
+    except rf.TransientError as error:
+        print(error, file=sys.stderr)
+        return None
     watched: ProcessorTime | None = None
     while handle.status() not in ("FINISHED", "FAILED", "CANCELLED") and time.monotonic() < until_s:
         if watched is None:
