@@ -42,10 +42,6 @@ class RateLimiter:
         missing = 1 - self._tokens_at(now_ms) - _ROUNDING
         return 0 if missing <= 0 else math.ceil(missing / self._rows_per_ms)
 
-    def allowance(self, now_ms: int) -> int:
-        """Return how many rows may be sent now without a debt."""
-        return max(0, math.floor(self._tokens_at(now_ms) + _ROUNDING))
-
     def take(self, rows: int, now_ms: int) -> None:
         """Count `rows` (≥ 0) as sent."""
         if rows < 0:

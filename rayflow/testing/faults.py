@@ -97,11 +97,6 @@ class Faults:
     interleaved_io: bool = False
     active_ms: int | None = 30_000
 
-    @property
-    def corrupting(self) -> bool:
-        """Whether what is on storage may be damaged."""
-        return self.corruption > 0
-
 
 NO_FAULTS = Faults(active_ms=0)
 

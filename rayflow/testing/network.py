@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 _DETECTION_MS = 4_000
 
-ChannelKey = tuple[Attempt, ChannelId, int]
-"""Attempt, channel, and the number of the connection: two masters may both believe in an attempt."""
-
 
 @dataclass(slots=True)
 class UnderWay:
@@ -48,6 +45,7 @@ class Channel:
     attempt: Attempt
     id: ChannelId
     number: int
+    """Of the connection: two masters may both believe in an attempt."""
     producer: SimWorker
     consumer: SimWorker
     next_seq: int = 0

@@ -262,7 +262,10 @@ class World:
             key
             for key, queue in self._queues.items()
             if queue.due_ms <= now
-            and ((target := queue.target) is None or not (target.frozen or (cuts and self._held(queue))))
+            and (
+                (target := queue.target) is None
+                or not (target.frozen or (cuts and self.cut_off(queue.source, target)))
+            )
         ]
         if not ready:
             self._jump()
@@ -272,12 +275,6 @@ class World:
             self._step(chosen)
         else:
             self._deliver(chosen)
-
-    def _held(self, queue: _Queue) -> bool:
-        target = queue.target
-        if target is None:
-            return False
-        return target.frozen or (bool(self.cuts) and self.cut_off(queue.source, target))
 
     def _step(self, process: Process) -> None:
         assert process.step is not None
@@ -314,7 +311,13 @@ class World:
         pending.deliver()
 
     def _jump(self) -> None:
-        times = [q.due_ms for q in self._queues.values() if not self._held(q)]
+        cuts = self.cuts
+        times = [
+            queue.due_ms
+            for queue in self._queues.values()
+            if (target := queue.target) is None
+            or not (target.frozen or (cuts and self.cut_off(queue.source, target)))
+        ]
         times += [at for p in self.processes.values() if (at := p.next_ms()) is not None]
         if not times:
             last = list(self.trace.lines)[-_LAST_LINES:]
