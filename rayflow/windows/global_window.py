@@ -78,7 +78,8 @@ class GlobalWindowOperator(Operator):
         super().open(ctx, out, restored)
         if ctx.disk is not None and not self._updates:
             self._spilled = spilled_panes(ctx, self._index.schema, self._make_columns, 1)
-        if self._spilled is not None:
+        # In order of arrival, merging what is restored tells where to go on counting.
+        if self._spilled is not None and self._time_column is not None:
             restored = self._spilled.restore_runs(restored, _KEYS, lambda rows: np.zeros(len(rows), np.int64))
         for keys, others in restored_batches(restored, _KEYS, self._index.schema):
             slots = self._slots(keys)

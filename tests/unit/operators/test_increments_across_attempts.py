@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 import rayflow as rf
 from rayflow.batch.aggregates import count
 from rayflow.batch.expressions import col
+from rayflow.model.times import WATERMARK_MAX
 from rayflow.operators.aggregate import RunningAggregateOperator
 from rayflow.operators.process import Port, ProcessOperator
 from rayflow.windows.count import CountWindowOperator
+from rayflow.windows.global_window import GlobalWindowOperator
 from tests.unit.stored import Checkpoints
 
-SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64())])
+SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64()), ("t", pa.timestamp("ms"))])
 AGGREGATES = [("n", count()), ("total", col("v").sum()), ("last", col("v").last())]
 
 RETURNS = pa.schema([("k", pa.int64()), ("seen", pa.string())])
@@ -66,6 +68,8 @@ MAKERS: dict[str, Any] = {
     "aggregate": lambda: RunningAggregateOperator(("k",), AGGREGATES, SCHEMA, False),
     # Keys go when their window is full.
     "count": lambda: CountWindowOperator(("k",), 3, AGGREGATES, SCHEMA),
+    "global": lambda: GlobalWindowOperator(("k",), AGGREGATES, SCHEMA),
+    "global, timed": lambda: GlobalWindowOperator(("k",), AGGREGATES, SCHEMA, "t"),
     "process": lambda: ProcessOperator(
         Changing, [Port(method="process", keys=("k",))], pa.schema([SCHEMA.field("k")]), RETURNS
     ),
@@ -75,7 +79,8 @@ TINY, LARGE = 1, 1 << 30
 
 
 def rows(pairs: Any) -> pa.RecordBatch:
-    return pa.record_batch([[k for k, _ in pairs], [v for _, v in pairs]], schema=SCHEMA)
+    keys, values = [k for k, _ in pairs], [v for _, v in pairs]
+    return pa.record_batch([keys, values, pa.array(values, pa.timestamp("ms"))], schema=SCHEMA)
 
 
 def batch(keys: Any, value: int = 0) -> pa.RecordBatch:
@@ -120,6 +125,7 @@ def test_what_increments_over_several_attempts_restore_is_what_memory_has(
         each.feed(batch(range(10)))
         for subtask in each.subtasks:
             subtask.operator.on_timer(2 * DAY_MS)
+        each.watermark(WATERMARK_MAX)
     assert shown(driven) == shown(plain)
 
 
