@@ -26,7 +26,7 @@ from rayflow.model.config import redact
 from rayflow.model.errors import DataError, PlanError, RayflowError
 from rayflow.operators.batched_sink import BatchedSink, Batching, RetryLater
 from rayflow.operators.contracts import SinkContext
-from rayflow.protocol.batching import Verdict
+from rayflow.protocol.batching_messages import Verdict
 
 Format = Literal["jsonl", "json", "arrow"]
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 from rayflow.batch.tables import slice_rows
 from rayflow.connectors.sql_text import copy_lines, mysql_values, texts
 from rayflow.model.errors import DataError, RayflowError
-from rayflow.protocol.batching import Verdict
+from rayflow.protocol.batching_messages import Verdict
 
 FENCES = "rayflow_fences"
 """The table of fences: who (job and sink), and the attempt that may write."""

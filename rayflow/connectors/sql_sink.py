@@ -25,7 +25,7 @@ from rayflow.model.config import redact
 from rayflow.model.errors import DataError, PlanError
 from rayflow.operators.batched_sink import BatchedSink, Batching
 from rayflow.operators.contracts import SinkContext
-from rayflow.protocol.batching import Verdict
+from rayflow.protocol.batching_messages import Verdict
 
 _DRIVERS = {
     "postgresql": ("postgresql+psycopg", Postgres, "psycopg"),

@@ -38,7 +38,7 @@ from rayflow.model.durations import parse_duration_ms, parse_size
 from rayflow.model.errors import ConfigError, DataError, RayflowError, TransientError, UserFunctionError
 from rayflow.model.passing import may_pass
 from rayflow.operators.contracts import Sink
-from rayflow.protocol.batching import Verdict
+from rayflow.protocol.batching_messages import Verdict
 
 MAX_IN_FLIGHT = 16
 """Most requests of a subtask at a time: each is a thread of its process."""

@@ -35,9 +35,9 @@ from rayflow.operators.batched_sink import BatchedSink
 from rayflow.operators.contracts import Operator, OperatorContext, Output, SinkContext, sink_context
 from rayflow.operators.keyed_parts import restored_rows, rows_part
 from rayflow.operators.poison import PoisonRows
-from rayflow.protocol.batching import (
+from rayflow.protocol.batching import BatchLimits, WriteBatcher
+from rayflow.protocol.batching_messages import (
     BatchingEvent,
-    BatchLimits,
     CutRequest,
     FlushAsked,
     GiveUp,
@@ -48,7 +48,6 @@ from rayflow.protocol.batching import (
     SendRequest,
     SetRowAside,
     TimePassed,
-    WriteBatcher,
 )
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.unhandled import unhandled

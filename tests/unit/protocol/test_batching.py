@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayflow.model.errors import ProtocolViolation
-from rayflow.protocol.batching import (
-    BatchLimits,
+from rayflow.protocol.batching import BatchLimits, WriteBatcher
+from rayflow.protocol.batching_messages import (
     CutRequest,
     FlushAsked,
     GiveUp,
@@ -23,7 +23,6 @@ from rayflow.protocol.batching import (
     SendRequest,
     SetRowAside,
     TimePassed,
-    WriteBatcher,
 )
 
 
