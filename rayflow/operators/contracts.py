@@ -35,7 +35,7 @@ from rayflow.observe.metrics import MetricGroup
 from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.key_groups import KeyGroupRange
-from rayflow.state.disk.cached_keys import DiskShare
+from rayflow.state.disk.share import DiskShare
 from rayflow.state.measuring import held_bytes
 from rayflow.state.parts import RestoredPart, StatePart
 

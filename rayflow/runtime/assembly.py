@@ -38,7 +38,7 @@ from rayflow.runtime.parts import TaskParts
 from rayflow.runtime.ports import Disk
 from rayflow.runtime.replay import RestoredState
 from rayflow.runtime.source_driver import SourceDriver
-from rayflow.state.disk.cached_keys import DiskShare
+from rayflow.state.disk.share import DiskShare
 
 _THROTTLED_PIECES_PER_SECOND = 20
 

@@ -25,8 +25,8 @@ from rayflow.operators.aggregate import RunningAggregateOperator
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.operators.process import Port, ProcessOperator
 from rayflow.protocol.key_groups import key_group_range
-from rayflow.state.disk.cached_keys import DiskShare
 from rayflow.state.disk.scratch import LocalDisk
+from rayflow.state.disk.share import DiskShare
 
 BATCH_ROWS, BATCHES = 16_384, 24
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64())])

@@ -18,8 +18,8 @@ from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.key_groups import key_group_range, subtask_of_key_group
-from rayflow.state.disk.cached_keys import DiskShare
 from rayflow.state.disk.row_store import MemoryRows, RowStore
+from rayflow.state.disk.share import DiskShare
 from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart
 
 JOB = JobId("job")

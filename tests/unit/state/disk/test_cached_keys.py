@@ -166,7 +166,7 @@ def test_hot_keys_stay_in_memory() -> None:
 
 
 def test_columns_that_cannot_be_bytes_are_refused() -> None:
-    from rayflow.state.disk.cached_keys import DiskShare
+    from rayflow.state.disk.share import DiskShare
 
     class Intervals(AggregateRows):
         schema = pa.schema([("x", pa.month_day_nano_interval())])
