@@ -14,6 +14,9 @@ as what it lies with has doubled.
 Runs are known by their number, and a block by run and number: what is written last lies last, and runs are dropped
 whole. A run carries the *epoch* in which it was written, the number of the checkpoint before it: as runs do not change,
 what a checkpoint has that an earlier one had not are the runs of that one's epoch and later.
+
+No number is used twice in a chain of checkpoints, since a link's rows lie in it by number even after their run was
+dropped: who goes on with checkpoint c counts on from c · 2³², which is above all that those before c gave.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 512, 128 << 10
 _BYTES_AT_ONCE = 256 << 10
 _MIN_FILE_BYTES, _MAX_FILE_BYTES = 1 << 20, 8 << 20
 _WRITTEN_AT_ONCE = 4
+_RUNS_BITS = 32
 _END = 1 << 64
 
 Hashes = npt.NDArray[np.uint64]
@@ -181,12 +185,14 @@ class SortedRuns:
 
     def barrier(self, checkpoint_id: int) -> RowView:
         """Return what there is now. What is written from now on is of this checkpoint's epoch."""
-        self.restored(checkpoint_id)
+        self._epoch = checkpoint_id
         return self._store.view()
 
     def restored(self, checkpoint_id: int) -> None:
-        """What there is is as in this checkpoint."""
+        """What there is is as in this checkpoint, in whose files there may be runs of higher numbers that were dropped
+        since."""
         self._epoch = checkpoint_id
+        self._runs = max(self._runs, checkpoint_id << _RUNS_BITS)
 
     def nbytes(self) -> int:
         """Return about how many bytes are on disk."""

@@ -167,3 +167,26 @@ def test_what_few_rows_are_left_of_is_written_anew(kit: Any, subtasks: Any) -> N
     driven.watermark(10 * MS)
     checkpoints.take(2)
     assert {file.origin for file in checkpoints.files[2]} == {None}
+
+
+def test_runs_after_a_restart_are_told_from_those_that_were_dropped_before_it(
+    kit: Any, subtasks: Any
+) -> None:
+    driven = subtasks(maker(kit, (10, 10, 0), ["count"]), ["k"], 1, disk_bytes=TINY)
+    checkpoints = Checkpoints(driven)
+    driven.feed(rows_of_keys(kit, range(5_000), 15))
+    # Of a source that is behind: the run written last is of the window that closes first.
+    driven.feed(rows_of_keys(kit, range(500), 5))
+    checkpoints.take(1)
+    driven.watermark(10 * MS)
+    checkpoints.take(2)
+    checkpoints.restart(2, 1)
+    # A link to the base in which the closed window still lies.
+    driven.feed(rows_of_keys(kit, range(100), 15))
+    checkpoints.take(3)
+    assert {file.origin for file in checkpoints.files[3]} >= {1, None}
+    checkpoints.restart(3, 1)
+    driven.watermark(11 * MS)
+    driven.watermark(20 * MS)
+    shown = sorted((row["k"], row["count"]) for row in driven.subtasks[0].rows)
+    assert shown == [(float(key), 2 if key < 100 else 1) for key in range(5_000)]
