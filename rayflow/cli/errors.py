@@ -33,6 +33,15 @@ class JobFileError(PlanError):
     """The job's file cannot be loaded, or its `build` raised; the message shows the user's own lines."""
 
 
+class JobInterrupted(KeyboardInterrupt):
+    """Ctrl-C, after the job that the command waited for was cancelled; the message says what became of it."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(
+            f"interrupted: job {job} is cancelled; what it has committed stays, the rest is discarded"
+        )
+
+
 def exit_code_of(
     command: click.Command, arguments: Sequence[str] | None, prog_name: str | None = None
 ) -> int:
@@ -45,8 +54,10 @@ def exit_code_of(
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click makes an Abort of every KeyboardInterrupt.
+        cause = error.__cause__ or error.__context__ or error
+        click.echo(cause if isinstance(cause, JobInterrupted) else "interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone; nothing more can be said, at exit neither.

@@ -170,6 +170,8 @@ def logs_command(job: str, address: str | None, as_json: bool) -> None:
     if as_json:
         echo_json(logs)
         return
+    if not any(logs.values()):
+        click.echo("the job's processes have printed and logged nothing", err=True)
     for process, text in logs.items():
         for line in text.splitlines():
             click.echo(f"{process}: {line}")

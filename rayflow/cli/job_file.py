@@ -41,6 +41,8 @@ def load_job(path: Path) -> Job:
     Raises click.UsageError where there is no such file, and JobFileError, with the user's lines, where it
     cannot be imported or defines no `build`.
     """
+    if path.is_dir():
+        raise click.UsageError(f"{path} is a folder; expected a job file, such as {path / 'JOB.py'}")
     if not path.is_file():
         raise click.UsageError(f"job file {path} does not exist (folder {Path.cwd()})")
     path = path.resolve()

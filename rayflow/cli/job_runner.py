@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from rayflow.cli.errors import FAILED, OK, exit_code_of, user_error
+from rayflow.cli.errors import FAILED, OK, JobInterrupted, exit_code_of, user_error
 from rayflow.cli.job_file import Job, job_of
 from rayflow.cli.progress import ENDED_STATES, ProgressMeter, ProgressView, open_view
 from rayflow.cli.results import echo_results
@@ -26,7 +26,7 @@ from rayflow.model.config import (
     parse_assignments,
     with_environment,
 )
-from rayflow.model.errors import JobFailed, RayflowError
+from rayflow.model.errors import JobFailed, PlanError, RayflowError
 
 if TYPE_CHECKING:
     from rayflow.api.environment import StreamEnvironment
@@ -83,7 +83,11 @@ def build_environment(job: Job, options: RunOptions, values: Mapping[str, Any]) 
     """
     from rayflow.api.environment import StreamEnvironment
 
-    env = StreamEnvironment(name=job.name, parallelism=options.parallelism, config=options.config)
+    try:
+        env = StreamEnvironment(name=job.name, parallelism=options.parallelism, config=options.config)
+    except PlanError as error:
+        # What is wrong came by the command line: there is no line of the user's code to show.
+        raise PlanError(f"--parallelism {options.parallelism}: {error.message}") from None
     try:
         job.build(env, **values)
     except RayflowError:
@@ -126,13 +130,16 @@ def _run_here(graph: JobGraph, config: Mapping[str, Any], options: RunOptions) -
         def show(description: Mapping[str, Any]) -> None:
             view.show(meter.observe(description, time.monotonic()))
 
-        result = run_local(
-            graph,
-            dict(config),
-            restore_from=options.restore_from,
-            allow_duplicates=options.allow_duplicates,
-            on_progress=show,
-        )
+        try:
+            result = run_local(
+                graph,
+                dict(config),
+                restore_from=options.restore_from,
+                allow_duplicates=options.allow_duplicates,
+                on_progress=show,
+            )
+        except KeyboardInterrupt:
+            raise JobInterrupted(graph.name) from None
         show(result.describe)
     if result.failure is not None:
         raise JobFailed(*result.failure)
@@ -168,7 +175,7 @@ def _watch(handle: JobHandle, title: str) -> str:
         except KeyboardInterrupt:
             handle.cancel()
             _follow(handle, meter, view)
-            raise
+            raise JobInterrupted(handle.id) from None
     if description["state"] == "FAILED":
         handle.wait()
     return str(description["state"])

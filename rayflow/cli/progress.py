@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 ENDED_STATES = frozenset({"FINISHED", "CANCELLED", "FAILED", "STOPPED"})
 PLAIN_INTERVAL_S = 1.0
+SAME_INTERVAL_S = 10.0
 RATE_SPAN_S = 4.0
+_FULL_WIDTH = 80
 BACKPRESSURE_SHOWN = 0.1
 """Ratio from which back-pressure is worth a word (BACKGROUND D2: up to 0.10 is ok)."""
 
@@ -134,7 +136,11 @@ def _operator_progress(
 
 def progress_line(progress: Progress) -> str:
     """Return the progress as one line of plain text."""
-    head = f"{progress.elapsed_s:6.1f}s {_state_text(progress)} | "
+    return f"{progress.elapsed_s:6.1f}s {_progress_text(progress)}"
+
+
+def _progress_text(progress: Progress) -> str:
+    head = f"{_state_text(progress)} | "
     if progress.state == "CREATED":
         return f"{head}starting {sum(o.parallelism for o in progress.operators)} subtasks"
     parts = [
@@ -149,8 +155,8 @@ def progress_line(progress: Progress) -> str:
     return head + " | ".join(parts)
 
 
-def progress_table(progress: Progress, title: str) -> Table:
-    """Return the progress as a table with a line per chain."""
+def progress_table(progress: Progress, title: str, width: int = 100) -> Table:
+    """Return the progress as a table with a line per chain; below 80 columns of `width` some numbers are left out."""
     from rich.table import Table
     from rich.text import Text
 
@@ -160,9 +166,11 @@ def progress_table(progress: Progress, title: str) -> Table:
         title_justify="left",
         caption_justify="left",
     )
+    headings = ("subtasks", "rows in", "rows out", "in/s", "out/s", "busy", "back-pressure")
+    shown = headings if width >= _FULL_WIDTH else ("rows in", "in/s", "busy")
     table.add_column("operators")
-    for heading in ("subtasks", "rows in", "rows out", "in/s", "out/s", "busy", "back-pressure"):
-        table.add_column(heading, justify="right")
+    for heading in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
     for o in progress.operators:
         style = (
             "green"
@@ -171,8 +179,7 @@ def progress_table(progress: Progress, title: str) -> Table:
             if o.backpressured <= 0.5
             else "red"
         )
-        table.add_row(
-            Text(o.name),
+        values: tuple[str | Text, ...] = (
             str(o.parallelism),
             f"{o.rows_in:,}",
             f"{o.rows_out:,}",
@@ -181,6 +188,8 @@ def progress_table(progress: Progress, title: str) -> Table:
             f"{o.busy:.0%}",
             Text(f"{o.backpressured:.0%}", style=style),
         )
+        by_heading = dict(zip(headings, values, strict=True))
+        table.add_row(Text(o.name), *(by_heading[heading] for heading in shown))
     return table
 
 
@@ -214,7 +223,8 @@ class _News:
 
 
 class PlainView:
-    """Writes a line whenever the state changes, the job restarts, a warning comes, or a second has passed."""
+    """Writes a line whenever the state changes, the job restarts, or a warning comes; else one a second where the
+    numbers have changed, and every ten seconds where they have not."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -232,10 +242,12 @@ class PlainView:
         for line in self._news.of(progress):
             print(f"{progress.elapsed_s:6.1f}s {line}", file=self._out, flush=True)
         last = self._shown
-        due = last is None or last.state != progress.state
-        if due or (last is not None and progress.elapsed_s - last.elapsed_s >= PLAIN_INTERVAL_S):
-            print(progress_line(progress), file=self._out, flush=True)
-            self._shown = progress
+        if last is not None and last.state == progress.state:
+            same = _progress_text(last) == _progress_text(progress)
+            if progress.elapsed_s - last.elapsed_s < (SAME_INTERVAL_S if same else PLAIN_INTERVAL_S):
+                return
+        print(progress_line(progress), file=self._out, flush=True)
+        self._shown = progress
 
 
 class LiveView:
@@ -261,7 +273,7 @@ class LiveView:
         """Redraw the table."""
         for line in self._news.of(progress):
             self._live.console.print(line, style="yellow", markup=False, highlight=False)
-        self._live.update(progress_table(progress, self._title), refresh=True)
+        self._live.update(progress_table(progress, self._title, self._live.console.width), refresh=True)
 
 
 def _untold(progress: Progress, told: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Plain text tables and JSON, the same on a terminal and in a pipe: nothing is cut off or wrapped."""
+"""Plain text tables and JSON, the same on a terminal and in a pipe: nothing is wrapped, only long values are cut."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 _MOST_BYTES = 32
+_MOST_CHARACTERS = 200
 
 
 def cell_text(value: Any) -> str:
@@ -62,11 +63,21 @@ def cell_text(value: Any) -> str:
 
 
 def echo_arrow(table: pa.Table, limit: int | None) -> None:
-    """Print the first `limit` rows of an Arrow table (None: all), and how many more there are."""
+    """Print the first `limit` rows of an Arrow table (None: all), and how many more there are. Of values longer than
+    `_MOST_CHARACTERS` the beginning, since one of them makes every line of the table as wide."""
     shown = table if limit is None else table.slice(0, limit)
-    echo_table(table.column_names, (list(row.values()) for row in _rows(shown)))
+    echo_table(table.column_names, ([_cut(value) for value in row.values()] for row in _rows(shown)))
     if shown.num_rows < table.num_rows:
         click.echo(f"… {table.num_rows - shown.num_rows:,} more rows")
+
+
+def _cut(value: Any) -> Any:
+    if not isinstance(value, str | list | tuple | dict):
+        return value
+    text = cell_text(value)
+    if len(text) <= _MOST_CHARACTERS:
+        return value
+    return f"{text[:_MOST_CHARACTERS]}… ({len(text):,} characters)"
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:

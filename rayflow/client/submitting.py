@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cloudpickle
-
 from rayflow.client.handle import JobHandle
 from rayflow.client.home import default_storage
 from rayflow.client.processes import started_at
@@ -19,6 +17,7 @@ from rayflow.graph.plan import JobGraph
 from rayflow.model.config import JobConfig, with_environment
 from rayflow.model.errors import ConfigError, PlanError, TransientError
 from rayflow.model.ids import new_job_id
+from rayflow.model.shipping import ship
 
 _START_TIMEOUT_S = 120.0
 
@@ -78,8 +77,7 @@ def submit(
 
 def _pickled(graph: JobGraph) -> bytes:
     try:
-        pickled: bytes = cloudpickle.dumps(graph)
-        return pickled
+        return ship(graph)
     except Exception as e:
         raise PlanError(
             f"the job's functions cannot be shipped to other processes: {type(e).__name__}: {e}. "

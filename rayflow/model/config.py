@@ -278,6 +278,17 @@ def _optional_text(value: Any) -> str | None:
     return str(value)
 
 
+def _storage(value: Any) -> str | None:
+    url = _optional_text(value)
+    scheme = url.partition("://")[0] if url is not None and "://" in url else None
+    # memory:// is for tests: this process only.
+    if scheme in (None, "file", "s3", "rayobj", "memory"):
+        return url
+    raise ConfigError(
+        f"unknown scheme {scheme!r}; expected a path, file:///path, s3://bucket/path or rayobj://NAME; got {url!r}"
+    )
+
+
 def _choice(*choices: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
         if value not in choices:
@@ -302,7 +313,7 @@ SETTINGS: dict[str, Setting] = {
     "checkpoint.max_concurrent": Setting("checkpoint_max_concurrent", _integer(1)),
     "checkpoint.retained": Setting("checkpoint_retained", _integer(1)),
     "checkpoint.failures_tolerated": Setting("checkpoint_failures_tolerated", _integer(0)),
-    "checkpoint.storage": Setting("checkpoint_storage", _optional_text),
+    "checkpoint.storage": Setting("checkpoint_storage", _storage),
     "checkpoint.mode": Setting("checkpoint_mode", _choice("aligned", "unaligned")),
     "checkpoint.alignment_timeout": Setting("checkpoint_alignment_timeout_ms", _duration),
     "restart.strategy": Setting("restart_strategy", _choice("exponential", "fixed", "none")),

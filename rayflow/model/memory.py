@@ -213,8 +213,9 @@ def _split(
     if usable <= MIN_NETWORK_BYTES:
         least = _ceil((MIN_NETWORK_BYTES + 1) / (1 - cutoff))
         raise ConfigError(
-            f"process: {process_bytes} bytes with a cutoff of {_text(cutoff)} leave no room beside the network "
-            f"buffers (at least {MIN_NETWORK_BYTES >> 20} MiB); expected at least {least} bytes, better 256MiB or more"
+            f"process: {process_bytes:,} bytes with a cutoff of {_text(cutoff)} leave no room beside the network "
+            f"buffers (at least {MIN_NETWORK_BYTES >> 20} MiB); expected at least {least:,} bytes, better "
+            "256MiB or more"
         )
     network_bytes, case = _network_share(usable, network)
     rest = usable - network_bytes

@@ -292,7 +292,10 @@ class JobMaster:
         if stored is not None and stored.warning:
             ctx.note("storage_warning", stored.warning)
         if error is not None:
-            run.give_up(f"the job cannot be stored: {error}")
+            run.give_up(
+                f"the job cannot be stored: {error}; set checkpoint.storage to a place that can be written, such as "
+                "--set checkpoint.storage=/path"
+            )
         elif self._cancelled_early:
             run.cancel()
 

@@ -23,10 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cloudpickle
-
 from rayflow.graph.plan import JobGraph, Resources
 from rayflow.model.ids import JobId, SubtaskId, new_job_id
+from rayflow.model.shipping import ship
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.clock import SystemClock
 from rayflow.runtime.io_pool import ThreadIoPool
@@ -218,7 +217,7 @@ class LocalCluster:
             return
         if isinstance(message, Deploy):
             if self._pickled is None:
-                self._pickled = cloudpickle.dumps(message.graph)
+                self._pickled = ship(message.graph)
             message = replace(message, graph=pickle.loads(self._pickled))
         worker.post(message)
 

@@ -9,15 +9,15 @@ commits what it can.
 
 from __future__ import annotations
 
+import pickle
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import cloudpickle
-
 from rayflow.graph.plan import Resources
 from rayflow.model.ids import SubtaskId
+from rayflow.model.shipping import ship
 from rayflow.operators.async_calls import Completion, Coroutine
 from rayflow.runtime.messages import (
     Cancel,
@@ -343,11 +343,11 @@ class SimPool:
     def copied(self, deploy: Deploy) -> Deploy:
         """Return a copy as another process has it. The graph is pickled once."""
         if "graph" not in self._pickled:
-            self._pickled = {"graph": cloudpickle.dumps(deploy.graph)}
+            self._pickled = {"graph": ship(deploy.graph)}
         copy = object.__new__(Deploy)
         for name in Deploy.__dataclass_fields__:
             object.__setattr__(copy, name, getattr(deploy, name))
-        object.__setattr__(copy, "graph", cloudpickle.loads(self._pickled["graph"]))
+        object.__setattr__(copy, "graph", pickle.loads(self._pickled["graph"]))
         return copy
 
     def _up(self, worker: SimWorker) -> None:

@@ -149,3 +149,62 @@ def test_a_checkpoint_of_something_else(run):
     code, said = run("--from", "foreign")
     assert code == 1
     assert "not a manifest of rayflow" in said
+
+
+def test_a_storage_of_an_unknown_kind_is_told_before_anything_starts(run):
+    code, said = run("--set", "checkpoint.storage=gopher://x")
+    assert code == 2
+    assert "checkpoint.storage: unknown scheme 'gopher'; expected a path, file:///path, s3://" in said
+    assert "rayobj://" in said
+
+
+def test_checkpoint_storage_that_cannot_be_written(run):
+    Path("a-file").write_text("not a folder")
+    code, said = run("--set", "checkpoint.storage=a-file")
+    assert code == 1
+    assert "a-file" in said
+    assert "set checkpoint.storage to a place that can be written" in said
+
+
+def test_more_subtasks_than_key_groups(run):
+    code, said = run("--parallelism", "1000")
+    assert code == 2
+    assert "--parallelism 1000: " in said
+    assert "expected 1 to 128" in said
+    assert "click" not in said
+
+
+def test_a_folder_for_a_job_file(rayflow, tmp_path):
+    code, _, said = rayflow("run", tmp_path, "--local")
+    assert code == 2
+    assert f"{tmp_path} is a folder; expected a job file" in said
+
+
+def test_an_error_of_a_function_names_its_file_and_line(rayflow, tmp_path):
+    path = tmp_path / "raises.py"
+    path.write_text(
+        "def boom(row):\n"
+        "    raise ValueError('never 7')\n"
+        "def build(env):\n"
+        "    env.from_rows([{'a': 7}]).map(boom, returns={'a': int}).write_parquet('out')\n"
+    )
+    code, _, said = rayflow("run", "raises.py", "--local", "--set", "restart.delay=1ms")
+    assert code == 1
+    assert f"in boom, {path}:2: raise ValueError('never 7')" in said
+
+
+def test_ctrl_c_says_what_became_of_the_job(rayflow, tmp_path):
+    path = tmp_path / "interrupted.py"
+    path.write_text(
+        "import _thread\n"
+        "def ctrl_c(row):\n"
+        "    _thread.interrupt_main()\n"
+        "    return row\n"
+        "def build(env):\n"
+        "    rows = env.from_rows([{'a': n} for n in range(1000)], rate_limit=10)\n"
+        "    rows.map(ctrl_c, returns={'a': int}).write_parquet('out')\n"
+    )
+    code, _, said = rayflow("run", "interrupted.py", "--local")
+    assert code == 130
+    assert "job interrupted is cancelled; what it has committed stays" in said
+    assert not list(Path("out").rglob("*.parquet"))

@@ -114,3 +114,20 @@ def test_a_warning_is_told_once_while_the_job_runs():
         warnings = ["skewed keys"] if second else []
         view.show(meter.observe({**description(), "warnings": warnings}, float(second)))
     assert out.getvalue().count("warning: skewed keys") == 1
+
+
+def test_what_does_not_change_is_told_again_every_ten_seconds_only():
+    meter, out = ProgressMeter(), io.StringIO()
+    with PlainView(out) as view:
+        for second in range(25):
+            view.show(meter.observe(description(state="CREATED"), float(second)))
+    assert len(out.getvalue().splitlines()) == 3  # at 0, 10 and 20 s
+
+
+def test_a_narrow_table_shows_fewer_columns_but_whole_numbers():
+    out = io.StringIO()
+    console = Console(file=out, width=40)
+    progress = ProgressMeter().observe(description(612_345), 0.0)
+    console.print(progress_table(progress, "demo", console.width))
+    assert "1,224,690" in out.getvalue()
+    assert "back" not in out.getvalue()

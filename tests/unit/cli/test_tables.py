@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from rayflow.cli.tables import json_text, text_table
+import pyarrow as pa
+
+from rayflow.cli.tables import echo_arrow, json_text, text_table
 
 
 def test_numbers_are_grouped_and_stand_on_the_right_texts_on_the_left():
@@ -28,3 +30,11 @@ def test_json_has_texts_for_what_it_has_no_type_for():
         "b": "01",
         "s": "<class 'set'>",
     }
+
+
+def test_of_a_long_value_of_arrow_the_beginning_is_shown_and_how_long_it_is(capsys):
+    echo_arrow(pa.table({"x": ["a" * 5_000, "b"], "y": [[1] * 1_000, [2]]}), None)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) < 500
+    assert "aaa… (5,000 characters)" in text
+    assert "… (3,000 characters)" in text

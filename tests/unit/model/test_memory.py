@@ -137,7 +137,7 @@ def test_every_step_is_there_and_each_is_the_one_it_names(known, size):
         ({"process": "8g", "managed": True}, "managed: expected a fraction"),
         ({"process": "8 apples"}, "process: expected a size"),
         ({"process": -1}, "process: expected a size"),
-        ({"process": "80MiB"}, "process: 83886080 bytes .* no room .* at least 89478487 bytes"),
+        ({"process": "80MiB"}, "process: 83,886,080 bytes .* no room .* at least 89,478,487 bytes"),
     ],
 )
 def test_a_bad_size_or_fraction_says_what_and_the_bounds(arguments, message):
@@ -148,7 +148,7 @@ def test_a_bad_size_or_fraction_says_what_and_the_bounds(arguments, message):
 def test_the_least_process_that_an_error_names_is_one():
     with pytest.raises(ConfigError) as caught:
         MemoryModel.from_process(1, cutoff=0.3)
-    least = int(re.findall(r"at least (\d+) bytes", str(caught.value))[0])
+    least = int(re.findall(r"at least ([\d,]+) bytes", str(caught.value))[0].replace(",", ""))
     assert MemoryModel.from_process(least, cutoff=0.3).user_bytes == 1
     with pytest.raises(ConfigError):
         MemoryModel.from_process(least - 1, cutoff=0.3)
