@@ -56,6 +56,7 @@ _SWEPT_AT_LEAST = 64
 _SWEPT_AT_SNAPSHOT = 100_000
 _REVISITED = 64
 _ONE_SLOT = np.zeros(1, np.int64)
+_END_OF_TIME = np.iinfo(np.int64).max
 
 
 class KeyedStates:
@@ -172,14 +173,23 @@ class KeyedStates:
         first = None if self._on_disk is None else self._on_disk.next_due(self._kind(name))
         return first is not None and first <= limit
 
-    def drop_timers(self, name: str) -> int:
-        """Delete all timers of a kind; return how many there were."""
+    def drop_timers(self, name: str, most: int) -> int:
+        """Delete all timers of a kind, of up to `most` keys on disk at a time; return how many there were."""
         count = self.timers(name)
-        self._queues[name].clear()
-        if self._on_disk is not None:
-            self._on_disk.forget_due(self._kind(name))
-            self._rows.away[name] = 0
+        self._clear_timers(name)
+        # The rows on disk have them too.
+        while self._on_disk is not None and self._on_disk.next_due(self._kind(name)) is not None:
+            self.bring_due(name, _END_OF_TIME, most)
+            self._clear_timers(name)
         return count
+
+    def _clear_timers(self, name: str) -> None:
+        slots = self._index.live()
+        slots = slots[self._queues[name].occupied(slots)]
+        if self._on_disk is not None:
+            self._on_disk.touch(slots)
+        self._queues[name].clear()
+        self._forget_empty(slots)
 
     def _kind(self, name: str) -> int:
         return list(self._queues).index(name)

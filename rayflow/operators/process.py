@@ -231,7 +231,7 @@ class ProcessOperator(Operator):
             self._processing_timers.hold(forever)
             self._fire(_PROCESSING_PART, forever)
             self._fire_all(keyed, forever)
-            if dropped := keyed.drop_timers(_PROCESSING_PART):
+            if dropped := keyed.drop_timers(_PROCESSING_PART, self.ctx.batch_rows):
                 self.ctx.metrics.counter("timers_after_end").inc(dropped)
         self.out.emit_watermark(WATERMARK_MAX)
 

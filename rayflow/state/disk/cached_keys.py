@@ -334,12 +334,6 @@ class CachedKeys(KeyIndex):
         self._next_due[kind] = due_of(rest[0][0])[0] if rest else None
         return (limit, False) if len(found) < most else (due_of(found[-1][0])[0], True)
 
-    def forget_due(self, kind: int) -> None:
-        """Keys on disk are not due any more."""
-        prefix = due_prefix(kind)
-        self._store.delete_range(prefix, after(prefix))
-        self._next_due[kind] = None
-
     def _bring(self, keys: list[bytes]) -> I64:
         if not keys:
             return np.zeros(0, np.int64)

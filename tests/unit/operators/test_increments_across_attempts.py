@@ -167,3 +167,45 @@ def test_keys_whose_state_was_only_read_are_in_no_increment(subtasks: Any) -> No
     checkpoints.restart(3, 1, disk_bytes=None)
     driven.feed(batch([3, 30], 0))
     assert [row["seen"] for row in driven.subtasks[0].rows] == ["(1, [2], [])", "(1, [], [])"]
+
+
+class Reminding(rf.KeyedProcessFunction):
+    """Each timer sets one of the other kind."""
+
+    value = rf.ValueState(pa.int64())
+
+    def process(self, row: Any, ctx: Any) -> None:
+        self.value.set(row["v"])
+        ctx.register_processing_timer(datetime(1970, 1, 2))
+
+    def on_timer(self, ts: Any, ctx: Any) -> Any:
+        yield {"k": ctx.current_key, "seen": ctx.time_domain}
+        if ctx.time_domain == "processing":
+            ctx.register_event_timer(ts)
+        else:
+            ctx.register_processing_timer(ts)
+
+
+@pytest.mark.parametrize("disk_bytes", [None, TINY])
+def test_timers_that_are_dropped_at_the_end_are_not_in_the_last_checkpoint(
+    subtasks: Any, disk_bytes: int | None
+) -> None:
+    make = lambda: ProcessOperator(  # noqa: E731
+        Reminding,
+        [Port(method="process", keys=("k",), time_column="t", time_type=pa.timestamp("ms"))],
+        pa.schema([SCHEMA.field("k")]),
+        RETURNS,
+    )
+    # A few keys at a time: those that set timers go to disk before all have.
+    driven = subtasks(make, ["k"], 1, disk_bytes=disk_bytes, batch_rows=5)
+    checkpoints = Checkpoints(driven)
+    for begin in range(0, 100, 10):
+        driven.feed(batch(range(begin, begin + 10)))
+    checkpoints.take(1)
+    driven.watermark(WATERMARK_MAX)
+    driven.subtasks[0].operator.end()
+    assert driven.count("timers_after_end") == 100
+    checkpoints.take(2)
+    checkpoints.restart(2, 1)
+    driven.subtasks[0].operator.on_timer(9 * DAY_MS)
+    assert driven.subtasks[0].rows == []
