@@ -40,9 +40,10 @@ _RADIX = 4
 _FEW_SLICES = 8
 """Up to so many slices a window are merged directly."""
 
-_RUNS_OF_PANE = 4
-"""Of a slice. A window is up to 2 · (_RADIX − 1) slices at its ends, and as many nodes a level: within `MOST_RUNS` for
-up to 4^12 slices."""
+_ENDS = 2 * (_RADIX - 1)
+_RUNS_OF_SLICE = 8
+"""At most. A window is up to `_ENDS` slices at its ends, and as many nodes a level, in all within `MOST_RUNS`. With
+fewer, small runs are merged so often that they are most of what a checkpoint uploads."""
 
 _SMALL_SHARE = 0.25
 _PIECE_BYTES, _PIECE_ROWS = 1 << 20, 16_384
@@ -78,7 +79,8 @@ class SpilledPanes:
         self._levels = 0
         while per_window > _FEW_SLICES and _RADIX ** (self._levels + 1) <= per_window:
             self._levels += 1
-        self._most_of_pane = _RUNS_OF_PANE if per_window > 1 else MOST_RUNS
+        of_slice = max(1, min(_RUNS_OF_SLICE, MOST_RUNS // _ENDS - self._levels))
+        self._most_of_pane = of_slice if per_window > 1 else MOST_RUNS
         # None: the node's slices have one run at most, which is no node's.
         self._nodes: dict[tuple[int, int], Run | None] = {}
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayflow.model.times import WATERMARK_MAX
+from rayflow.protocol.increments import MAX_LINKS
 from tests.unit.stored import Checkpoints
 from tests.unit.windows.test_time_windows import GRIDS, MS, STEPS, emitted, maker, numbered, play
 
@@ -121,22 +122,22 @@ def test_after_one_percent_of_the_keys_changed_a_checkpoint_uploads_little(
     checkpoints = Checkpoints(driven)
     driven.feed(rows_of_keys(kit, range(20_000), 5))
     checkpoints.take(1)
-    # More often than runs of a slice lie side by side.
-    for number in range(2, 10):
+    # Up to the last link, and more often than runs of a slice lie side by side: merged ones are uploaded again.
+    for number in range(2, MAX_LINKS + 1):
         driven.feed(rows_of_keys(kit, range(200 * number, 200 * (number + 1)), 5))
         checkpoints.take(number)
         assert checkpoints.written[number] < 0.1 * checkpoints.written[1]
         assert {file.origin for file in checkpoints.files[number]} >= {1, None}
     # Another attempt goes on.
-    checkpoints.restart(9, 1)
+    checkpoints.restart(10, 1)
     driven.feed(rows_of_keys(kit, range(200), 5))
-    checkpoints.take(10)
-    assert checkpoints.written[10] < 0.1 * checkpoints.written[1]
-    assert {file.origin for file in checkpoints.files[10]} >= {1, 9, None}
-    checkpoints.restart(10, 2, disk_bytes=None)
+    checkpoints.take(11)
+    assert checkpoints.written[11] < 0.1 * checkpoints.written[1]
+    assert {file.origin for file in checkpoints.files[11]} >= {1, 10, None}
+    checkpoints.restart(11, 2, disk_bytes=None)
     driven.watermark(WATERMARK_MAX)
     shown = sorted((row["k"], row["count"]) for row in driven.rows if row["window_start"] == T0)
-    assert shown == [(float(key), 2 if key < 200 or 400 <= key < 2000 else 1) for key in range(20_000)]
+    assert shown == [(float(key), 2 if key < 200 or 400 <= key < 2200 else 1) for key in range(20_000)]
 
 
 def test_a_window_that_was_closed_is_in_no_checkpoint_after_it(kit: Any, subtasks: Any) -> None:
