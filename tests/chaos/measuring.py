@@ -34,6 +34,7 @@ class Sample:
     plasma_bytes: int
     ray_rss_bytes: int
     checkpoint_files: int
+    claim_files: int
     checkpoint_bytes: int
     pending_files: int
     upsert_files: int
@@ -69,7 +70,8 @@ def take_sample(at_s: float, description: dict[str, Any], cluster: LocalCluster,
         fds=sum(_fds(pid) for pid in sizes),
         plasma_bytes=plasma_bytes(),
         ray_rss_bytes=sum(_rss(pid) for pid in _ray_processes(cluster)),
-        checkpoint_files=len(files),
+        checkpoint_files=sum(not _is_claim(path) for path, _ in files),
+        claim_files=sum(_is_claim(path) for path, _ in files),
         checkpoint_bytes=sum(nbytes for _, nbytes in files),
         pending_files=sum("_rayflow" in path.parts for path, _ in (*rows, *counts)),
         upsert_files=sum("_rayflow" not in path.parts for path, _ in counts),
@@ -113,6 +115,11 @@ def _fds(pid: int) -> int:
     with suppress(OSError):
         return len(os.listdir(f"/proc/{pid}/fd"))
     return 0
+
+
+def _is_claim(path: Path) -> bool:
+    """Of an attempt or a job manager, of which so many are kept (`rayflow.state.claims`)."""
+    return path.parent.name in ("attempts", "managers")
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, int]]:

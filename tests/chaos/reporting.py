@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from rayflow.state.claims import KEPT
 from tests.chaos.flatness import MIN_SAMPLES, Trend, trend
 from tests.chaos.measuring import Sample
 
@@ -23,6 +24,8 @@ _FLAT = {
     "fds": 32,
     "plasma_bytes": _MIB,
     "checkpoint_files": 8,
+    # One for each attempt and each job manager, until so many of either are there.
+    "claim_files": 2 * KEPT,
     "checkpoint_bytes": _MIB,
     # Up to a file for each bucket that is upserted to between two checkpoints: many at one moment, few at the next.
     "pending_files": 128,
