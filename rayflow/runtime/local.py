@@ -250,12 +250,15 @@ class LocalCluster:
 
     def _crashed(self, worker: LocalWorker, error: BaseException) -> None:
         """The worker's thread ended with an error (called on that thread)."""
-        if self._take(worker.subtask) is worker:
+        if self._take(worker.subtask, worker) is not None:
             worker.die("its thread crashed")
             self._told().on_worker_lost(worker.subtask, f"{type(error).__name__}: {error}")
 
-    def _take(self, subtask: SubtaskId) -> LocalWorker | None:
+    def _take(self, subtask: SubtaskId, which: LocalWorker | None = None) -> LocalWorker | None:
         with self._lock:
+            # One that was killed in a long call may crash after it, when another works in its place.
+            if which is not None and self._workers.get(subtask) is not which:
+                return None
             worker = self._workers.pop(subtask, None)
         # A job that restarts for days must not keep all who ever worked for it.
         self._bury(time.monotonic())

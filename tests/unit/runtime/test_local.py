@@ -452,18 +452,36 @@ def test_a_worker_that_dies_while_it_starts_is_not_told_ready_afterwards(
     io.close()
 
 
-def test_workers_that_died_are_forgotten_once_their_threads_have_ended() -> None:
-    # A job that restarted 250 times kept 500 engines, with their state.
-    class Events:
-        def on_worker_ready(self, *args: Any) -> None: ...
+class NoEvents:
+    def on_worker_ready(self, *args: Any) -> None: ...
 
-        def on_worker_lost(self, *args: Any) -> None: ...
+    def on_worker_lost(self, *args: Any) -> None: ...
 
-        def on_message(self, message: Any) -> None: ...
+    def on_message(self, message: Any) -> None: ...
 
+
+def test_a_dead_worker_whose_function_exits_late_takes_no_other_with_it() -> None:
     io = ThreadIoPool()
     cluster, subtask = LocalCluster(SystemClock(), io), SubtaskId(WORK, 0)
-    cluster.report_to(Events())
+    cluster.report_to(NoEvents())
+    cluster.ensure(subtask, Resources())
+    old = cluster._workers[subtask]
+    # In a long call, which ends when there is another worker.
+    cluster.kill(subtask)
+    cluster.ensure(subtask, Resources())
+    new = cluster._workers[subtask]
+    cluster._crashed(old, SystemExit(1))
+    assert cluster._workers.get(subtask) is new
+    cluster.shutdown()
+    cluster.join(5)
+    io.close()
+
+
+def test_workers_that_died_are_forgotten_once_their_threads_have_ended() -> None:
+    # A job that restarted 250 times kept 500 engines, with their state.
+    io = ThreadIoPool()
+    cluster, subtask = LocalCluster(SystemClock(), io), SubtaskId(WORK, 0)
+    cluster.report_to(NoEvents())
     threads, dead = set(threading.enumerate()), []
     for _ in range(10):
         cluster.ensure(subtask, Resources())
