@@ -9,7 +9,7 @@ What happens to each checkpoint is entered in the books (`checkpoint_books`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from rayflow.model.ids import CheckpointId, SubtaskId
@@ -161,6 +161,11 @@ class Checkpoints:
     def kept(self) -> tuple[CheckpointId, ...]:
         """Complete checkpoints that stay on storage; none before the first attempt has begun."""
         return () if self._coordinator is None else self._coordinator.completed
+
+    @property
+    def publishing(self) -> Collection[CheckpointId]:
+        """Checkpoints whose manifests are being written: any of them may appear, however long that takes."""
+        return self._publishing
 
     # ------------------------------------------------------------------------------- commands
 

@@ -18,7 +18,8 @@ from rayflow.runtime.master.records import Records
 class Closing:
     """One job's end. `document` returns the final job.json; `done` is called last. Sinks are told whether the job
     `succeeded`, and its newest complete checkpoint: what that left pending must stay, unless it did. On storage the
-    checkpoints `kept` stay, and the metadata; `known` is the newest one that should be there."""
+    checkpoints `kept` stay, and the metadata; `known` is the newest one that should be there; those
+    still in `publishing` may yet become complete, and stay too."""
 
     def __init__(
         self,
@@ -32,9 +33,11 @@ class Closing:
         completed: CheckpointId | None,
         kept: Collection[CheckpointId],
         known: CheckpointId | None,
+        publishing: Callable[[], Collection[CheckpointId]],
     ) -> None:
         self._kept = kept
         self._known = known
+        self._publishing = publishing
         self._succeeded = succeeded
         self._completed = completed
         self._ctx = ctx
@@ -89,7 +92,10 @@ class Closing:
             ctx.note(type_, f"sink {sink}: {message}", operator=sink)
         ctx.fleet.shutdown()
         # What subtasks still upload may come later: they are being ended, and nobody waits for them here.
-        ctx.background.run(lambda: ctx.storage.sweep_all(ctx.attempt, self._kept, self._known), self._swept)
+        busy = frozenset(self._publishing())
+        ctx.background.run(
+            lambda: ctx.storage.sweep_all(ctx.attempt, self._kept, self._known, busy), self._swept
+        )
 
     def _swept(self, _result: Any, error: BaseException | None) -> None:
         ctx = self._ctx

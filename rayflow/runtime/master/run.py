@@ -435,6 +435,7 @@ class JobRun:
             completed=self.checkpoints.books.newest_ever,
             kept=self.checkpoints.kept,
             known=self.checkpoints.books.newest_kept,
+            publishing=lambda: self.checkpoints.publishing,
         )
 
     def _closed(self) -> None:

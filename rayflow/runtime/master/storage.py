@@ -212,9 +212,16 @@ class JobStorage:
 
         abort_uploads(self._store, str(self._job_id), given_up)
 
-    def sweep_all(self, attempt: Attempt, kept: Collection[CheckpointId], known: CheckpointId | None) -> None:
+    def sweep_all(
+        self,
+        attempt: Attempt,
+        kept: Collection[CheckpointId],
+        known: CheckpointId | None,
+        busy: Collection[CheckpointId] = (),
+    ) -> None:
         """The job has ended: leave its metadata, the checkpoints `kept`, savepoints, and whatever is newer than these
-        (it may be needed to tell what happened), also `known`, which should be complete, if it is not."""
+        (it may be needed to tell what happened), also `known`, which should be complete, if it is not. Manifests of
+        the `busy` ones may still appear: their files stay, and those of others that they may be built on."""
         newest = max(kept, default=None)
         listing = self.list_checkpoints()
         old = [
@@ -222,9 +229,11 @@ class JobStorage:
             for c in listing.complete
             if newest in listing.complete and c < newest and c not in kept and not self._is_savepoint(c)
         ]
+        if busy and self._shares:
+            old = []
         shared = self._shared(set(listing.complete) - set(old) if self._shares else ())
         for checkpoint_id in (*listing.incomplete, *old):
-            if checkpoint_id != known:
+            if checkpoint_id != known and checkpoint_id not in busy:
                 self._discard(checkpoint_id, attempt, shared)
         clean_up_after_writers(self._store, str(self._job_id))
         self._unpin()

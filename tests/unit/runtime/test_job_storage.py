@@ -118,6 +118,23 @@ def test_at_the_end_nothing_is_deleted_that_might_help_where_the_newest_manifest
     assert folders(store) == ["chk-1", "chk-2", "chk-3"]
 
 
+def test_at_the_end_a_checkpoint_whose_manifest_may_still_appear_keeps_its_files(
+    storage: JobStorage, sharing: JobStorage, store: LocalStore
+) -> None:
+    # Its manifest took 13 s, the job was cancelled meanwhile: the manifest named what had been swept (seed 2725).
+    for number in (1, 3):
+        complete(storage, store, number)
+    upload(store, 2)
+    storage.sweep_all(A1, [CheckpointId(3)], CheckpointId(3), busy={CheckpointId(2)})
+    assert folders(store) == ["chk-2", "chk-3"]
+    # What that manifest shares with others is not known before it is there.
+    complete(storage, store, 1)
+    sharing.sweep_all(A1, [CheckpointId(3)], CheckpointId(3), busy={CheckpointId(2)})
+    assert folders(store) == ["chk-1", "chk-2", "chk-3"]
+    sharing.sweep_all(A1, [CheckpointId(3)], CheckpointId(3))
+    assert folders(store) == ["chk-3"]
+
+
 @pytest.mark.s3
 def test_uploads_in_parts_that_nobody_will_complete_are_aborted_and_others_are_not(s3_server: Any) -> None:
     from rayflow.state.s3 import parse_s3_url
