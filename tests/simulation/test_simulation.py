@@ -40,7 +40,7 @@ REGRESSIONS = {
     194: "AssignSplits told again after the split was read: it was read twice",
     494: "what a checkpoint builds on was damaged: its own files were sound (a checker's mistake)",
     1411: "the only checkpoint kept had no transactions, the one before it had: begun anew past a commit",
-    2725: "a job was cancelled while a manifest took 13 s: its files were swept, then it appeared",
+    2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }
 """What each of these seeds once found. (What a seed runs changes with the harness; what it found has, where it was the

@@ -121,7 +121,7 @@ def test_at_the_end_nothing_is_deleted_that_might_help_where_the_newest_manifest
 def test_at_the_end_a_checkpoint_whose_manifest_may_still_appear_keeps_its_files(
     storage: JobStorage, sharing: JobStorage, store: LocalStore
 ) -> None:
-    # Its manifest took 13 s, the job was cancelled meanwhile: the manifest named what had been swept (seed 2725).
+    # Its manifest took 13 s, the job ended meanwhile: the manifest named what had been swept (seed 2725).
     for number in (1, 3):
         complete(storage, store, number)
     upload(store, 2)
