@@ -25,7 +25,7 @@ Each line imports only what is below it (checked by import-linter); `|` = mutual
 | `state` | key index, accumulators, rows on disk, object stores, manifests and state files |
 | `batch` | Arrow begins: expressions, hashing, splitting, hot keys, the changelog column |
 | `protocol` \\| `observe` | pure decision machines: alignment, credit, checkpoints, commits, failover … \\| metrics |
-| `model` | ids, errors, durations, configuration, the memory model, source locations, pickling of functions |
+| `model` | ids, errors, durations, configuration, the memory model, source locations |
 
 How a job runs: `build(env)` adds nodes to a stream graph (`api.plan_builder`); `graph.chaining` fuses them into
 chains and decides exchanges; `client` hands the job graph to a JobManager actor, which runs

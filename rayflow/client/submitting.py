@@ -14,10 +14,10 @@ from rayflow.client.processes import started_at
 from rayflow.client.ray_session import open_session
 from rayflow.client.registry import JobRecord, not_secret, remember
 from rayflow.graph.plan import JobGraph
+from rayflow.graph.shipping import ship_graph
 from rayflow.model.config import JobConfig, with_environment
-from rayflow.model.errors import ConfigError, PlanError, TransientError
+from rayflow.model.errors import ConfigError, TransientError
 from rayflow.model.ids import new_job_id
-from rayflow.model.shipping import ship
 
 _START_TIMEOUT_S = 120.0
 
@@ -42,7 +42,7 @@ def submit(
     flat = with_environment(config, os.environ)
     flat.setdefault("checkpoint.storage", default_storage())
     settings = JobConfig.from_flat(flat)
-    pickled = _pickled(graph)
+    pickled = ship_graph(graph)
     session = open_session(address, may_start=not detach)
     if session is None or (detach and not session.outlives_us):
         raise ConfigError(
@@ -73,16 +73,6 @@ def submit(
     manager = _start_manager(spec, pickled)
     remember(record)
     return JobHandle(record, manager, session.address, echo=not detach)
-
-
-def _pickled(graph: JobGraph) -> bytes:
-    try:
-        return ship(graph)
-    except Exception as e:
-        raise PlanError(
-            f"the job's functions cannot be shipped to other processes: {type(e).__name__}: {e}. "
-            "What a function uses must pickle: open connections, locks and files belong into open()"
-        ) from e
 
 
 def _start_manager(spec: Any, graph: bytes) -> Any:

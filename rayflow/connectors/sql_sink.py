@@ -22,7 +22,7 @@ from rayflow.connectors.extras import needed
 from rayflow.connectors.sql_servers import MySql, Postgres, Server, judged
 from rayflow.connectors.sql_tables import Table
 from rayflow.model.config import redact
-from rayflow.model.errors import DataError, PlanError
+from rayflow.model.errors import DataError, PlanError, StorageError
 from rayflow.operators.batched_sink import BatchedSink, Batching
 from rayflow.operators.contracts import SinkContext
 from rayflow.protocol.batching_messages import Verdict
@@ -139,9 +139,16 @@ class SqlSink(BatchedSink):
 
     def start_job(self, ctx: SinkContext) -> None:
         """See `Sink`: make the table, or check it."""
+        import sqlalchemy as sa
+
         try:
             self._connect()
             self._prepare_table()
+        except sa.exc.DBAPIError as error:
+            raise StorageError(
+                f"table {self.table!r} at {self._shown_url} cannot be used: {str(error.orig or error).strip()}; check "
+                "that the server runs, and the URL's host, port, database, user and password"
+            ) from error
         finally:
             self.close()
 

@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rayflow.graph.plan import JobGraph, Resources
+from rayflow.graph.shipping import ship_graph
 from rayflow.model.ids import JobId, SubtaskId, new_job_id
-from rayflow.model.shipping import ship
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.clock import SystemClock
 from rayflow.runtime.io_pool import ThreadIoPool
@@ -103,6 +103,7 @@ class LocalJob:
         # Of all subtasks together; their commits may hang.
         self._io = ThreadIoPool(threads=128)
         self.cluster = LocalCluster(self._clock, self._io)
+        self.cluster.ship(graph)
         self.master = JobMaster(
             job_id=job_id,
             graph=graph,
@@ -216,10 +217,14 @@ class LocalCluster:
         if worker is None:
             return
         if isinstance(message, Deploy):
-            if self._pickled is None:
-                self._pickled = ship(message.graph)
-            message = replace(message, graph=pickle.loads(self._pickled))
+            message = replace(message, graph=pickle.loads(self.ship(message.graph)))
         worker.post(message)
+
+    def ship(self, graph: JobGraph) -> bytes:
+        """Return the job's graph pickled, once for all workers. Raises PlanError where it cannot be."""
+        if self._pickled is None:
+            self._pickled = ship_graph(graph)
+        return self._pickled
 
     def kill(self, subtask: SubtaskId, *, unreachable: bool = False) -> None:
         """End the worker for good, without telling."""

@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rayflow.graph.plan import Resources
+from rayflow.graph.shipping import ship_graph
 from rayflow.model.ids import SubtaskId
-from rayflow.model.shipping import ship
 from rayflow.operators.async_calls import Completion, Coroutine
 from rayflow.runtime.messages import (
     Cancel,
@@ -343,7 +343,7 @@ class SimPool:
     def copied(self, deploy: Deploy) -> Deploy:
         """Return a copy as another process has it. The graph is pickled once."""
         if "graph" not in self._pickled:
-            self._pickled = {"graph": ship(deploy.graph)}
+            self._pickled = {"graph": ship_graph(deploy.graph)}
         copy = object.__new__(Deploy)
         for name in Deploy.__dataclass_fields__:
             object.__setattr__(copy, name, getattr(deploy, name))

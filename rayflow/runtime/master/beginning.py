@@ -35,7 +35,8 @@ class SinkNotReady(RayflowError):
         self.location = location
 
     def __str__(self) -> str:
-        return f"sink {self.operator!r} is not ready: {self.cause}"
+        where = f"\n  at {self.location}" if self.location else ""
+        return f"sink {self.operator!r} cannot begin: {self.cause}{where}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

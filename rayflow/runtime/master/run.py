@@ -293,7 +293,7 @@ class JobRun:
         self.opening.reset()
         cause = str(error) if isinstance(error, RayflowError) else f"{type(error).__name__}: {error}"
         if isinstance(error, SinkNotReady):
-            self.give_up(error.cause, error.operator, error.location)
+            self.give_up(str(error), error.operator, error.location)
         else:
             # A job that never ran learns at once that its storage is out of reach; one that did waits for it.
             ran = self._recovered or self._ctx.attempt > 0

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayflow.graph.plan import JobGraph
+from rayflow.graph.shipping import ship_graph
 from rayflow.model.errors import CorruptCheckpointError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
-from rayflow.model.shipping import ship
 from rayflow.runtime.clock import wall_clock_ms
 from rayflow.runtime.snapshots import written_by
 from rayflow.state.claims import claim_next, newest_claim
@@ -110,7 +110,7 @@ class JobStorage:
 
     def save_graph(self, graph: JobGraph) -> None:
         """Store the graph unless it is stored."""
-        create_surely(self._store, f"{self._job_id}/graph.pkl", ship(graph))
+        create_surely(self._store, f"{self._job_id}/graph.pkl", ship_graph(graph))
 
     def save_job(self, document: dict[str, Any]) -> None:
         """Replace job.json."""

@@ -208,3 +208,38 @@ def test_ctrl_c_says_what_became_of_the_job(rayflow, tmp_path):
     assert code == 130
     assert "job interrupted is cancelled; what it has committed stays" in said
     assert not list(Path("out").rglob("*.parquet"))
+
+
+def test_a_function_that_cannot_be_shipped_names_its_operator_and_line(rayflow, tmp_path):
+    (tmp_path / "locked.py").write_text(
+        "import threading\n"
+        "def build(env):\n"
+        "    lock = threading.Lock()\n"
+        "    rows = env.from_rows([{'a': 1}]).map(lambda row: lock and row, returns={'a': int})\n"
+        "    rows.write_parquet('out')\n"
+    )
+    code, _, said = rayflow("run", "locked.py", "--local")
+    assert code == 2
+    assert (
+        "'map' cannot be shipped to the processes that run it: TypeError: cannot pickle '_thread.lock'"
+        in said
+    )
+    assert "locked.py:4" in said
+
+
+def test_a_database_that_is_not_there(rayflow, tmp_path):
+    pytest.importorskip("psycopg")
+    pytest.importorskip("sqlalchemy")
+    (tmp_path / "into_sql.py").write_text(
+        "import rayflow as rf\n"
+        "def build(env):\n"
+        "    sink = rf.SqlSink('postgresql://me:never-shown@127.0.0.1:1/db', 'totals', keys='a')\n"
+        "    env.from_rows([{'a': 1}]).sink_to(sink)\n"
+    )
+    code, _, said = rayflow("run", "into_sql.py", "--local")
+    assert code == 1
+    assert "cannot begin: table 'totals' at postgresql://" in said
+    assert "refused" in said
+    assert "check that the server runs" in said
+    assert "into_sql.py:4" in said
+    assert "never-shown" not in said

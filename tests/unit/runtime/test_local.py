@@ -267,7 +267,11 @@ def test_a_source_that_cannot_be_listed_fails_the_job_at_once(outside: Outside) 
 def test_a_sink_that_refuses_its_target_fails_the_job_before_data_flows(outside: Outside) -> None:
     result = run_local(graph_of(outside, sink=Refuses), {})
     assert result.failure is not None
-    assert result.failure[1:] == ("out/ is not empty", "out", "job.py:9")
+    assert result.failure[1:] == (
+        "sink 'out' cannot begin: out/ is not empty\n  at job.py:9",
+        "out",
+        "job.py:9",
+    )
     assert outside.staged == {}
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from rayflow.cli.job_file import load_job
-from rayflow.model.shipping import ship
+from rayflow.graph.shipping import ship
 from rayflow.model.tracebacks import describe_error
 
 

@@ -14,6 +14,31 @@ from typing import Any, ClassVar
 
 import cloudpickle
 
+from rayflow.graph.plan import JobGraph, OperatorSpec
+from rayflow.model.errors import PlanError
+
+
+def ship_graph(graph: JobGraph) -> bytes:
+    """Return the graph pickled. Raises PlanError, with the operator and its line, where a function cannot be."""
+    try:
+        return ship(graph)
+    except Exception as error:
+        culprit = next((op for v in graph.vertices for op in v.operators if not _can_ship(op)), None)
+        raise PlanError(
+            f"{'the job' if culprit is None else repr(culprit.name)} cannot be shipped to the processes that run it: "
+            f"{type(error).__name__}: {error}. What a function uses must pickle: open connections, locks and files "
+            "belong into the open() of a class, or into the function itself",
+            location=None if culprit is None else culprit.location,
+        ) from error
+
+
+def _can_ship(operator: OperatorSpec) -> bool:
+    try:
+        ship(operator)
+    except Exception:
+        return False
+    return True
+
 
 def ship(value: Any) -> bytes:
     """Return `value` pickled, its functions by value where cloudpickle does so. Raises what pickling raises."""
