@@ -7,7 +7,9 @@ complete checkpoint may be pending in it, and all others are garbage (see `may_b
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -135,7 +137,11 @@ class StagedFile:
             raise
         except Exception as error:
             self.abandon()
-            raise StorageError(f"cannot write {self._target.url}/{self.path}: {error}") from None
+            reason = str(error)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                # Arrow's own text says it twice, between its own words.
+                reason = f"{os.strerror(error.errno)}; free space there, or write elsewhere"
+            raise StorageError(f"cannot write {self._target.url}/{self.path}: {reason}") from None
 
 
 def unified(one: pa.Schema, other: pa.Schema) -> pa.Schema | None:

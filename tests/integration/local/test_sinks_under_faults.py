@@ -280,7 +280,7 @@ def test_a_disk_that_stays_full_fails_the_job_with_the_path_and_leaves_nothing_s
     )
     env.generate(noise, None, rate_limit=200_000).write_parquet(small_disk / "out")
     error = lab.fail(env)
-    assert "No space left on device" in str(error)
+    assert "No space left on device; free space there" in str(error)
     assert str(small_disk / "out") in str(error)
     got = lab.read(small_disk / "out")["n"].to_pylist()
     assert len(set(got)) == len(got) > 0
