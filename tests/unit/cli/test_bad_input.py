@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -193,6 +194,15 @@ def test_an_error_of_a_function_names_its_file_and_line(rayflow, tmp_path):
     assert f"in boom, {path}:2: raise ValueError('never 7')" in said
 
 
+@pytest.fixture
+def listening_to_ctrl_c():
+    """Whoever starts the tests in the background, as `nohup … &` does, has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening_to_ctrl_c")
 def test_ctrl_c_says_what_became_of_the_job(rayflow, tmp_path):
     path = tmp_path / "interrupted.py"
     path.write_text(
