@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-_SETTINGS = "-c listen_addresses=127.0.0.1 -c max_prepared_transactions=40 -c fsync=off"
+_SETTINGS = "-c listen_addresses=127.0.0.1 -c max_prepared_transactions=40"
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Postgres:
     url: str
     folder: Path
     port: int
+    durable: bool = False
 
     def connect(self) -> Any:
         """Return a psycopg connection that commits by itself."""
@@ -43,14 +44,16 @@ class Postgres:
 
     def control(self, *command: str) -> None:
         """Run `pg_ctl`, such as `control("restart", "-m", "immediate")`."""
-        options = f"-p {self.port} -k {self.folder} {_SETTINGS}"
+        fsync = "on" if self.durable else "off"
+        options = f"-p {self.port} -k {self.folder} {_SETTINGS} -c fsync={fsync}"
         data, log = self.folder / "data", self.folder / "log"
         _run("pg_ctl", "-D", str(data), "-l", str(log), "-o", options, "-w", *command)
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
-    """Start a server, and end it. Skips where PostgreSQL is not installed."""
+def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
+    """Start a server, and end it. Skips where PostgreSQL is not installed. `durable`: what is committed survives the
+    machine too, as by default in production; tests only kill processes."""
     if _binary("initdb") is None:
         pytest.skip("needs PostgreSQL: RUNLEVEL=1 apt-get install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="rayflow-postgres-", dir="/tmp"))
@@ -58,7 +61,7 @@ def running_postgres() -> Iterator[Postgres]:
         shutil.chown(folder, "postgres", "postgres")
     port = free_port()
     user = "postgres" if os.geteuid() == 0 else getpass.getuser()
-    server = Postgres(f"postgresql://{user}@127.0.0.1:{port}/postgres", folder, port)
+    server = Postgres(f"postgresql://{user}@127.0.0.1:{port}/postgres", folder, port, durable)
     try:
         _run("initdb", "-D", str(folder / "data"), "-A", "trust", "-N")
         server.control("start")

@@ -1,8 +1,9 @@
 """How fast `rf.SqlSink` is against writing row by row, on the same servers in one run.
 
-Run: `PYTHONPATH=. python tests/benchmarks/bench_sinks.py [--rows N] [--single N] [--rounds N]`. It starts a PostgreSQL
-and a MariaDB server (as the tests do: what is written survives the process, not the machine, so a commit costs little,
-which is in favour of single rows). Rows of 5 columns (key, text, two numbers, time), about 60 bytes.
+Run: `PYTHONPATH=. python tests/benchmarks/bench_sinks.py [--rows N] [--single N] [--rounds N] [--durable]`. It starts
+a PostgreSQL and a MariaDB server as the tests do: what is written survives the process, not the machine, so a commit
+costs little, which is in favour of single rows. With `--durable` they are as by default, and commits wait for the disk.
+Rows of 5 columns (key, text, two numbers, time), about 60 bytes.
 
 `by hand`: an INSERT (that replaces by key), and a commit, for each row, by the driver alone. `rows=1`: the sink with
 batches of one row. Then the sink at several sizes of batch, one request at a time and two. All by the sink's own
@@ -166,8 +167,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--single", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--durable", action="store_true", help="commits wait for the disk")
     given = parser.parse_args()
-    with running_postgres() as postgres, running_mariadb() as mariadb:
+    with running_postgres(durable=given.durable) as postgres, running_mariadb() as mariadb:
+        if given.durable:
+            mariadb.as_root("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
         rounds = []
         for number in range(given.rounds):
             found = {
