@@ -37,15 +37,31 @@ def _modulo(left: Any, right: Any) -> Any:
 
 def _decimals(left: Any, right: Any) -> Any:
     """Row by row: pyarrow 25 divides decimals, but cannot round the quotient down without losing digits."""
+    type_ = _decimal_type(left.type, right.type)
     if isinstance(left, pa.Scalar) and isinstance(right, pa.Scalar):
-        return pa.scalar(_decimal(left.as_py(), right.as_py()))
+        return pa.scalar(_decimal(left.as_py(), right.as_py()), type_)
     pairs = zip(
         [left.as_py()] * len(right) if isinstance(left, pa.Scalar) else left.to_pylist(),
         [right.as_py()] * len(left) if isinstance(right, pa.Scalar) else right.to_pylist(),
         strict=True,
     )
-    rests = [_decimal(a, b) for a, b in pairs]
-    return pa.array(rests, None if any(rest is not None for rest in rests) else left.type)
+    return pa.array([_decimal(a, b) for a, b in pairs], type_)
+
+
+def _decimal_type(left: pa.DataType, right: pa.DataType) -> pa.DataType:
+    """What pyarrow 26 gives: all digits before and after the point that either has, whatever the values are."""
+    places = [_places(type_) for type_ in (left, right)]
+    scale = max(after for _, after in places)
+    wide = any(pa.types.is_decimal256(type_) for type_ in (left, right))
+    return (pa.decimal256 if wide else pa.decimal128)(max(before for before, _ in places) + scale, scale)
+
+
+def _places(type_: pa.DataType) -> tuple[int, int]:
+    """Return how many digits there may be before the point and after it."""
+    if pa.types.is_decimal(type_):
+        return type_.precision - type_.scale, type_.scale
+    signed = pa.types.is_signed_integer(type_)
+    return len(str(2 ** (type_.bit_width - signed))), 0
 
 
 def _decimal(left: Decimal | int | None, right: Decimal | int | None) -> Decimal | int | None:

@@ -35,6 +35,24 @@ def test_of_decimals_keeps_their_digits():
     assert modulo._modulo(column, pa.scalar(1)).to_pylist() == expected
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "rest"),
+    [
+        (pa.decimal128(3, 2), pa.int64(), pa.decimal128(21, 2)),
+        (pa.decimal128(3, 2), pa.uint64(), pa.decimal128(22, 2)),
+        (pa.decimal128(3, 2), pa.int8(), pa.decimal128(5, 2)),
+        (pa.int64(), pa.decimal128(5, 3), pa.decimal128(22, 3)),
+        (pa.decimal128(10, 2), pa.decimal128(5, 3), pa.decimal128(11, 3)),
+        (pa.decimal128(30, 5), pa.decimal256(50, 2), pa.decimal256(53, 5)),
+    ],
+)
+def test_the_type_of_decimals_is_pyarrow_26s_whatever_the_values_are(left, right, rest):
+    for values in ([7], [None], [1, 3, None]):
+        columns = [pa.array(values, type_) for type_ in (left, right)]
+        assert modulo._modulo(*columns).type == rest
+        assert modulo.modulo(*columns).type == rest
+
+
 def test_of_scalars():
     assert modulo._modulo(pa.scalar(-7), pa.scalar(3)).as_py() == 2
     assert modulo._modulo(pa.scalar(-7.5), pa.scalar(2)).as_py() == 0.5
