@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from rayflow.connectors.filesystems import open_filesystem
+from rayflow.connectors.filesystems import at_server, open_filesystem
 from rayflow.model.errors import PlanError
 
 
@@ -40,7 +40,7 @@ def find_files(
     except (FileNotFoundError, NotADirectoryError):
         files = None
     except OSError as error:
-        raise PlanError(f"cannot list {url}: {_first_line(error)}") from error
+        raise PlanError(f"cannot list {url}{at_server(url, options)}: {_first_line(error)}") from error
     if files is None:
         raise PlanError(f"no such file or directory: {url}")
     if not files and not may_be_empty:

@@ -27,6 +27,12 @@ def open_filesystem(url: str, options: Mapping[str, str]) -> tuple[fs.FileSystem
     return fs.LocalFileSystem(), str(local_path(url))
 
 
+def at_server(url: str, options: Mapping[str, str]) -> str:
+    """Return " at ENDPOINT" for messages, empty where none is set: not all of the AWS library's own errors name it."""
+    endpoint = parse_s3_url(url, options).endpoint if url.startswith("s3://") else None
+    return f" at {endpoint}" if endpoint else ""
+
+
 def _s3(at: S3Location) -> fs.FileSystem:
     scheme, _, host = (at.endpoint or "").rpartition("://")
     return fs.S3FileSystem(
