@@ -123,7 +123,6 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     # back the last manager may not know.
     published = {path for path in sim.storage.by_outsiders if path.endswith("/manifest.json")}
     excused = sim.storage.undeleted | {path.rpartition("/")[0] for path in sim.storage.damaged | published}
-    everything = files
     files = {d: names for d, names in files.items() if f"{store.url}/{job.id}/{d}" not in excused}
     complete = [directory for directory, names in files.items() if "manifest.json" in names]
     assert len(complete) <= retained, f"I10: {sorted(complete)} are kept where {retained} are retained"
@@ -131,7 +130,11 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     damaged = {path.removeprefix(f"{store.url}/{job.id}/") for path in sim.storage.damaged}
     missing = named - damaged - {path.removeprefix(f"{job.id}/") for path in paths}
     assert not missing, f"I10: manifests name what is not there: {sorted(missing)}"
-    named |= _named(store, job.id, everything)
+    # Those as well that the last manager did not publish: they may be built on files of others.
+    manifests = (
+        path.removeprefix(f"{job.id}/").split("/") for path in paths if path.endswith("/manifest.json")
+    )
+    named |= _named(store, job.id, {directory: {name} for directory, name in manifests})
     for directory, names in sorted(files.items()):
         extra = {f"{directory}/{name}" for name in names - {"manifest.json"}} - named
         assert not extra, f"I10: no manifest names {sorted(extra)}"
