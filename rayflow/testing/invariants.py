@@ -120,9 +120,13 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     if sim.storage.sweep_failed:
         return
     # A damaged checkpoint is kept for whoever wants to know what happened to it; of one that was published behind its
-    # back the last manager may not know.
+    # back the last manager may not know, and of one whose manifest came when all was over nobody does.
     published = {path for path in sim.storage.by_outsiders if path.endswith("/manifest.json")}
-    excused = sim.storage.undeleted | {path.rpartition("/")[0] for path in sim.storage.damaged | published}
+    excused = (
+        sim.storage.undeleted
+        | sim.storage.late
+        | {path.rpartition("/")[0] for path in sim.storage.damaged | published}
+    )
     files = {d: names for d, names in files.items() if f"{store.url}/{job.id}/{d}" not in excused}
     complete = [directory for directory, names in files.items() if "manifest.json" in names]
     assert len(complete) <= retained, f"I10: {sorted(complete)} are kept where {retained} are retained"

@@ -60,6 +60,8 @@ class SimStorage:
         """A request to look at checkpoints, or to delete one, failed since all were listed: not all can be swept."""
         self.closing = False
         """The job has ended; what it had under way comes to its end."""
+        self.late: set[str] = set()
+        """Checkpoint directories whose manifests appeared then: nobody is left to discard them."""
         self.undeleted: set[str] = set()
         """Checkpoint directories whose deletion failed; they are swept when the next attempt begins."""
         self._discarded: set[str] = set()
@@ -184,6 +186,8 @@ class SimStorage:
         self.published[directory] = manifest["attempt"]
         self.manifests[directory] = data
         below = path.rpartition("/")[0]
+        if self.closing:
+            self.late.add(_full(store, below))
         for file in manifest["files"]:
             name = file_path(below, file)
             if _full(store, name) in self.damaged:
