@@ -42,6 +42,7 @@ REGRESSIONS = {
     1411: "the only checkpoint kept had no transactions, the one before it had: begun anew past a commit",
     3612: "a checkpoint published behind the last manager's back was built on another's file (a checker's mistake)",
     6045: "checkpoints that could not be in time, and none that may fail (the scenario's mistake)",
+    9024: "the storage lost the only manifest of a job that was cancelled then (a checker's mistake)",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }
