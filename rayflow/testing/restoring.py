@@ -35,6 +35,8 @@ def check_deploy(manager: SimManager, deploy: Deploy) -> None:
     sim = manager.sim
     if not sim.storage.is_current(manager.process):
         return  # what it tells arrives nowhere, or is of an attempt that is over
+    if sim.storage.is_superseded(f"{sim.storage_url}/{manager.job.id}", deploy.attempt):
+        return  # it does not know yet that the one it took for dead came back and went on
     restored = 0
     if deploy.restore is not None:
         directory = deploy.restore.directory.partition("?")[0]

@@ -220,6 +220,10 @@ class SimStorage:
         if not any(n > int(number) for n in newer):
             self.world.violated(f"I5: {directory}, the newest complete one, is discarded")
 
+    def is_superseded(self, job_directory: str, attempt: int) -> bool:
+        """Whether a later attempt of the job is claimed: what this one still asks for has no effect (I6)."""
+        return attempt < self._claimed.get(f"{job_directory}/attempts", attempt)
+
     def _claim(self, directory: str, attempt: int) -> None:
         newest = self._claimed.get(directory, 0)
         if attempt <= newest:

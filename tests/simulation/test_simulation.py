@@ -43,6 +43,7 @@ REGRESSIONS = {
     3612: "a checkpoint published behind the last manager's back was built on another's file (a checker's mistake)",
     6045: "checkpoints that could not be in time, and none that may fail (the scenario's mistake)",
     9024: "the storage lost the only manifest of a job that was cancelled then (a checker's mistake)",
+    12457: "a manager deployed the attempt that another had superseded, and did not know it (a checker's mistake)",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }
