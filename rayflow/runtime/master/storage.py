@@ -9,7 +9,8 @@
 
 Checkpoints may be built on files of earlier ones, which lie in the directories of these. So of a checkpoint that goes
 those files stay that the manifest of another one names (`_shared`), in a directory that is no checkpoint any more; they
-go when it is swept and nobody names them.
+go when it is swept and nobody names them. A manifest that rots, or is lost, takes none of them along: subtasks know
+nothing of it, and build their next checkpoint on those files. So what an attempt has published or read is remembered.
 
 Fencing of a master that was thought dead: it publishes a manifest, *then* looks whether a later attempt is claimed,
 and announces only if none is. Its successor claims first and *then* lists the manifests. So either the old one sees the
@@ -96,6 +97,8 @@ class JobStorage:
         self._opened: ObjectStore | None = None
         self._pin: Pin | None = None
         self._put_off: set[CheckpointId] = set()
+        # What the attempt's own checkpoints, and those that it has read, consist of: number of the owner, path.
+        self._known: dict[CheckpointId, set[tuple[int, str]]] = {}
         # Two masters' claims of one attempt must not look alike: each would think that it won.
         self._claimant = secrets.token_hex(8)
 
@@ -123,6 +126,7 @@ class JobStorage:
 
     def claim_attempt(self, first: Attempt, at: str) -> Attempt:
         """Claim the next attempt, `first` or a later one, and return it."""
+        self._known.clear()
 
         def create(path: str, number: int) -> bool:
             claim = json.dumps({"attempt": number, "at": at, "by": self._claimant}).encode()
@@ -140,17 +144,17 @@ class JobStorage:
         return _listing(path.removeprefix(start) for path in self._store.list(self._job_id))
 
     def read_manifest(self, checkpoint_id: CheckpointId) -> Manifest:
-        """Return a checkpoint's manifest. CorruptCheckpointError where it is missing, damaged or foreign."""
-        directory = self.directory(checkpoint_id)
-        manifest = read_manifest(self._store, directory)
-        if manifest.job_id != self._job_id:
-            raise CorruptCheckpointError(f"{self.url(checkpoint_id)} belongs to job {manifest.job_id}")
+        """Return the manifest of a checkpoint that may be restored. CorruptCheckpointError where it is missing, damaged
+        or foreign."""
+        manifest = self._manifest(checkpoint_id)
+        self._remember(manifest)
         return manifest
 
     def publish(self, manifest: Manifest, attempt: Attempt) -> bool:
         """Make the checkpoint complete. Return False if this master has been superseded meanwhile: then
         nothing may be announced any more."""
         publish_manifest(self._store, self.directory(CheckpointId(manifest.checkpoint_id)), manifest)
+        self._remember(manifest)
         self._unpin()
         return not self.is_superseded(attempt)
 
@@ -165,6 +169,7 @@ class JobStorage:
         self._put_off.clear()
         complete = self.list_checkpoints().complete if self._shares else ()
         for number in sorted(old):
+            self._known.pop(number, None)
             self._discard(number, attempt, self._shared(c for c in complete if c != number))
 
     def _discard(
@@ -190,12 +195,24 @@ class JobStorage:
 
     def _shared(self, checkpoints: Iterable[CheckpointId]) -> set[tuple[int, str]]:
         """Return the files of other checkpoints that these need: number, path. One whose manifest is damaged can never
-        be restored, and needs nothing."""
+        be restored, and needs nothing by itself, but others may be built on it, and on what it is built on."""
         found: set[tuple[int, str]] = set()
         for checkpoint_id in checkpoints:
             with suppress(CorruptCheckpointError):
-                found |= self.read_manifest(checkpoint_id).shared()
-        return found
+                found |= self._manifest(checkpoint_id).shared()
+        return found.union(*list(self._known.values()))
+
+    def _manifest(self, checkpoint_id: CheckpointId) -> Manifest:
+        manifest = read_manifest(self._store, self.directory(checkpoint_id))
+        if manifest.job_id != self._job_id:
+            raise CorruptCheckpointError(f"{self.url(checkpoint_id)} belongs to job {manifest.job_id}")
+        return manifest
+
+    def _remember(self, manifest: Manifest) -> None:
+        if self._shares:
+            number = CheckpointId(manifest.checkpoint_id)
+            own = {(number, file.path) for file in manifest.files if file.origin is None}
+            self._known[number] = manifest.shared() | own
 
     def sweep(self, attempt: Attempt, below: CheckpointId, busy: Collection[CheckpointId] = ()) -> None:
         """Delete what lies in directories below `below` that are no checkpoints: what came in late, for a checkpoint
@@ -231,6 +248,8 @@ class JobStorage:
         ]
         if busy and self._shares:
             old = []
+        # Nothing is built on anything any more.
+        self._known.clear()
         shared = self._shared(set(listing.complete) - set(old) if self._shares else ())
         for checkpoint_id in (*listing.incomplete, *old):
             if checkpoint_id != known and checkpoint_id not in busy:
@@ -240,13 +259,13 @@ class JobStorage:
 
     def _published_by(self, checkpoint_id: CheckpointId) -> int:
         try:
-            return self.read_manifest(checkpoint_id).attempt
+            return self._manifest(checkpoint_id).attempt
         except CorruptCheckpointError:
             return 0
 
     def _is_savepoint(self, checkpoint_id: CheckpointId) -> bool:
         try:
-            return self.read_manifest(checkpoint_id).kind == "savepoint"
+            return self._manifest(checkpoint_id).kind == "savepoint"
         except CorruptCheckpointError:
             return False
 

@@ -207,6 +207,39 @@ def test_files_that_others_are_built_on_outlive_their_checkpoint_and_go_with_the
     assert folders(store) == ["chk-4"]
 
 
+@pytest.mark.parametrize("damage", ["torn", "missing"])
+def test_what_a_checkpoint_is_built_on_whose_manifest_has_rotted_stays_for_those_that_will_be_built_on_it(
+    sharing: JobStorage, store: LocalStore, damage: str
+) -> None:
+    build(sharing, store, 1, {})
+    build(sharing, store, 2, {1: own(1)})
+    if damage == "torn":
+        store.write("job/chk-2/manifest.json", b"to")
+    else:
+        store.delete("job/chk-2/manifest.json")
+    # Its subtasks know that 2 is complete, and not what became of its manifest: 3 will name files of both.
+    sharing.discard(CheckpointId(1), A1)
+    sharing.sweep(A1, CheckpointId(3), busy=[CheckpointId(3)])
+    assert {f"job/chk-{number}/{own(number)[0]}" for number in (1, 2)} <= set(store.list("job"))
+    build(sharing, store, 3, {1: own(1), 2: own(2)})
+    sharing.discard(CheckpointId(2), A1)
+    build(sharing, store, 4, {})
+    sharing.discard(CheckpointId(3), A1)
+    sharing.sweep(A1, CheckpointId(4))
+    assert folders(store) == ["chk-4"]
+
+
+def test_a_new_attempt_keeps_nothing_for_a_checkpoint_that_cannot_be_restored(
+    sharing: JobStorage, store: LocalStore
+) -> None:
+    build(sharing, store, 1, {})
+    build(sharing, store, 2, {1: own(1)})
+    store.write("job/chk-2/manifest.json", b"to")
+    sharing.claim_attempt(A1, "now")
+    sharing.discard(CheckpointId(1), A1)
+    assert folders(store) == ["attempts", "chk-2"]
+
+
 def test_at_the_end_of_a_job_what_is_kept_keeps_what_it_is_built_on_and_no_more(
     sharing: JobStorage, store: LocalStore
 ) -> None:
