@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -114,6 +114,11 @@ class RayObjectStore:
     def delete(self, path: str) -> None:
         """Have every holder drop it."""
         self._ask("delete", path, Remove(self._key(path)))
+
+    def delete_all(self, prefix: str, paths: Sequence[str]) -> None:
+        """Have every holder drop them, one after the other."""
+        for path in paths:
+            self.delete(path)
 
     def delete_prefix(self, prefix: str) -> None:
         """Have every holder drop what is there; holders that have nothing left end."""

@@ -82,19 +82,21 @@ Frame = OpenFrame | DataFrame | WatermarkFrame | IdleFrame | BarrierFrame | EndF
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreInfo:
     """What a subtask restores from: `directory` is the checkpoint's URL, `files` those that concern it; `rescaled`: the
-    parallelism was another one then."""
+    parallelism was another one then; `fallen_back`: newer checkpoints are damaged."""
 
     directory: str
     checkpoint_id: CheckpointId
     files: tuple[StateFile, ...]
     rescaled: bool = False
+    fallen_back: bool = False
     foreign_job: str | None = None
     watermark: int | None = None
 
     @property
     def goes_on(self) -> bool:
-        """Whether later checkpoints may build on this one: it is the job's own, and each subtask has its keys still."""
-        return self.foreign_job is None and not self.rescaled
+        """Whether later checkpoints may build on this one: it is the job's own, the newest (an older one an earlier job
+        manager may just be deleting: see `master.storage`), and each subtask has its keys still."""
+        return self.foreign_job is None and not (self.rescaled or self.fallen_back)
 
 
 # ------------------------------------------------------------------------------------ both ways

@@ -39,6 +39,10 @@ CheckpointKind = Literal["checkpoint", "savepoint"]
 _DIRECTORY = re.compile(r"(?:^|.*/)chk-(\d+)")
 
 
+class NoManifest(CorruptCheckpointError):
+    """There is no manifest where one should be."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateFile:
     """A state file of a checkpoint. `path` is relative to the checkpoint's directory, or to that of checkpoint
@@ -163,16 +167,15 @@ def publish_manifest(store: ObjectStore, directory: str, manifest: Manifest) -> 
 def read_manifest(store: ObjectStore, directory: str) -> Manifest:
     """Return the manifest in `directory` ("" where the store is the checkpoint's directory itself).
 
-    Raises CorruptCheckpointError where there is none, or no usable one; StorageError where it cannot be read.
+    Raises CorruptCheckpointError where there is no usable one, NoManifest where there is none; StorageError where it
+    cannot be read.
     """
     path = _manifest_path(directory)
     origin = f"{store.url}/{path}"
     try:
         manifest = read_checked(lambda: store.read(path), lambda data: Manifest.from_json(data, origin))
     except MissingObject:
-        raise CorruptCheckpointError(
-            f"{origin} does not exist: not a checkpoint, or one that never completed"
-        ) from None
+        raise NoManifest(f"{origin} does not exist: not a checkpoint, or one that never completed") from None
     named = _DIRECTORY.fullmatch(directory or store.url)
     if named and int(named[1]) != manifest.checkpoint_id:
         raise CorruptCheckpointError(

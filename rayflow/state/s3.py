@@ -142,6 +142,11 @@ class S3ObjectStore:
         """DELETE."""
         self._delete([checked_path(path)], path)
 
+    def delete_all(self, prefix: str, paths: Sequence[str]) -> None:
+        """Bulk DELETE."""
+        if paths:
+            self._delete([checked_path(path) for path in paths], prefix)
+
     def delete_prefix(self, prefix: str) -> None:
         """LIST, then bulk DELETE."""
         if paths := self.list(prefix):

@@ -75,6 +75,10 @@ class ObjectStore(Protocol):
     def delete(self, path: str) -> None:
         """Delete the object; harmless where there is none."""
 
+    def delete_all(self, prefix: str, paths: Sequence[str]) -> None:
+        """Delete these objects, which were seen below the directory `prefix`, and no other that has come to lie there
+        since; harmless where they are gone."""
+
     def delete_prefix(self, prefix: str) -> None:
         """Delete everything below the directory `prefix`; harmless where there is nothing."""
 
@@ -224,6 +228,13 @@ class LocalStore:
         except OSError as error:
             raise self._failed("delete", path, error) from None
 
+    def delete_all(self, prefix: str, paths: Sequence[str]) -> None:
+        """Unlink the files, and what crashed writers left beside them. (One that is at work finds its temporary file
+        gone, and writes it once more: see `state.publishing`.)"""
+        for path in paths:
+            self.delete(path)
+        self.remove_temporaries(prefix)
+
     def delete_prefix(self, prefix: str) -> None:
         """Remove the directory with all that is in it."""
         directory = self._directory(prefix)
@@ -346,6 +357,11 @@ class MemoryStore:
         """Forget the object."""
         with self._lock:
             self._objects.pop(self._start + checked_path(path), None)
+
+    def delete_all(self, prefix: str, paths: Sequence[str]) -> None:
+        """Forget the objects."""
+        for path in paths:
+            self.delete(path)
 
     def delete_prefix(self, prefix: str) -> None:
         """Forget all objects below `prefix`."""

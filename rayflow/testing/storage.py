@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rayflow.model.errors import StorageError
@@ -155,8 +155,6 @@ class SimStorage:
         directory, _, name = full.rpartition("/")
         if needed := self._needed_below(store, path.rstrip("/")):
             self.world.violated(f"I5: {needed}, which the newest checkpoint needs, is deleted with {full}")
-        if name.startswith("chk-"):
-            self._discarded.add(full)
         if name == MANIFEST:
             self._discarding(store, path, directory)
         elif "/chk-" in full:
@@ -164,6 +162,10 @@ class SimStorage:
             there = _exists(store, path if name.startswith("chk-") else path.rpartition("/")[0])
             if there and f"{manifest}/{MANIFEST}" not in self.damaged:
                 self.world.violated(f"I5: {full} is deleted while the manifest of its checkpoint is there")
+
+    def emptied(self, store: ObjectStore, directory: str) -> None:
+        """All of a checkpoint has been deleted."""
+        self._discarded.add(_full(store, directory))
 
     def _needed_below(self, store: ObjectStore, path: str) -> str | None:
         """Return a file at or below `path` of an earlier checkpoint that the newest announced one needs."""
@@ -269,6 +271,10 @@ class SimStore:
         """See `ObjectStore`."""
         self._request("delete", path, lambda: self._remove(path, self._inner.delete))
 
+    def delete_all(self, prefix: str, paths: Sequence[str]) -> None:
+        """See `ObjectStore`."""
+        self._request("delete_all", prefix, lambda: self._remove_all(prefix, paths))
+
     def delete_prefix(self, prefix: str) -> None:
         """See `ObjectStore`."""
         self._request("delete_prefix", prefix, lambda: self._remove(prefix, self._inner.delete_prefix))
@@ -310,6 +316,12 @@ class SimStore:
     def _remove(self, path: str, remove: Callable[[str], None]) -> None:
         self._storage.deleting(self._inner, path)
         remove(path)
+
+    def _remove_all(self, prefix: str, paths: Sequence[str]) -> None:
+        for path in paths:
+            self._remove(path, self._inner.delete)
+        if not self._inner.list(prefix):
+            self._storage.emptied(self._inner, prefix)
 
 
 def file_path(directory: str, file: Mapping[str, Any]) -> str:

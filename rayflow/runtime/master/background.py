@@ -10,6 +10,7 @@ under way (`critical == 0`), so that what it sees on storage stays true.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,35 @@ class Background:
         """Take a `WorkEnded` out of the mailbox."""
         self.critical -= ended.critical
         ended.then(ended.result, ended.error)
+
+
+class InTurn:
+    """Critical work that is done one piece after the other, in the order in which it was asked for."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self._waiting: deque[tuple[Callable[[], Any], Then]] = deque()
+        self._busy = False
+
+    def run(self, work: Callable[[], Any], then: Then) -> None:
+        """See `Background.run`. What waits is critical too."""
+        self._background.critical += 1
+        self._waiting.append((work, then))
+        self._next()
+
+    def _next(self) -> None:
+        if self._busy or not self._waiting:
+            return
+        work, then = self._waiting.popleft()
+        self._busy = True
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            self._busy = False
+            self._background.critical -= 1
+            then(result, error)
+            self._next()
+
+        self._background.run(work, ended)
 
 
 class LatestWrite:

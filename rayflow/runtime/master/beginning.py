@@ -185,7 +185,9 @@ def _own_restore_point(
             try:
                 manifest = storage.read_manifest(checkpoint_id)
                 check_fits(manifest, job.graph, url)
-                return RestorePoint(manifest, storage.location(checkpoint_id), url), tuple(passed_over), past
+                location, fallen_back = storage.location(checkpoint_id), bool(passed_over)
+                point = RestorePoint(manifest, location, url, fallen_back=fallen_back)
+                return point, tuple(passed_over), past
             except LostObjects:
                 raise
             except CorruptCheckpointError as error:

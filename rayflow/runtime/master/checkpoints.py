@@ -41,6 +41,7 @@ from rayflow.protocol.retention import (
     Retention,
 )
 from rayflow.protocol.retention import Event as RetentionEvent
+from rayflow.runtime.master.background import InTurn
 from rayflow.runtime.master.beginning import Beginning, committed_through, has_transactions
 from rayflow.runtime.master.checkpoint_books import CheckpointBooks, Report
 from rayflow.runtime.master.context import Context
@@ -87,6 +88,7 @@ class Checkpoints:
         # What is deleted when, where checkpoints are built on each other's files.
         self._retention = Retention()
         self._shares = ctx.job.config.state_backend == "disk"
+        self._tidying = InTurn(ctx.background)
         # An upload of a checkpoint that was aborted may come in after its directory was deleted.
         self._sweeps_due = 0
         self.final_completed: CheckpointId | None = None
@@ -259,10 +261,8 @@ class Checkpoints:
         if not self._sweeps_due and not self._shares:
             return
         self._sweeps_due = max(0, self._sweeps_due - 1)
-        ctx, attempt, busy = self._ctx, self._ctx.attempt, frozenset(self._publishing)
-        ctx.background.run(
-            lambda: ctx.storage.sweep(attempt, completed, busy), self._tidied("old files"), critical=True
-        )
+        storage, attempt, busy = self._ctx.storage, self._ctx.attempt, frozenset(self._publishing)
+        self._tidy("old files", lambda: storage.sweep(attempt, completed, busy))
 
     def _discard(self, checkpoint_id: CheckpointId) -> None:
         self.books.discarded(checkpoint_id)
@@ -276,24 +276,23 @@ class Checkpoints:
             self._delete(command.checkpoint_id)
 
     def _delete(self, checkpoint_id: CheckpointId) -> None:
-        ctx, attempt = self._ctx, self._ctx.attempt
-        what = f"checkpoint {checkpoint_id}"
-        ctx.background.run(
-            lambda: ctx.storage.discard(checkpoint_id, attempt), self._tidied(what), critical=True
-        )
+        storage, attempt = self._ctx.storage, self._ctx.attempt
+        self._tidy(f"checkpoint {checkpoint_id}", lambda: storage.discard(checkpoint_id, attempt))
 
     def _phase(self, subtask: SubtaskId, checkpoint_id: CheckpointId) -> str:
         worker = self._ctx.fleet.ready.get(subtask)
         told = worker.statistics.get("checkpoint") if worker is not None else None
         return str(told["phase"]) if told and told["id"] == checkpoint_id else "waiting for barriers"
 
-    def _tidied(self, what: str) -> Callable[[Any, BaseException | None], None]:
+    def _tidy(self, what: str, work: Callable[[], None]) -> None:
+        """Delete something. One thing after the other: what goes is told by the manifests of what stays."""
+
         def ended(_result: Any, error: BaseException | None) -> None:
             # Best effort: what stays behind has no manifest, and is swept later.
             if error is not None:
                 self._ctx.note("checkpoint_cleanup_failed", f"{what} could not be deleted: {error}")
 
-        return ended
+        self._tidying.run(work, ended)
 
     def _manifest(self, report: Report) -> Manifest:
         job = self._ctx.job

@@ -23,12 +23,14 @@ from rayflow.state.manifest import Manifest, SplitState, StateFile
 @dataclass(frozen=True, slots=True)
 class RestorePoint:
     """A checkpoint to restore from. `location` is its directory's URL as stores are opened with, `path`
-    the same for people; `foreign_job` is the job that wrote it, None for the job's own."""
+    the same for people; `foreign_job` is the job that wrote it, None for the job's own; `fallen_back`: newer ones were
+    passed over."""
 
     manifest: Manifest
     location: str
     path: str
     foreign_job: JobId | None = None
+    fallen_back: bool = False
 
     @property
     def checkpoint_id(self) -> CheckpointId:
@@ -42,6 +44,7 @@ class RestorePoint:
             checkpoint_id=self.checkpoint_id,
             files=_files_of(self.manifest, graph, subtask),
             rescaled=_is_rescaled(self.manifest, graph, subtask),
+            fallen_back=self.fallen_back,
             foreign_job=self.foreign_job,
             watermark=self.manifest.watermarks.get(subtask.vertex),
         )

@@ -16,6 +16,16 @@ Fencing of a master that was thought dead: it publishes a manifest, *then* looks
 and announces only if none is. Its successor claims first and *then* lists the manifests. So either the old one sees the
 claim and keeps silent, or the new one sees the manifest and restores from it; no effect is announced that
 the successor does not know.
+
+What such a master still deletes does no harm, however late it comes to it, since its successor needs none of it:
+
+- Only what was there when it looked goes, by name, and of its own attempts: nothing that the successor has written.
+- It keeps the newest complete checkpoints, and what these are built on. The successor restores one that is no older,
+  and builds only on what that is built on. If it must pass over damaged ones, it may come to one that is being deleted,
+  and builds on nothing (`RestoreInfo.goes_on`); if that is gone before it is read, that is one more damaged checkpoint.
+- What is built on a checkpoint is learnt from manifests. One that was listed and is gone when it is read means that the
+  successor has gone on, and discarded it: then nothing is deleted. (In one master this cannot be: discards and sweeps
+  are done one after the other, `Checkpoints._tidy`.)
 """
 
 from __future__ import annotations
@@ -29,7 +39,7 @@ from typing import Any
 
 from rayflow.graph.plan import JobGraph
 from rayflow.graph.shipping import ship_graph
-from rayflow.model.errors import CorruptCheckpointError
+from rayflow.model.errors import CorruptCheckpointError, StorageError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.clock import wall_clock_ms
 from rayflow.runtime.snapshots import written_by
@@ -37,6 +47,7 @@ from rayflow.state.claims import claim_next, newest_claim
 from rayflow.state.manifest import (
     MANIFEST,
     Manifest,
+    NoManifest,
     ResolvedCheckpoint,
     checkpoint_directory,
     find_checkpoints,
@@ -167,39 +178,41 @@ class JobStorage:
         """
         old = {checkpoint_id, *self._put_off}
         self._put_off.clear()
-        complete = self.list_checkpoints().complete if self._shares else ()
         for number in sorted(old):
             self._known.pop(number, None)
+            complete = self.list_checkpoints().complete if self._shares else ()
             self._discard(number, attempt, self._shared(c for c in complete if c != number))
 
     def _discard(
         self, checkpoint_id: CheckpointId, attempt: Attempt, shared: Collection[tuple[int, str]]
     ) -> None:
         directory = self.directory(checkpoint_id)
-        paths = self._store.list(directory)
+        manifest, paths = f"{directory}/{MANIFEST}", self._store.list(directory)
         if any(written_by(path) > attempt for path in paths):
             return
-        if f"{directory}/{MANIFEST}" in paths and self._published_by(checkpoint_id) > attempt:
+        if manifest in paths and self._published_by(checkpoint_id) > attempt:
             return
         if is_pinned(self._store, directory, paths, self._now_ms()):
             self._put_off.add(checkpoint_id)
             return
-        self._store.delete(f"{directory}/{MANIFEST}")
+        if manifest in paths:
+            self._store.delete(manifest)
         needed = {f"{directory}/{path}" for owner, path in shared if owner == checkpoint_id}
-        if not needed:
-            self._store.delete_prefix(directory)
-            return
-        for path in paths:
-            if path not in needed and path != f"{directory}/{MANIFEST}":
-                self._store.delete(path)
+        # Nothing that came after the look: by now this master may be superseded, and its successor write here.
+        self._store.delete_all(directory, [path for path in paths if path not in (manifest, *needed)])
 
     def _shared(self, checkpoints: Iterable[CheckpointId]) -> set[tuple[int, str]]:
-        """Return the files of other checkpoints that these need: number, path. One whose manifest is damaged can never
-        be restored, and needs nothing by itself, but others may be built on it, and on what it is built on."""
+        """Return the files of other checkpoints that these, which were listed just now, need: number, path. One whose
+        manifest is damaged can never be restored, and needs nothing by itself, but others may be built on it, and on
+        what it is built on. What is built on one that is gone by now nobody here can know: StorageError."""
         found: set[tuple[int, str]] = set()
         for checkpoint_id in checkpoints:
-            with suppress(CorruptCheckpointError):
+            try:
                 found |= self._manifest(checkpoint_id).shared()
+            except NoManifest as error:
+                raise StorageError(f"another job manager tidies up here: {error}") from None
+            except CorruptCheckpointError:
+                continue
         return found.union(*list(self._known.values()))
 
     def _manifest(self, checkpoint_id: CheckpointId) -> Manifest:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayflow.client.removing import remove
+from rayflow.model.errors import StorageError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.runtime.clock import wall_clock_ms
 from rayflow.runtime.master.storage import JobStorage
 from rayflow.runtime.snapshots import written_by
 from rayflow.state.manifest import CheckpointKind, Manifest, StateFile
+from rayflow.state.pins import Pin
+from rayflow.state.publishing import write_surely
 from rayflow.state.storage import LocalStore, ObjectStore, open_store
 
 A1, A2 = Attempt(1), Attempt(2)
@@ -135,6 +140,75 @@ def test_at_the_end_a_checkpoint_whose_manifest_may_still_appear_keeps_its_files
     assert folders(store) == ["chk-3"]
 
 
+# -------------------------------------------------- a master that is superseded while it deletes (a zombie)
+
+
+class Meanwhile(LocalStore):
+    """A folder where something happens, once, between a listing of `after` and whatever the lister does next."""
+
+    def __init__(self, root: Path, after: str, happen: Callable[[], None]) -> None:
+        super().__init__(root)
+        self._after, self._happen = after, [happen]
+
+    def list(self, prefix: str) -> list[str]:
+        found = super().list(prefix)
+        if prefix == self._after and self._happen:
+            self._happen.pop()()
+        return found
+
+
+def zombie(root: Path, after: str, happen: Callable[[], None], *, shares: bool = False) -> JobStorage:
+    store = Meanwhile(root, after, happen)
+    return JobStorage(lambda url, options: store, store.url, {}, JobId("job"), shares=shares)
+
+
+def test_what_its_successor_writes_after_a_zombie_has_looked_stays(
+    storage: JobStorage, store: LocalStore, tmp_path: Path
+) -> None:
+    # The number is free for the successor: what a dead subtask of attempt 1 wrote there came after it had looked.
+    upload(store, 7, attempt=1)
+
+    def successor() -> None:
+        upload(store, 7, attempt=2)
+        manifest = Manifest(job_id="job", attempt=2, checkpoint_id=7, time_ms=0, max_parallelism=8)
+        storage.publish(manifest, A2)
+
+    zombie(tmp_path, "job/chk-7", successor).discard(CheckpointId(7), A1)
+    assert store.list("job") == ["job/chk-7/manifest.json", "job/chk-7/op-0-keys-a2.arrow"]
+
+
+def test_what_its_successor_builds_on_stays_though_the_successor_has_discarded_what_told_so(
+    sharing: JobStorage, store: LocalStore, tmp_path: Path
+) -> None:
+    build(sharing, store, 1, {})
+    build(sharing, store, 2, {1: own(1)})
+
+    def successor() -> None:
+        build(sharing, store, 3, {1: own(1), 2: own(2)})
+        sharing.discard(CheckpointId(2), A2)
+
+    # It has listed 1 and 2, and comes to read why it has to spare files of 1 when only 3 tells that.
+    with pytest.raises(StorageError, match="another job manager tidies up here"):
+        zombie(tmp_path, "job", successor, shares=True).discard(CheckpointId(1), A1)
+    assert sharing.list_checkpoints().complete == (1, 3)
+    assert store.list("job/chk-1") == ["job/chk-1/manifest.json", f"job/chk-1/{own(1)[0]}"]
+
+
+def test_a_writer_whose_temporary_file_a_zombie_takes_away_writes_again(tmp_path: Path) -> None:
+    # Nobody can tell a crashed writer's temporary file from that of one at work.
+    class Interrupted(LocalStore):
+        def _temporary(self, target: Path, data: bytes) -> Path:
+            temporary = super()._temporary(target, data)
+            if calls.append(target) is None and len(calls) == 1:
+                LocalStore(tmp_path).delete_all("job/chk-1", [])
+            return temporary
+
+    calls: list[Path] = []
+    write_surely(Interrupted(tmp_path), "job/chk-1/x.arrow", b"state")
+    assert LocalStore(tmp_path).read("job/chk-1/x.arrow") == b"state"
+    assert len(calls) == 2
+
+
 @pytest.mark.s3
 def test_uploads_in_parts_that_nobody_will_complete_are_aborted_and_others_are_not(s3_server: Any) -> None:
     from rayflow.state.s3 import parse_s3_url
@@ -238,6 +312,18 @@ def test_a_new_attempt_keeps_nothing_for_a_checkpoint_that_cannot_be_restored(
     sharing.claim_attempt(A1, "now")
     sharing.discard(CheckpointId(1), A1)
     assert folders(store) == ["attempts", "chk-2"]
+
+
+def test_what_another_job_had_pinned_goes_with_the_next_one(sharing: JobStorage, store: LocalStore) -> None:
+    for number in (1, 2, 3):
+        build(sharing, store, number, {})
+    pin = Pin(open_store(f"{store.url}/job/chk-1", {}), "other")
+    pin.put(wall_clock_ms())
+    sharing.discard(CheckpointId(1), A1)
+    assert folders(store) == ["chk-1", "chk-2", "chk-3"]
+    pin.take_away()
+    sharing.discard(CheckpointId(2), A1)
+    assert folders(store) == ["chk-3"]
 
 
 def test_at_the_end_of_a_job_what_is_kept_keeps_what_it_is_built_on_and_no_more(

@@ -64,6 +64,14 @@ def test_delete_is_idempotent_and_stays_within_its_prefix(store: ObjectStore) ->
     assert store.create("job/chk-10/m", b"again")
 
 
+def test_delete_all_takes_what_it_is_told_and_nothing_beside_it(store: ObjectStore) -> None:
+    for path in ("job/chk-1/m", "job/chk-1/n", "job/chk-1/x/y", "job/chk-2/m"):
+        store.write(path, b"x")
+    store.delete_all("job/chk-1", ["job/chk-1/m", "job/chk-1/x/y", "job/chk-1/gone"])
+    store.delete_all("job/chk-2", [])
+    assert store.list("") == ["job/chk-1/n", "job/chk-2/m"]
+
+
 @pytest.mark.parametrize("path", ["../x", "/x", "a//b", "a/../b", ".", "", "a/"])
 def test_a_path_cannot_leave_the_store(store: ObjectStore, path: str) -> None:
     with pytest.raises(ConfigError, match="object path"):
@@ -109,6 +117,10 @@ def test_leftovers_of_a_crashed_writer_are_not_listed_and_go_with_their_director
     (tmp_path / "d" / ".rayflow-tmp-dead").write_bytes(b"torn")
     assert store.list("") == ["d/x"]
     store.delete_prefix("d")
+    assert list(tmp_path.iterdir()) == []
+    store.write("d/x", b"1")
+    (tmp_path / "d" / ".rayflow-tmp-dead").write_bytes(b"torn")
+    store.delete_all("d", ["d/x"])
     assert list(tmp_path.iterdir()) == []
 
 

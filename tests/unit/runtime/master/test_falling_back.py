@@ -40,14 +40,17 @@ class Lab:
     def discard(self, number: int) -> None:
         self.storage.discard(CheckpointId(number), Attempt(1))
 
-    def begin(self, *damaged: int, transactions: bool = True, restore_from: str | None = None) -> Beginning:
+    def job(self, transactions: bool = True) -> Job:
         env = rf.StreamEnvironment(max_parallelism=8)
         rows = env.from_rows([{"a": 1}])
         if transactions:
             rows.write_parquet(str(self.folder / "out"))
         else:
             rows.discard()
-        job = Job.of(JobId("job"), env.plan(), {"checkpoint.storage": str(self.folder)})
+        return Job.of(JobId("job"), env.plan(), {"checkpoint.storage": str(self.folder)})
+
+    def begin(self, *damaged: int, transactions: bool = True, restore_from: str | None = None) -> Beginning:
+        job = self.job(transactions)
         request = Request(
             first_attempt=Attempt(2),
             at="now",
@@ -94,6 +97,19 @@ def test_what_is_not_older_than_the_commit_is_restored(lab: Lab) -> None:
     assert [path[-1] for path, _ in beginning.passed_over] == ["4", "3"]
     with pytest.raises(CorruptCheckpointError, match="checkpoint 2 of job job cannot be used"):
         lab.begin(2, 3, 4)
+
+
+def test_no_checkpoint_is_built_on_one_that_was_fallen_back_to(lab: Lab) -> None:
+    # A job manager that was thought dead may just be deleting it: it keeps the newer ones.
+    def goes_on(beginning: Beginning) -> bool:
+        assert beginning.restore is not None
+        job = lab.job()
+        return all(beginning.restore.info(job.graph, subtask).goes_on for subtask in job.subtasks)
+
+    lab.publish(2, committed=2)
+    lab.publish(3, committed=2)
+    assert goes_on(lab.begin())
+    assert not goes_on(lab.begin(3))
 
 
 def test_where_nothing_was_ever_committed_it_begins_anew(lab: Lab) -> None:
