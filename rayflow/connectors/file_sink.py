@@ -185,10 +185,7 @@ class FileSink(Sink):
             self._remove_emptied(target)
         # Nothing unfinished can be part of a checkpoint.
         target.remove_unfinished(_job_directory(ctx.job_id))
-        if ctx.succeeded or ctx.completed_checkpoint is None:
-            target.delete_prefix(_job_directory(ctx.job_id))
-        else:
-            self._remove_garbage(target, ctx.job_id, ctx.attempt, ctx.completed_checkpoint)
+        self._remove_garbage(target, ctx)
         target.remove_empty(STAGING)
 
     def restored(self, ctx: SinkContext) -> None:
@@ -219,12 +216,16 @@ class FileSink(Sink):
         for attempt in range(1, ctx.attempt):
             target.remove_unfinished(f"{_job_directory(ctx.job_id)}/{attempt}")
 
-    def _remove_garbage(self, target: Target, job_id: str, attempts: int, completed_checkpoint: int) -> None:
-        job = _job_directory(job_id)
+    def _remove_garbage(self, target: Target, ctx: SinkContext) -> None:
+        """Remove what the ended job staged, but for what its newest checkpoint may have pending, and what attempts
+        after this one have: these have another job manager, who has taken over from the one that ends the job here."""
+        job, completed = _job_directory(ctx.job_id), 0 if ctx.succeeded else ctx.completed_checkpoint or 0
         for path in target.list(job):
-            if not may_be_pending(path, completed_checkpoint):
+            attempt = path[len(job) + 1 :].partition("/")[0]
+            later = attempt.isdigit() and int(attempt) > ctx.attempt
+            if not (later or may_be_pending(path, completed)):
                 target.delete(path)
-        for number in range(1, attempts + 1):
+        for number in range(1, ctx.attempt + 1):
             target.remove_empty(f"{job}/{number}")
         target.remove_empty(job)
 

@@ -98,9 +98,9 @@ class Server(ABC):
                 f"attempt {attempt} of the job may not write to {self.table} any more: {whose}"
             )
 
-    def drop_fence(self, sink: str) -> None:
-        """Let nobody write."""
-        self.query(f"DELETE FROM {FENCES} WHERE sink = %s", sink)
+    def drop_fence(self, sink: str, attempt: int) -> None:
+        """Let nobody write, unless a later attempt does."""
+        self.query(f"DELETE FROM {FENCES} WHERE sink = %s AND attempt <= %s", sink, attempt)
         self.raw.commit()
 
     def _fence(self, sink: str, lock: str) -> int | None:

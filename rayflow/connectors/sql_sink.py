@@ -157,7 +157,7 @@ class SqlSink(BatchedSink):
         if not self.keys:
             return
         try:
-            self._connect().drop_fence(_fence_name(ctx))
+            self._connect().drop_fence(_fence_name(ctx), ctx.attempt)
         finally:
             self.close()
 

@@ -215,11 +215,12 @@ class TransactionalSink(Sink):
         self._abort_all(ctx, lambda id: id.attempt < ctx.attempt)
 
     def finish_job(self, ctx: SinkContext) -> str | None:
-        """Abort what no restore can commit; tell of what a restore can."""
+        """Abort what no restore can commit; tell of what a restore can. Attempts after `ctx.attempt` have another job
+        manager, who has taken over from the one that ends the job here."""
         keep = 0 if ctx.succeeded else ctx.completed_checkpoint or 0
         try:
             self.connect(ctx)
-            self._abort_all(ctx, lambda id: id.checkpoint > keep)
+            self._abort_all(ctx, lambda id: id.checkpoint > keep and id.attempt <= ctx.attempt)
             left = [str(id) for id in self._neither(ctx) if id.checkpoint <= keep]
         finally:
             self.disconnect()

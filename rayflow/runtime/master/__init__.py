@@ -9,6 +9,7 @@
 | `running`, `board` | a running attempt, and how far each subtask has come in it |
 | `recovery` | how long a recovery takes, and where |
 | `restarts`, `closing` | whether another attempt follows a failure; the end of the job |
+| `sink_cleanup` | what the sinks of an ended job clean up, and tell |
 | `records` | the job's metadata on storage, up to date |
 | `background` | work on the I/O pool, answered on the master's own thread |
 | `storage` | the job's directory on checkpoint storage: attempts, metadata, manifests (blocking) |

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from rayflow.model.errors import StorageError
 from rayflow.model.ids import CheckpointId
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
+from rayflow.runtime.master.sink_cleanup import Finding, clean_up_failed, clean_up_sinks
 
 
 class Closing:
-    """One job's end. `document` returns the final job.json; `done` is called last. Sinks are told whether the job
-    `succeeded`, and its newest complete checkpoint: what that left pending must stay, unless it did. On storage the
-    checkpoints `kept` stay, and the metadata; `known` is the newest one that should be there; those
-    still in `publishing` may yet become complete, and stay too."""
+    """One job's end. `document` returns the final job.json; `done` is called last, or, where another job manager has
+    taken over, `superseded` in place of all else. Sinks are told whether the job `succeeded`, and its newest complete
+    checkpoint: what that left pending must stay, unless it did. On storage the checkpoints `kept` stay, and the
+    metadata; `known` is the newest one that should be there; those still in `publishing` may yet become complete, and
+    stay too."""
 
     def __init__(
         self,
@@ -29,6 +32,7 @@ class Closing:
         done: Callable[[], None],
         limit_ms: int,
         *,
+        superseded: Callable[[], None],
         succeeded: bool,
         completed: CheckpointId | None,
         kept: Collection[CheckpointId],
@@ -44,6 +48,7 @@ class Closing:
         self._records = records
         self._document = document
         self._done = done
+        self._superseded = superseded
         self._begun = False
         self.deadline_ms: int | None = ctx.now_ms + limit_ms
 
@@ -55,41 +60,52 @@ class Closing:
         if settled or self._ctx.now_ms >= self.deadline_ms:
             self._begun = True
             self.deadline_ms = None
-            self._ctx.background.run(self._clean_up, self._cleaned_up)
+            publishing = frozenset(self._publishing())
+            self._ctx.background.run(lambda: self._clean_up(publishing), self._cleaned_up)
 
-    def _clean_up(self) -> list[tuple[str, str, str]]:
-        """Let every sink clean up (I/O pool); return events, as (type, sink, message), where that failed or left
-        something."""
-        ctx, found = self._ctx, []
-        if ctx.attempt > 0:
-            completed = self._newest_complete()
-            for vertex, sink in ctx.job.sinks:
-                try:
-                    context = ctx.job.sink_context(
-                        vertex, sink, ctx.attempt, succeeded=self._succeeded, completed=completed
-                    )
-                    if left := sink.payload.finish_job(context):
-                        found.append(("sink_left_pending", sink.name, f"{left}{self._way_back(completed)}"))
-                except Exception as error:
-                    found.append(_failed(sink.name, f"{type(error).__name__}: {error}"))
-        return found
+    def _clean_up(self, publishing: Collection[CheckpointId]) -> list[Finding] | None:
+        """Let every sink clean up (I/O pool). None: another job manager has taken over, and this one has no say any
+        more."""
+        ctx = self._ctx
+        if ctx.attempt == 0:
+            return []
+        if self._is_superseded():
+            return None
+        completed = self._newest_complete(publishing)
+        return clean_up_sinks(
+            ctx.job,
+            ctx.attempt,
+            succeeded=self._succeeded,
+            completed=completed,
+            way_back=None if completed is None else ctx.storage.url(completed),
+        )
 
-    def _way_back(self, completed: CheckpointId | None) -> str:
-        return "" if completed is None else f" (--from {self._ctx.storage.url(completed)})"
+    def _is_superseded(self) -> bool:
+        try:
+            return self._ctx.storage.is_superseded(self._ctx.attempt)
+        except StorageError:
+            # It cannot be told. What later attempts have is not touched in any case.
+            return False
 
-    def _newest_complete(self) -> CheckpointId | None:
+    def _newest_complete(self, publishing: Collection[CheckpointId]) -> CheckpointId | None:
         """Return the newest checkpoint that somebody may restore. One that was published, but so that this was never
-        known (its answer lost, its deletion failed), is complete all the same: what it left pending must stay."""
+        known (its answer lost, its deletion failed), is complete all the same, and one whose manifest is under way may
+        yet be: what they left pending must stay."""
         if self._succeeded:
             return self._completed
         there = self._ctx.storage.list_checkpoints().complete
         known = () if self._completed is None else (self._completed,)
-        return max((*there, *known), default=None)
+        return max((*there, *publishing, *known), default=None)
 
-    def _cleaned_up(self, found: list[tuple[str, str, str]] | None, error: BaseException | None) -> None:
+    def _cleaned_up(self, found: list[Finding] | None, error: BaseException | None) -> None:
         ctx = self._ctx
-        for type_, sink, message in found or ([] if error is None else [_failed("all sinks", str(error))]):
-            ctx.note(type_, f"sink {sink}: {message}", operator=sink)
+        if error is not None:
+            found = [clean_up_failed(ctx.job, "all sinks", str(error))]
+        elif found is None:
+            self._superseded()
+            return
+        for finding in found or ():
+            ctx.note(finding.type, f"sink {finding.sink}: {finding.message}", operator=finding.sink)
         ctx.fleet.shutdown()
         # What subtasks still upload may come later: they are being ended, and nobody waits for them here.
         busy = frozenset(self._publishing())
@@ -113,11 +129,3 @@ class Closing:
         if error is not None:
             self._ctx.note("metadata_failed", f"the final metadata could not be stored: {error}")
         self._done()
-
-
-def _failed(sink: str, problem: str) -> tuple[str, str, str]:
-    return (
-        "sink_cleanup_failed",
-        sink,
-        f"it could not clean up: {problem}. What the job staged and never committed may still be in the target",
-    )

@@ -431,6 +431,7 @@ class JobRun:
             self._document,
             self._closed,
             STOP_LIMIT_MS,
+            superseded=self._superseded,
             succeeded=state is JobState.FINISHED,
             completed=self.checkpoints.books.newest_ever,
             kept=self.checkpoints.kept,

@@ -158,6 +158,19 @@ def test_a_failed_job_keeps_what_its_newest_checkpoint_left_pending_and_a_new_jo
     assert os.listdir(out) == committed(out)
 
 
+def test_a_manager_that_ends_the_job_leaves_alone_what_a_later_one_has_staged(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    old, later = FileSink(out), FileSink(out)
+    for attempt, sink in ((1, old), (2, later)):
+        sink.open(context(attempt))
+        sink.write(batch({"x": attempt}))
+        pending = sink.prepare(1)
+    FileSink(out).finish_job(context(1, -1))
+    later.commit(permit(1, pending))
+    assert len(committed(out)) == 1
+    assert os.listdir(out / "_rayflow" / "job-1") == ["2"]
+
+
 def test_a_transaction_is_committed_where_it_was_staged_even_if_the_path_has_changed(tmp_path: Path) -> None:
     old, new = FileSink(tmp_path / "old"), FileSink(tmp_path / "new")
     old.open(context())

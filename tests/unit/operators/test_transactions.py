@@ -321,6 +321,16 @@ def test_a_job_that_ends_early_keeps_what_its_newest_checkpoint_has() -> None:
     assert list(target.prepared) == [kept]
 
 
+def test_a_manager_that_ends_the_job_leaves_alone_what_a_later_one_has_begun() -> None:
+    target = Target()
+    gone, later = prepared(opened(target), 1), prepared(opened(target, attempt=2), 1)
+    ctx = SinkContext(
+        job_id="job-1", attempt=1, uid="s", subtask_index=-1, parallelism=1, max_parallelism=8, succeeded=True
+    )
+    TargetSink(target).finish_job(ctx)
+    assert (list(target.prepared), target.aborted) == ([later], {gone})
+
+
 def test_without_rows_there_is_no_transaction() -> None:
     sink = opened(Target())
     assert sink.prepare(1) is None

@@ -1,0 +1,101 @@
+"""The end of a job: who may still clean up, and what must stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import rayflow as rf
+from rayflow.model.errors import StorageError
+from rayflow.model.ids import Attempt, CheckpointId
+from rayflow.runtime.master.closing import Closing
+from rayflow.runtime.master.context import Context
+from rayflow.runtime.master.records import Records
+
+FINISHED: list[rf.SinkContext] = []
+
+
+class Watched(rf.Sink):
+    """Tells with which context it was asked to clean up."""
+
+    def write(self, batch: pa.RecordBatch) -> None: ...
+
+    def finish_job(self, ctx: rf.SinkContext) -> str | None:
+        FINISHED.append(ctx)
+        return None
+
+
+class Lab:
+    """The end of a job whose newest complete checkpoint is 3."""
+
+    def __init__(self, pool: Any, ctx: Context) -> None:
+        FINISHED.clear()
+        self.pool, self.ctx, self.told = pool, ctx, []
+        ctx.storage.claim_attempt(Attempt(2), "now")
+
+    def close(self, publishing: frozenset[CheckpointId] = frozenset()) -> Lab:
+        Closing(
+            self.ctx,
+            Records(self.ctx, dict),
+            lambda: {"state": "CANCELLED"},
+            lambda: self.told.append("done"),
+            1_000,
+            superseded=lambda: self.told.append("superseded"),
+            succeeded=False,
+            completed=CheckpointId(3),
+            kept=(CheckpointId(3),),
+            known=CheckpointId(3),
+            publishing=lambda: publishing,
+        ).advance()
+        self.pool.do_all()
+        return self
+
+
+@pytest.fixture
+def lab(pool: Any, make_context: Any) -> Lab:
+    return Lab(pool, make_context(Watched()))
+
+
+def test_sinks_clean_up_and_the_end_is_stored(lab: Lab) -> None:
+    assert lab.close().told == ["done"]
+    (ctx,) = FINISHED
+    assert (ctx.attempt, ctx.completed_checkpoint, ctx.succeeded) == (2, 3, False)
+    assert lab.ctx.storage.load().job == {"state": "CANCELLED"}
+
+
+def test_a_manager_that_was_superseded_meanwhile_touches_nothing(lab: Lab) -> None:
+    # It stood still before it could store that the job was cancelled, so another one goes on with it.
+    lab.ctx.storage.claim_attempt(Attempt(3), "later")
+    assert lab.close().told == ["superseded"]
+    assert FINISHED == []
+    assert lab.ctx.storage.load().job == {}
+
+
+def test_where_that_cannot_be_told_the_sinks_clean_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(attempt: Attempt) -> bool:
+        raise StorageError("away")
+
+    monkeypatch.setattr(lab.ctx.storage, "is_superseded", away)
+    assert lab.close().told == ["done"]
+    assert len(FINISHED) == 1
+
+
+def test_what_a_checkpoint_left_pending_stays_while_its_manifest_may_still_appear(lab: Lab) -> None:
+    lab.close(publishing=frozenset({CheckpointId(4)}))
+    assert [ctx.completed_checkpoint for ctx in FINISHED] == [4]
+
+
+def test_a_sink_that_cannot_clean_up_is_told_of_with_the_way_to_do_it_later(
+    pool: Any, make_context: Any
+) -> None:
+    class Broken(Watched):
+        def finish_job(self, ctx: rf.SinkContext) -> str | None:
+            raise ConnectionError("the database is away")
+
+    lab = Lab(pool, make_context(Broken())).close()
+    (event,) = [event for event in lab.ctx.log.since(0) if event["type"] == "sink_cleanup_failed"]
+    assert "ConnectionError: the database is away" in event["message"]
+    folder = lab.ctx.storage.url(CheckpointId(1)).rpartition("/")[0]
+    assert f"`rayflow clean {folder}`" in event["message"]
