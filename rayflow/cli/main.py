@@ -16,6 +16,7 @@ COMMANDS = {
     "list": ("rayflow.cli.inspect_commands:list_command", "List the jobs, running and ended."),
     "describe": ("rayflow.cli.inspect_commands:describe_command", "Show a job's operators and subtasks."),
     "cancel": ("rayflow.cli.inspect_commands:cancel_command", "Cancel a job; commits nothing new."),
+    "clean": ("rayflow.cli.clean_command:clean_command", "Remove what an ended job's sinks left behind."),
     "metrics": ("rayflow.cli.inspect_commands:metrics_command", "Show a job's counters and watermarks."),
     "checkpoints": ("rayflow.cli.inspect_commands:checkpoints_command", "List a job's checkpoints."),
     "events": ("rayflow.cli.inspect_commands:events_command", "Show what happened to a job."),

@@ -7,6 +7,7 @@
 | `handle` | `JobHandle`: one job, running or ended |
 | `stored_job` | an ended job, as its metadata on storage tells it |
 | `stores`, `removing` | object stores as seen from outside, `rayobj://` included; what `rayflow state rm` removes |
+| `cleaning` | what sinks clean up later of a job that is over (`rayflow clean`) |
 | `processes` | processes by pid and start time |
 | `ray_session` | which Ray cluster this process talks to; a local one of its own where there is none |
 | `local_cluster` | `rayflow cluster up`, `status`, `down` |

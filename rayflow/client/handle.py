@@ -15,7 +15,7 @@ from typing import Any
 
 from rayflow.client.registry import JobRecord
 from rayflow.client.stored_job import StoredJob
-from rayflow.model.errors import JobFailed, TransientError
+from rayflow.model.errors import ConfigError, JobFailed, TransientError
 from rayflow.model.results import JobResult
 
 Duration = str | timedelta
@@ -71,6 +71,20 @@ class JobHandle:
     def cancel(self) -> None:
         """Have the job end as CANCELLED; nothing new is committed. Returns at once; harmless when it has ended."""
         self._ask(lambda m: m.cancel, lambda: None)
+
+    def clean(self) -> list[dict[str, Any]]:
+        """Have the sinks of a job that is over clean up once more; return what `rayflow clean --json` prints. Raises
+        ConfigError where it is not over."""
+        from rayflow.client.cleaning import clean
+
+        folder, state = self._stored.folder, self.status()
+        if state not in ENDED:
+            raise ConfigError(
+                f"job {self.id} is {state}; cancel it first, or, if it died with its cluster, "
+                f"`rayflow clean {folder} --force`"
+            )
+        found = clean(folder, self._stored.options, force=True)
+        return [finding.to_json() for finding in found]
 
     def describe(self) -> dict[str, Any]:
         """Return what `rayflow describe --json` prints (API.md section 6)."""

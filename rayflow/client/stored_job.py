@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from rayflow.client.registry import JobRecord
 from rayflow.client.stores import open_any_store
 from rayflow.model.config import JobConfig, with_environment
-from rayflow.state.storage import MissingObject, ObjectStore
+from rayflow.state.storage import MissingObject, ObjectStore, join_url
 
 
 class StoredJob:
@@ -44,6 +44,15 @@ class StoredJob:
         }
 
     @property
+    def folder(self) -> str:
+        """Where all of it lies."""
+        return join_url(self._record.storage, self._record.job_id)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What the storage is opened with."""
+        return JobConfig.from_flat(with_environment(self._record.options, os.environ)).storage_options
+
+    @property
     def _store(self) -> ObjectStore:
-        options = with_environment(self._record.options, os.environ)
-        return open_any_store(self._record.storage, JobConfig.from_flat(options).storage_options)
+        return open_any_store(self._record.storage, self.options)

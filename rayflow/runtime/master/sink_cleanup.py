@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rayflow.model.ids import Attempt, CheckpointId
 from rayflow.runtime.master.job import Job
 
+LEFT_PENDING, FAILED = "sink_left_pending", "sink_cleanup_failed"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What people should know of a sink's clean-up, as an event. `failed`: it could not be done."""
+    """What people should know of a sink's clean-up, as an event; `type` is LEFT_PENDING or FAILED."""
 
     type: str
     sink: str
     message: str
 
-    @property
-    def failed(self) -> bool:
-        """Whether the sink could not clean up."""
-        return self.type == "sink_cleanup_failed"
+    def to_json(self) -> dict[str, str]:
+        """Return it as `rayflow clean --json` prints it."""
+        return asdict(self)
 
 
 def clean_up_sinks(
@@ -36,7 +37,7 @@ def clean_up_sinks(
         try:
             if left := sink.payload.finish_job(context):
                 where = "" if way_back is None else f" (--from {way_back})"
-                found.append(Finding("sink_left_pending", sink.name, f"{left}{where}"))
+                found.append(Finding(LEFT_PENDING, sink.name, f"{left}{where}"))
         except Exception as error:
             found.append(clean_up_failed(job, sink.name, f"{type(error).__name__}: {error}"))
     return found
@@ -46,7 +47,7 @@ def clean_up_failed(job: Job, sink: str, problem: str) -> Finding:
     """Return the finding of a sink that could not clean up."""
     folder = f"{str(job.config.checkpoint_storage).partition('?')[0].rstrip('/')}/{job.job_id}"
     return Finding(
-        "sink_cleanup_failed",
+        FAILED,
         sink,
         f"it could not clean up: {problem}. What the job staged and never committed may still be in the target; "
         f"`rayflow clean {folder}` removes it, once the target can be reached",
