@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rayflow.testing.workers import SimWorker
 
 _UNUSABLE = re.compile(r"checkpoint (\S+?)(?: of job \S+)? cannot be used")
+_LOST = re.compile(
+    r"checkpoint (\S+)/chk-\d+ is not the last of job .* bring back (chk-\d+), whose manifest is lost"
+)
 
 
 def check_deploy(manager: SimManager, deploy: Deploy) -> None:
@@ -97,6 +100,9 @@ def check_watermark(channel: Channel, frame: WatermarkFrame) -> None:
 def check_failure(job: SimJob, storage: SimStorage, url: str, failure: FailureArgs | None) -> None:
     """I8, I11: the job has failed. Right only where it had to."""
     cause = "" if failure is None else failure[1]
+    if lost := _LOST.search(cause):
+        assert f"{lost[1]}/{lost[2]}/{MANIFEST}" in storage.damaged, f"I11: {lost[2]} is not lost: {cause}"
+        return
     named = _UNUSABLE.search(cause)
     assert named is not None, f"I8: the job failed: {failure}"
     directory = f"{url}/{job.id}/chk-{named[1]}" if named[1].isdigit() else named[1]

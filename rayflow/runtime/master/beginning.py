@@ -146,12 +146,17 @@ def _candidates(storage: JobStorage, url: str) -> list[str]:
         newest = storage.newest_sibling(url)
         if newest is None:
             raise
-        # Its job may still run, and keep what it needs itself only.
         folder, _, name = url.partition("?")[0].rstrip("/").rpartition("/")
-        raise CorruptCheckpointError(
-            f"{error}; the newest checkpoint of that job is chk-{newest}. A job that runs discards {name} once it has "
-            f"newer ones (checkpoint.retained): restore {folder}, which is its newest, or stop it first"
-        ) from error
+        last = f"chk-{newest.number}"
+        if newest.lost:
+            advice = f"that job completed {last}, whose manifest is lost: bring it back, or restore {folder}"
+        else:
+            # Its job may still run, and keep what it needs itself only.
+            advice = (
+                f"the newest checkpoint of that job is {last}. A job that runs discards {name} once it has newer ones "
+                f"(checkpoint.retained): restore {folder}, which is its newest, or stop it first"
+            )
+        raise CorruptCheckpointError(f"{error}; {advice}") from error
 
 
 def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> RestorePoint:
@@ -160,10 +165,12 @@ def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> Resto
     check_fits(manifest, job.graph, path)
     if manifest.kind == "checkpoint" and not request.allow_duplicates and job.transactional_uids:
         newest = storage.newest_sibling(url)
-        if newest is not None and newest > manifest.checkpoint_id:
+        if newest is not None and newest.number > manifest.checkpoint_id:
+            last = f"chk-{newest.number}"
+            way_out = f"bring back {last}, whose manifest is lost" if newest.lost else f"restore {last}"
             raise PlanError(
                 f"checkpoint {path} is not the last of job {manifest.job_id}: its sinks have committed rows up to "
-                f"checkpoint {newest}, and restoring would write them again; restore chk-{newest}, "
+                f"checkpoint {newest.number}, and restoring would write them again; {way_out}, "
                 "or give --allow-duplicates"
             )
     foreign = JobId(manifest.job_id) if manifest.job_id != job.job_id else None

@@ -86,6 +86,14 @@ class CheckpointListing:
     incomplete: tuple[CheckpointId, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """A checkpoint of another job, which says that it is complete; `lost` if its manifest is not there."""
+
+    number: CheckpointId
+    lost: bool
+
+
 class JobStorage:
     """The directory of one job. `shares`: its checkpoints may be built on each other's files."""
 
@@ -318,15 +326,17 @@ class JobStorage:
         if pin is not None:
             pin.take_away()
 
-    def newest_sibling(self, url: str) -> CheckpointId | None:
+    def newest_sibling(self, url: str) -> Sibling | None:
         """Return the newest complete checkpoint of the job whose checkpoint lies at `url`: by what is there, and by
         what that job noted. None where the directory above is no job's."""
         store = self._open_store(parent_url(url), self._options)
         complete = set(_listing(store.list("")).complete)
+        noted: set[CheckpointId] = set()
         with suppress(MissingObject):
             reports = json.loads(store.read("job.json")).get("checkpoints", ())
-            complete |= {r["id"] for r in reports if r["status"] == "completed" and r["retained"]}
-        return max(complete, default=None)
+            noted = {CheckpointId(r["id"]) for r in reports if r["status"] == "completed" and r["retained"]}
+        newest = max(complete | noted, default=None)
+        return None if newest is None else Sibling(newest, newest not in complete)
 
     @property
     def _store(self) -> ObjectStore:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import rayflow as rf
-from rayflow.model.errors import CorruptCheckpointError
+from rayflow.model.errors import CorruptCheckpointError, PlanError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.local import run_local
 from rayflow.runtime.master.beginning import Beginning, Request, begin
@@ -143,6 +143,28 @@ def test_falling_back_to_what_the_job_was_submitted_with_does_not_pass_a_commit_
     lab.publish(8, committed=7)
     with pytest.raises(CorruptCheckpointError, match="committed rows up to checkpoint 7"):
         lab.begin(8, restore_from=start)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_the_way_out_is_never_a_checkpoint_whose_manifest_is_lost(lab: Lab, lost: bool) -> None:
+    other = JobStorage(open_store, str(lab.folder), {}, JobId("other"))
+    for n in (5,) if lost else (5, 6):
+        manifest = Manifest(
+            job_id="other", attempt=1, checkpoint_id=n, time_ms=0, max_parallelism=8, committed=n
+        )
+        other.publish(manifest, Attempt(1))
+    other.save_job({"checkpoints": [{"id": n, "status": "completed", "retained": True} for n in (5, 6)]})
+    with pytest.raises(PlanError) as caught:
+        lab.begin(restore_from=f"file://{lab.folder}/other/chk-5")
+    assert "committed rows up to checkpoint 6" in str(caught.value)
+    assert ("bring back chk-6, whose manifest is lost, or" if lost else "restore chk-6, or") in str(
+        caught.value
+    )
+    if lost:
+        with pytest.raises(
+            CorruptCheckpointError, match=r"chk-6, whose manifest is lost: bring it back, or restore"
+        ):
+            lab.begin(restore_from=f"file://{lab.folder}/other/chk-6")
 
 
 @pytest.mark.parametrize("transactions", [True, False])
