@@ -46,6 +46,7 @@ REGRESSIONS = {
     12457: "a manager deployed the attempt that another had superseded, and did not know it (a checker's mistake)",
     14643: "a restore told to use a checkpoint that was lost (told from damage by what it says now)",
     15092: "a manifest that came when all was over may be built on older checkpoints (a checker's mistake)",
+    21659: "the same: it may also be built on those with higher numbers (a checker's mistake)",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }
