@@ -61,13 +61,14 @@ class SubtaskAcked:
 
 @dataclass(frozen=True, slots=True)
 class SubtaskDeclined:
-    """The subtask could not make or store its snapshot."""
+    """The subtask could not make or store its snapshot. `storage`: the storage did not take it."""
 
     attempt: Attempt
     checkpoint_id: CheckpointId
     subtask: SubtaskId
     reason: str
     now_ms: int
+    storage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,13 @@ class ManifestPublished:
 
 @dataclass(frozen=True, slots=True)
 class ManifestFailed:
-    """The manifest could not be published; whether something of it is visible is not known."""
+    """The manifest could not be published; whether something of it is visible is not known. `storage`: the storage did
+    not take it."""
 
     checkpoint_id: CheckpointId
     reason: str
     now_ms: int
+    storage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +171,10 @@ class DiscardCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class FailAttempt:
-    """Too many checkpoints failed in a row: end the attempt."""
+    """Too many checkpoints failed in a row: end the attempt. `storage`: all of them since storage did not take them."""
 
     reason: str
+    storage: bool = False
 
 
 Command = (

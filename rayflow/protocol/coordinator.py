@@ -130,6 +130,8 @@ class CheckpointCoordinator:
         self._periodic_ms = 0
         self._pause_ends_ms = 0
         self._failures = 0
+        # Whether storage was the cause of all these failures.
+        self._storage_only = False
         self._failing = False
         self._savepoint_wanted = False
         self._final_wanted = False
@@ -285,7 +287,8 @@ class CheckpointCoordinator:
         pending = self._awaited(event)
         if pending is None:
             return ()
-        return self._fail(pending, f"{event.subtask} declined: {event.reason}", event.now_ms)
+        reason = f"{event.subtask} declined: {event.reason}"
+        return self._fail(pending, reason, event.now_ms, storage=event.storage)
 
     def _awaited(self, event: SubtaskAcked | SubtaskDeclined) -> _Pending | None:
         """Return the checkpoint that awaits this answer; None, and a count, if none does (invariant 7)."""
@@ -325,7 +328,8 @@ class CheckpointCoordinator:
         pending = self._published_one(event.checkpoint_id)
         if pending is None:
             return ()
-        commands = self._fail(pending, f"manifest not published: {event.reason}", event.now_ms)
+        reason = f"manifest not published: {event.reason}"
+        commands = self._fail(pending, reason, event.now_ms, storage=event.storage)
         self._orphans.pop(pending.id, None)
         return commands
 
@@ -353,18 +357,19 @@ class CheckpointCoordinator:
         permit = CommitPermit(self._job_id, self._attempt, pending.id)
         return (*aborted, AnnounceCompleted(pending.id, permit), *self._retire())
 
-    def _fail(self, pending: _Pending, reason: str, now_ms: int) -> Commands:
+    def _fail(self, pending: _Pending, reason: str, now_ms: int, *, storage: bool = False) -> Commands:
         aborted = self._drop(pending, reason)
         self._pause_ends_ms = now_ms + self._config.min_pause_ms
         if pending.savepoint and not pending.final:
             return (aborted,)
+        self._storage_only = storage and (self._storage_only or not self._failures)
         self._failures += 1
         self._final_retry_ms = now_ms + (_FINAL_RETRY_MS << min(self._failures - 1, 8))
         if self._failing or self._failures <= self._config.failures_tolerated:
             return (aborted,)
         self._failing = True
         cause = f"{self._failures} checkpoints failed in a row; the last, {pending.id}: {reason}"
-        return (aborted, FailAttempt(cause))
+        return (aborted, FailAttempt(cause, self._storage_only))
 
     def _drop(self, pending: _Pending, reason: str) -> AbortCheckpoint:
         del self._pending[pending.id]

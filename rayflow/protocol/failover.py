@@ -12,7 +12,10 @@ budget: the same `fault` `SAME_FAULTS` times in a row, with no checkpoint comple
 
 An attempt that cannot even *begin*, since storage does not answer, is no restart: nothing runs that could fail again.
 It is tried anew after a delay of its own, from `delay_ms` up to `MAX_WAIT_MS`, which takes nothing from the budget,
-until `storage_timeout_ms` have passed without an attempt that began.
+until `storage_timeout_ms` have passed without an attempt that began. An attempt that had to end since storage took none
+of its checkpoints (a disk that is nearly full takes what little is needed to begin) has the same delay, budget and
+patience: it is storage that is waited for, and here the patience begins anew only with a checkpoint, or a failure of
+another kind.
 
 Invariants:
 
@@ -62,13 +65,21 @@ class StorageAway:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointsRefused:
+    """An attempt was ended since storage took none of its checkpoints, more than are tolerated."""
+
+    cause: str
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgressMade:
     """A checkpoint of the current attempt completed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartAt:
-    """Start the next attempt at this time (ms since the epoch); or, after `StorageAway`, try to."""
+    """Start the next attempt at this time (ms since the epoch), or try to."""
 
     at_ms: int
 
@@ -81,7 +92,7 @@ class GiveUp:
     reason: str = ""
 
 
-FailoverEvent = AttemptFailed | StorageAway | ProgressMade
+FailoverEvent = AttemptFailed | StorageAway | CheckpointsRefused | ProgressMade
 FailoverCommand = RestartAt | GiveUp
 
 
@@ -120,6 +131,8 @@ class RestartPolicy:
         match event:
             case StorageAway():
                 return (self._on_away(event),)
+            case CheckpointsRefused():
+                return (self._on_refused(event),)
             case AttemptFailed():
                 self._away_ms = None
                 return (self._on_failed(event),)
@@ -149,14 +162,18 @@ class RestartPolicy:
         self._restarts.append(at_ms)
         return RestartAt(at_ms)
 
-    def _on_away(self, event: StorageAway) -> FailoverCommand:
+    def _on_refused(self, event: CheckpointsRefused) -> FailoverCommand:
+        if self._strategy == "none" or not self._max_attempts:
+            return self._on_failed(AttemptFailed(event.cause, True, event.now_ms))
+        return self._on_away(event)
+
+    def _on_away(self, event: StorageAway | CheckpointsRefused) -> FailoverCommand:
         if self._away_ms is None:
             self._away_ms = event.now_ms
             self._wait_ms = max(1, min(self._delay_ms, MAX_WAIT_MS))
         if event.now_ms - self._away_ms >= self._storage_timeout_ms:
-            reason = (
-                f"restart.storage_timeout: storage has been out of reach for {self._storage_timeout_ms} ms"
-            )
+            what = "out of reach" if isinstance(event, StorageAway) else "taking no checkpoint"
+            reason = f"restart.storage_timeout: storage has been {what} for {self._storage_timeout_ms} ms"
             return self._give_up(event.cause, reason)
         wait_ms, self._wait_ms = self._wait_ms, min(2 * self._wait_ms, MAX_WAIT_MS)
         return RestartAt(event.now_ms + wait_ms)

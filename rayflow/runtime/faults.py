@@ -13,6 +13,7 @@ from rayflow.model.errors import (
     CorruptCheckpointError,
     PlanError,
     ProtocolViolation,
+    StorageError,
     UserFunctionError,
 )
 from rayflow.model.ids import Attempt, SubtaskId
@@ -35,6 +36,11 @@ def failure_of(error: Exception, subtask: SubtaskId, attempt: Attempt) -> TaskFa
         fault=fault_of(error),
         corrupt_checkpoint=isinstance(error, CorruptCheckpointError),
     )
+
+
+def is_storage_away(error: BaseException) -> bool:
+    """Return whether storage did not take or give something now, and may later."""
+    return isinstance(error, StorageError) and not isinstance(error, CorruptCheckpointError)
 
 
 def fault_of(error: Exception) -> str | None:

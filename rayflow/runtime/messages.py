@@ -274,12 +274,13 @@ class CheckpointAcked(Numbered):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDeclined(Numbered):
-    """The subtask could not make or store its snapshot."""
+    """The subtask could not make or store its snapshot. `storage`: the storage did not take it."""
 
     subtask: SubtaskId
     attempt: Attempt
     checkpoint_id: CheckpointId
     reason: str
+    storage: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from rayflow.model.ids import CheckpointId
 from rayflow.protocol.increments import Increment, Increments
 from rayflow.runtime.assembly import own_key_groups
 from rayflow.runtime.barriers import Snapshot
+from rayflow.runtime.faults import is_storage_away
 from rayflow.runtime.in_flight import upload_in_flight
 from rayflow.runtime.messages import CheckpointAcked, CheckpointDeclined, Deploy, FromSubtask
 from rayflow.runtime.ports import IoPool
@@ -115,7 +116,8 @@ class Uploads:
         self._under_way.pop(checkpoint_id, None)
         if error is not None:
             reason = f"{type(error).__name__}: {error}"
-            self._report(CheckpointDeclined(deploy.subtask, deploy.attempt, checkpoint_id, reason))
+            away = is_storage_away(error)
+            self._report(CheckpointDeclined(deploy.subtask, deploy.attempt, checkpoint_id, reason, away))
             return
         self._report(
             CheckpointAcked(

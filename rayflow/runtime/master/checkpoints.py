@@ -41,11 +41,13 @@ from rayflow.protocol.retention import (
     Retention,
 )
 from rayflow.protocol.retention import Event as RetentionEvent
+from rayflow.runtime.faults import is_storage_away
 from rayflow.runtime.master.background import InTurn
 from rayflow.runtime.master.beginning import Beginning, committed_through, has_transactions
 from rayflow.runtime.master.checkpoint_books import CheckpointBooks, Report
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.job import Job
+from rayflow.runtime.master.phases import FailTheAttempt
 from rayflow.runtime.master.sources import SourceSplits
 from rayflow.runtime.messages import (
     CheckpointAborted,
@@ -60,8 +62,8 @@ _SWEEPS_AFTER_ABORT = 3
 
 
 class Checkpoints:
-    """The checkpoints of one job. `fail_attempt(reason)` and `superseded()` tell the master what it has to do,
-    `progressed()` that a checkpoint completed; `salted()` is what goes into manifests as that."""
+    """The checkpoints of one job. `fail_attempt` and `superseded()` tell the master what it has to do, `progressed()`
+    that a checkpoint completed; `salted()` is what goes into manifests as that."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class Checkpoints:
         sources: Mapping[str, SourceSplits],
         *,
         earlier_reports: Iterable[dict[str, Any]],
-        fail_attempt: Callable[[str], None],
+        fail_attempt: FailTheAttempt,
         superseded: Callable[[], None],
         progressed: Callable[[], None],
         salted: Callable[[], dict[str, tuple[int, ...]]],
@@ -150,7 +152,12 @@ class Checkpoints:
         """A subtask could not make its snapshot."""
         self._handle(
             SubtaskDeclined(
-                message.attempt, message.checkpoint_id, message.subtask, message.reason, self._ctx.now_ms
+                message.attempt,
+                message.checkpoint_id,
+                message.subtask,
+                message.reason,
+                self._ctx.now_ms,
+                message.storage,
             )
         )
 
@@ -189,7 +196,7 @@ class Checkpoints:
             case DiscardCheckpoint():
                 self._discard(command.checkpoint_id)
             case FailAttempt():
-                self._fail_attempt(command.reason)
+                self._fail_attempt(command.reason, storage=command.storage)
 
     def _trigger(self, command: TriggerSources) -> None:
         ctx, checkpoint_id = self._ctx, command.checkpoint_id
@@ -214,7 +221,8 @@ class Checkpoints:
         self._publishing.discard(report.id)
         self._retained(CheckpointOver(report.id))
         if error is not None:
-            self._handle(ManifestFailed(report.id, str(error), self._ctx.now_ms))
+            away = is_storage_away(error)
+            self._handle(ManifestFailed(report.id, str(error), self._ctx.now_ms, away))
         elif not announce:
             self._superseded()
         else:

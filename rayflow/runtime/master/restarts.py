@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from rayflow.protocol.failover import (
     AttemptFailed,
+    CheckpointsRefused,
     GiveUp,
     ProgressMade,
     RestartAt,
@@ -47,11 +48,14 @@ class Restarts:
         self._awaiting_storage = False
         self.at_ms = ctx.now_ms
 
-    def decide(self, cause: str, retryable: bool, fault: str | None) -> RestartAt | GiveUp:
-        """The attempt failed: return what follows. `fault`: see `TaskFailed`."""
+    def decide(
+        self, cause: str, *, retryable: bool = True, fault: str | None = None, storage: bool = False
+    ) -> RestartAt | GiveUp:
+        """The attempt failed: return what follows. `fault`: see `TaskFailed`; `storage`: see `FailTheAttempt`."""
         ctx = self._ctx
         ctx.note("attempt_failed", f"attempt {ctx.attempt} failed: {cause}", attempt=ctx.attempt, cause=cause)
-        (decision,) = self._policy.handle(AttemptFailed(cause, retryable, ctx.now_ms, fault))
+        failed = AttemptFailed(cause, retryable, ctx.now_ms, fault)
+        (decision,) = self._policy.handle(CheckpointsRefused(cause, ctx.now_ms) if storage else failed)
         if isinstance(decision, GiveUp):
             ctx.note("no_restart", f"no further attempt: {decision.reason}")
         return decision

@@ -365,12 +365,13 @@ class JobRun:
         location: str | None = None,
         retryable: bool = True,
         fault: str | None = None,
+        storage: bool = False,
     ) -> None:
         if not self.phase.going_on:
             return
-        match self.restarts.decide(cause, retryable, fault):
-            case GiveUp():
-                self.give_up(cause, operator, location)
+        match self.restarts.decide(cause, retryable=retryable, fault=fault, storage=storage):
+            case GiveUp(_, reason):
+                self.give_up(f"{cause} ({reason})" if storage else cause, operator, location)
             case RestartAt(at_ms):
                 self._leave_attempt(cause, at_ms)
 

@@ -15,6 +15,7 @@ from rayflow.runtime.master.board import Board
 from rayflow.runtime.master.checkpoints import Checkpoints
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.discovery import Discovery
+from rayflow.runtime.master.phases import FailTheAttempt
 from rayflow.runtime.master.sources import Assignments, SourceSplits
 from rayflow.runtime.messages import (
     CheckpointAcked,
@@ -33,7 +34,7 @@ PEER_LOST_GRACE_MS = 200
 
 
 class Running:
-    """What goes on while an attempt runs. `fail_attempt(cause)`, `give_up(cause, operator, location)`,
+    """What goes on while an attempt runs. `fail_attempt`, `give_up(cause, operator, location)`,
     `superseded()` and `progressed()` (a checkpoint completed) tell the master; `salted()` returns what each operator
     salts."""
 
@@ -43,7 +44,7 @@ class Running:
         board: Board,
         *,
         earlier_reports: Iterable[dict[str, Any]],
-        fail_attempt: Callable[[str], None],
+        fail_attempt: FailTheAttempt,
         give_up: Callable[[str, str | None, str | None], None],
         superseded: Callable[[], None],
         progressed: Callable[[], None],

@@ -133,7 +133,7 @@ def test_a_full_disk_costs_checkpoints_and_the_job_ends_well_once_there_is_room(
         checkpoint__failures_tolerated=tolerated,
         restart__strategy="fixed",
         restart__delay="50ms",
-        restart__max_attempts=1000,
+        restart__max_attempts=1,
     )
     watcher.stop()
     assert seen

@@ -256,6 +256,31 @@ def test_failures_in_a_row_beyond_what_is_tolerated_fail_the_attempt_once(start,
     assert coordinator.handle(Ticked(52_000)) == (trigger(3),)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "storage"),
+    [
+        (["declined", "manifest"], True),
+        (["snapshot", "declined"], False),
+        (["declined", "snapshot"], False),
+        (["declined", "late"], False),
+    ],
+)
+def test_storage_is_the_cause_only_where_it_was_that_of_all_failures(start, ack, subtasks, kinds, storage):
+    coordinator = start(failures_tolerated=1)
+    for n, kind in enumerate(kinds, 1):
+        coordinator.handle(Ticked(1000 * n))
+        now_ms = 1000 * n + 100
+        if kind == "manifest":
+            ack(coordinator, n, now_ms)
+            commands = coordinator.handle(ManifestFailed(n, "503", now_ms, storage=True))
+        elif kind == "late":
+            commands = coordinator.handle(Ticked(100_000))
+        else:
+            decline = SubtaskDeclined(1, n, subtasks(2)[0], "no", now_ms, storage=kind == "declined")
+            commands = coordinator.handle(decline)
+    assert [command.storage for command in commands if isinstance(command, FailAttempt)] == [storage]
+
+
 def test_completion_forgets_earlier_failures(start, ack, subtasks):
     coordinator = start(failures_tolerated=1)
     for n in range(1, 7):

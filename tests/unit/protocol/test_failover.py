@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from rayflow.protocol.failover import (
     MAX_WAIT_MS,
     AttemptFailed,
+    CheckpointsRefused,
     GiveUp,
     ProgressMade,
     RestartAt,
@@ -158,3 +159,49 @@ def test_waiting_for_storage_ends_after_its_timeout_counted_from_the_last_attemp
     assert decision.cause == "no answer"
     assert "restart.storage_timeout" in decision.reason
     assert 60_000 <= sum(delays) < 60_000 + MAX_WAIT_MS
+
+
+def refused_by_storage(policy, now_ms, tries, runs_ms):
+    """Have attempts run for so long, none of which gets a checkpoint; return the delays and the last decision."""
+    delays = []
+    for _ in range(tries):
+        (decision,) = policy.handle(CheckpointsRefused("disk full", now_ms))
+        if isinstance(decision, GiveUp):
+            break
+        delays.append(decision.at_ms - now_ms)
+        now_ms = decision.at_ms + runs_ms
+    return delays, decision
+
+
+def test_attempts_of_which_storage_takes_no_checkpoint_take_nothing_from_the_budget():
+    policy = exponential(max_attempts=1)
+    delays, decision = refused_by_storage(policy, 0, 50, runs_ms=3_000)
+    assert delays[:7] == [100, 200, 400, 800, 1600, 3200, MAX_WAIT_MS]
+    assert set(delays[6:]) == {MAX_WAIT_MS}
+    policy.handle(ProgressMade())
+    assert policy.handle(CheckpointsRefused("disk full", decision.at_ms)) == (
+        RestartAt(decision.at_ms + 100),
+    )
+    assert isinstance(policy.handle(failed(decision.at_ms))[0], RestartAt)
+
+
+def test_storage_that_takes_no_checkpoint_for_too_long_fails_the_job_however_often_attempts_began():
+    policy = exponential(storage_timeout_ms=60_000)
+    delays, give_up = refused_by_storage(policy, 0, 1_000, runs_ms=10_000)
+    assert isinstance(give_up, GiveUp)
+    assert give_up.cause == "disk full"
+    assert give_up.reason == "restart.storage_timeout: storage has been taking no checkpoint for 60000 ms"
+    assert 4 <= len(delays) <= 6
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        (RestartPolicy("none", 10, 1000, 10), "'none'"),
+        (RestartPolicy("fixed", 0, 1000, 10), "max_attempts: 0"),
+    ],
+)
+def test_a_job_that_shall_not_be_restarted_is_not_for_its_storage_either(policy, why):
+    (give_up,) = policy.handle(CheckpointsRefused("disk full", 0))
+    assert isinstance(give_up, GiveUp)
+    assert why in give_up.reason
