@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import RayError
 
 from rayflow.actors.code_path import use_code_paths
-from rayflow.actors.lease import lease_s
+from rayflow.actors.lease import LAPSED, lease_s
 from rayflow.actors.object_store import open_any_store
 from rayflow.actors.output_capture import OutputBuffer, OutputLine, capture_output
 from rayflow.actors.output_log import OutputLog
@@ -272,10 +272,23 @@ class JobManagerActor:
             self._store_output()
         except StorageError as e:
             _log.warning("the job's logs cannot be stored: %s", e)
-        time.sleep(GRACE_S)
+        self._outlive_zombies(master)
         # Once more: it may have been asked for just before the end, and would wait for its first call for ever.
         self._end_standby()
         ray.kill(self._self, no_restart=True)
+
+    def _outlive_zombies(self, master: JobMaster) -> None:
+        """Stay for those who want to read the outcome. Where a worker was lost that may live on, cut off, stay until
+        its lease has lapsed, and have the sinks clean up once more."""
+        left_s = 0.0
+        if master.lost_ms is not None:
+            left_s = LAPSED * lease_s(self._timeout_s) - (SystemClock().now_ms() - master.lost_ms) / 1_000
+        time.sleep(max(GRACE_S, left_s))
+        if left_s > 0:
+            try:
+                master.clean_up_again()
+            except Exception:
+                _log.warning("the sinks cannot clean up once more", exc_info=True)
 
     def _end_standby(self) -> None:
         if (other := find_seat(self._spec.job_id, 1 - self._seat)) is not None:

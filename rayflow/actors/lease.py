@@ -16,6 +16,9 @@ MIN_LEASE_S = 20.0
 
 _TICKS = 10
 
+LAPSED = 1 + 2 / _TICKS
+"""So many times a lease after the last renewal its process has ended, if it did not stand still."""
+
 
 def lease_s(heartbeat_timeout_s: float) -> float:
     """How long a lease lasts: the master gives a subtask up well before it ends itself, and a new manager, for which

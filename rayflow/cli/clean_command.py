@@ -25,7 +25,7 @@ def clean_command(
     """Have the sinks of a job that is over clean up: prepared transactions, staged files, uploads.
 
     A job does that itself at its end. This is for a target that was away then, for a job that died with its cluster,
-    and for a process that was cut off and prepared a transaction after the end. What the newest checkpoint left
+    and for a process that stood still and prepared a transaction after the end. What the newest checkpoint left
     pending stays, unless the job finished. JOB is an id or a name, or the job's folder on checkpoint storage.
     """
     from rayflow.client import connect

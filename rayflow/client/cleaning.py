@@ -2,9 +2,10 @@
 
 Theory of operation. At its end a job has its sinks remove what it staged or prepared, and no checkpoint can commit.
 Some things escape that: a target that was away just then; a job whose cluster died, which nobody saw off; and a process
-that was cut off or stood still, and that prepares a transaction after the job's end, before its lease ends it. A
-prepared transaction stays in a database for ever, with its locks. The ids of transactions, and the names of staged
-files, say whose they are; so all of it can be found by the job's graph, which lies on the checkpoint storage.
+that stood still, and that prepares a transaction after the job's end, before its lease ends it. (When the leases of
+workers that it lost have lapsed the job manager has another look: `Closing.clean_up_again`.) A prepared transaction
+stays in a database for ever, with its locks. The ids of transactions, and the names of staged files, say whose they
+are; so all of it can be found by the job's graph, which lies on the checkpoint storage.
 """
 
 from __future__ import annotations

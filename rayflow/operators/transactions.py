@@ -18,9 +18,9 @@ transaction, so for those of one job and sink:
 3. A *zombie*, a process of an older attempt that does not know it, cannot commit what was not restored, since it gets
    no permit; nor disturb a later attempt's transaction, which has another id. What it prepares after that is aborted
    when the attempt's first checkpoint is complete, by every later attempt, and when the job ends. What one prepares
-   after the job's end (its lease ends it within seconds; one that was stopped, soon after it goes on) stays until the
-   user has the sinks look again: `rayflow clean JOB`. (PostgreSQL and MariaDB have no time limit for prepared
-   transactions, as Kafka has for its own.)
+   after the job's end is aborted by a last look of the job manager, once its lease must have ended it. Only what one
+   prepares that stood still for longer stays, until the user has the sinks look again: `rayflow clean JOB`. (PostgreSQL
+   and MariaDB have no time limit for prepared transactions, as Kafka has for its own.)
 
 A commit that raises has an unknown outcome, unless `outcome` can tell: committed, and all is well; pending, and it is
 tried again; unknown, and the attempt ends, so that the next one, on fresh connections, finds out.

@@ -181,6 +181,17 @@ class JobMaster:
                 failed if failed is None else (failed.job_id, failed.cause, failed.operator, failed.location)
             )
 
+    @property
+    def lost_ms(self) -> int | None:
+        """When a worker was last lost, None for never. It may live on, cut off, for as long as its lease lasts."""
+        return None if self._run is None else self._run.lost_ms
+
+    def clean_up_again(self) -> None:
+        """Have the sinks look once more for what was staged and cannot be committed, after the job's end. Blocks."""
+        with self._lock:
+            if self._run is not None and self.closed and not self.superseded:
+                self._run.clean_up_again()
+
     def describe(self) -> dict[str, Any]:
         """Return what `rayflow describe --json` prints."""
         with self._lock:

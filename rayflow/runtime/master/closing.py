@@ -7,14 +7,14 @@ Nothing here can change how the job ended: what fails is noted. Storage work tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from rayflow.model.errors import StorageError
 from rayflow.model.ids import CheckpointId
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
-from rayflow.runtime.master.sink_cleanup import Finding, clean_up_failed, clean_up_sinks
+from rayflow.runtime.master.sink_cleanup import FAILED, Finding, clean_up_failed, clean_up_sinks
 
 
 class Closing:
@@ -63,6 +63,15 @@ class Closing:
             publishing = frozenset(self._publishing())
             self._ctx.background.run(lambda: self._clean_up(publishing), self._cleaned_up)
 
+    def clean_up_again(self) -> None:
+        """Have the sinks look once more, after the end: a process that was cut off may have staged or prepared
+        something since. Blocks."""
+        ctx = self._ctx
+        failed = [f for f in self._clean_up(frozenset(self._publishing())) or () if f.type == FAILED]
+        self._tell(failed)
+        if failed:
+            ctx.storage.save_events(ctx.log.since(0))
+
     def _clean_up(self, publishing: Collection[CheckpointId]) -> list[Finding] | None:
         """Let every sink clean up (I/O pool). None: another job manager has taken over, and this one has no say any
         more."""
@@ -104,14 +113,18 @@ class Closing:
         elif found is None:
             self._superseded()
             return
-        for finding in found or ():
-            ctx.note(finding.type, f"sink {finding.sink}: {finding.message}", operator=finding.sink)
+        self._tell(found or ())
         ctx.fleet.shutdown()
         # What subtasks still upload may come later: they are being ended, and nobody waits for them here.
         busy = frozenset(self._publishing())
         ctx.background.run(
             lambda: ctx.storage.sweep_all(ctx.attempt, self._kept, self._known, busy), self._swept
         )
+
+    def _tell(self, found: Iterable[Finding]) -> None:
+        for finding in found:
+            message = f"sink {finding.sink}: {finding.message}"
+            self._ctx.note(finding.type, message, operator=finding.sink)
 
     def _swept(self, _result: Any, error: BaseException | None) -> None:
         ctx = self._ctx

@@ -127,6 +127,8 @@ class JobRun:
         )
         self.stale_messages = 0
         self.superseded = False
+        # When a worker was last lost: cut off it may live on, for as long as its lease lasts.
+        self.lost_ms: int | None = None
 
     @property
     def state(self) -> JobState:
@@ -137,6 +139,11 @@ class JobRun:
     def coming_state(self) -> JobState:
         """The state the job will show once it is closed; `state` until its end is decided."""
         return self.state if self.ending is None else JOB_TRANSITIONS[self.state, type(self.ending)]
+
+    def clean_up_again(self) -> None:
+        """See `Closing.clean_up_again`."""
+        if self._closing is not None:
+            self._closing.clean_up_again()
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -155,6 +162,7 @@ class JobRun:
         if self.phase in (Phase.CLOSING, Phase.CLOSED):
             return
         ctx = self._ctx
+        self.lost_ms = ctx.now_ms
         worker = ctx.fleet.worker_lost(subtask)
         if worker is not None:
             self.recovery.trouble(worker.answered_ms)

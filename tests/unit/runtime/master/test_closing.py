@@ -36,7 +36,7 @@ class Lab:
         ctx.storage.claim_attempt(Attempt(2), "now")
 
     def close(self, publishing: frozenset[CheckpointId] = frozenset()) -> Lab:
-        Closing(
+        self.closing = Closing(
             self.ctx,
             Records(self.ctx, dict),
             lambda: {"state": "CANCELLED"},
@@ -48,7 +48,8 @@ class Lab:
             kept=(CheckpointId(3),),
             known=CheckpointId(3),
             publishing=lambda: publishing,
-        ).advance()
+        )
+        self.closing.advance()
         self.pool.do_all()
         return self
 
@@ -99,3 +100,26 @@ def test_a_sink_that_cannot_clean_up_is_told_of_with_the_way_to_do_it_later(
     assert "ConnectionError: the database is away" in event["message"]
     folder = lab.ctx.storage.url(CheckpointId(1)).rpartition("/")[0]
     assert f"`rayflow clean {folder}`" in event["message"]
+
+
+def test_a_last_look_tells_only_of_what_fails(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.close().closing.clean_up_again()
+    assert len(FINISHED) == 2
+    monkeypatch.setattr(Watched, "finish_job", lambda self, ctx: "1 prepared and not committed")
+    lab.closing.clean_up_again()
+    assert lab.ctx.log.since(0) == []
+
+    def away(self: Watched, ctx: rf.SinkContext) -> str | None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(Watched, "finish_job", away)
+    lab.closing.clean_up_again()
+    (event,) = lab.ctx.storage.load().events
+    assert event["type"] == "sink_cleanup_failed"
+
+
+def test_nor_does_it_touch_what_a_later_manager_has(lab: Lab) -> None:
+    lab.close()
+    lab.ctx.storage.claim_attempt(Attempt(3), "later")
+    lab.closing.clean_up_again()
+    assert len(FINISHED) == 1
