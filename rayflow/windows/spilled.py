@@ -70,7 +70,8 @@ class SpilledPanes:
         self._merging = Merging(key_schema, make)
         self._format = BlockFormat(key_schema, self._merging.state_schema)
         store = share.open_rows(share.memory_bytes // 4, True)
-        self._runs = SortedRuns(store, self._format, share.memory_bytes // 4, share.ticks_ns, ctx.metrics)
+        quarter = share.memory_bytes // 4
+        self._runs = SortedRuns(store, self._format, quarter, share.ticks_ns, ctx.metrics, ctx.name)
         self.memory_bytes = int(share.memory_bytes / 2 / _GROWTH)
         """How much panes in memory may take. They grow by half at a time."""
         self._open: list[int] = []

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayflow.batch.hashing import hash_arrays
+from rayflow.model.errors import TransientError
 from rayflow.observe.metrics import MetricGroup
 from rayflow.state.disk.row_store import RowStore, RowView
 from rayflow.state.key_codec import restored_as, storage_of
@@ -92,7 +93,8 @@ class BlockFormat:
 
 
 class SortedRuns:
-    """Runs in `store`. Memory for rows on their way is about `memory_bytes`; `ticks_ns` is a clock for durations."""
+    """Runs in `store`. Memory for rows on their way is about `memory_bytes`; `ticks_ns` is a clock for durations;
+    errors name the operator `owner`. Reading raises TransientError where a block is gone: a restart writes all anew."""
 
     def __init__(
         self,
@@ -101,8 +103,9 @@ class SortedRuns:
         memory_bytes: int,
         ticks_ns: Callable[[], int],
         metrics: MetricGroup,
+        owner: str,
     ) -> None:
-        self._store, self._format = store, format_
+        self._store, self._format, self._owner = store, format_, owner
         self._block_bytes = min(_MAX_BLOCK_BYTES, max(_MIN_BLOCK_BYTES, memory_bytes // _BLOCKS_IN_MEMORY))
         self._step_bytes = max(1, memory_bytes // _STEPS_IN_MEMORY)
         self.file_bytes = max(_MIN_FILE_BYTES, min(_MAX_FILE_BYTES, self._step_bytes))
@@ -165,7 +168,8 @@ class SortedRuns:
             if cursor.block == cursor.run.blocks:
                 return
             (data,) = self._store.get([_name(cursor.run.number, cursor.block)])
-            assert data is not None, "a block of a run is not there"
+            if data is None:
+                raise self._lost(cursor.run, cursor.block)
             cursor.rows, cursor.at, cursor.block = self._format.read(data), 0, cursor.block + 1
             cursor.hashes = self._format.hashes(cursor.rows)
 
@@ -174,9 +178,17 @@ class SortedRuns:
         blocks = max(1, _BYTES_AT_ONCE * run.blocks // run.nbytes)
         for begin in range(0, run.blocks, blocks):
             names = [_name(run.number, i) for i in range(begin, min(run.blocks, begin + blocks))]
-            rows = [self._format.read(data) for data in view.get(names) if data is not None]
-            assert len(rows) == len(names), "a block of a run is not there"
+            found = view.get(names)
+            if None in found:
+                raise self._lost(run, begin + found.index(None))
+            rows = [self._format.read(data) for data in found if data is not None]
             yield self._format.shown(pa.concat_batches(rows))
+
+    def _lost(self, run: Run, block: int) -> TransientError:
+        return TransientError(
+            f"operator {self._owner!r}: block {block} of the {run.blocks} of run {run.number}, written after "
+            f"checkpoint {run.epoch}, is not on disk any more; has somebody removed files below state.dir?"
+        )
 
     def drop(self, runs: Iterable[Run]) -> None:
         """Forget runs."""
