@@ -8,7 +8,7 @@ kept. What a job manager before this one had in its books stays as it left it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,8 +72,9 @@ class Report:
 class CheckpointBooks:
     """What is known of the checkpoints of one job, by one master.
 
-    `earlier`: the reports of the masters before. `phase(subtask, checkpoint_id)` returns what a subtask does about a
-    checkpoint that it has not acknowledged. `completed` and `failed` count.
+    `earlier`: the reports of the masters before, who had counted `counted`. `phase(subtask, checkpoint_id)` returns
+    what a subtask does about a checkpoint that it has not acknowledged. `completed` and `failed` count since the job
+    began.
     """
 
     def __init__(
@@ -81,13 +82,14 @@ class CheckpointBooks:
         earlier: Iterable[dict[str, Any]],
         subtasks: Sequence[SubtaskId],
         phase: Callable[[SubtaskId, CheckpointId], str],
+        counted: Mapping[str, Any],
     ) -> None:
         self._earlier = deque(earlier, MAX_REPORTS)
         self._subtasks = subtasks
         self._phase = phase
         self._reports: dict[CheckpointId, Report] = {}
-        self.completed = 0
-        self.failed = 0
+        self.completed: int = counted.get("completed", 0)
+        self.failed: int = counted.get("failed", 0)
 
     def enter(self, checkpoint_id: CheckpointId, path: str, triggered_ms: int, *, final: bool) -> None:
         """A checkpoint was triggered."""

@@ -63,14 +63,14 @@ _SWEEPS_AFTER_ABORT = 3
 
 class Checkpoints:
     """The checkpoints of one job. `fail_attempt` and `superseded()` tell the master what it has to do, `progressed()`
-    that a checkpoint completed; `salted()` is what goes into manifests as that."""
+    that a checkpoint completed; `salted()` is what goes into manifests as that. `past`: see `JobRun`."""
 
     def __init__(
         self,
         ctx: Context,
         sources: Mapping[str, SourceSplits],
         *,
-        earlier_reports: Iterable[dict[str, Any]],
+        past: Mapping[str, Any],
         fail_attempt: FailTheAttempt,
         superseded: Callable[[], None],
         progressed: Callable[[], None],
@@ -85,7 +85,8 @@ class Checkpoints:
         self._running = False
         # Newest checkpoint of those that the attempt builds on whose completion had a sink commit.
         self._committed = 0
-        self.books = CheckpointBooks(earlier_reports, ctx.job.subtasks, self._phase)
+        counted = past.get("describe", {}).get("checkpoints", {})
+        self.books = CheckpointBooks(past.get("checkpoints", ()), ctx.job.subtasks, self._phase, counted)
         self._publishing: set[CheckpointId] = set()
         # What is deleted when, where checkpoints are built on each other's files.
         self._retention = Retention()
@@ -163,8 +164,10 @@ class Checkpoints:
 
     @property
     def latest(self) -> CheckpointId | None:
-        """The newest complete checkpoint."""
-        return None if self._coordinator is None else max(self._coordinator.completed, default=None)
+        """The newest complete checkpoint that is kept."""
+        if self._coordinator is None:
+            return self.books.newest_kept
+        return max(self._coordinator.completed, default=None)
 
     @property
     def kept(self) -> tuple[CheckpointId, ...]:

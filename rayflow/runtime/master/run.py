@@ -118,7 +118,7 @@ class JobRun:
         self._running = Running(
             ctx,
             self.board,
-            earlier_reports=past.get("checkpoints", ()),
+            past=past,
             fail_attempt=self._fail_attempt,
             give_up=self.give_up,
             superseded=self._superseded,

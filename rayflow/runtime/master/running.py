@@ -7,7 +7,7 @@ the attempt only when nothing else has by its end. Meanwhile its other end is as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rayflow.runtime.master.beginning import Beginning
@@ -36,14 +36,14 @@ PEER_LOST_GRACE_MS = 200
 class Running:
     """What goes on while an attempt runs. `fail_attempt`, `give_up(cause, operator, location)`,
     `superseded()` and `progressed()` (a checkpoint completed) tell the master; `salted()` returns what each operator
-    salts."""
+    salts. `past`: see `JobRun`."""
 
     def __init__(
         self,
         ctx: Context,
         board: Board,
         *,
-        earlier_reports: Iterable[dict[str, Any]],
+        past: Mapping[str, Any],
         fail_attempt: FailTheAttempt,
         give_up: Callable[[str, str | None, str | None], None],
         superseded: Callable[[], None],
@@ -62,7 +62,7 @@ class Running:
         self.checkpoints = Checkpoints(
             ctx,
             self._sources,
-            earlier_reports=earlier_reports,
+            past=past,
             fail_attempt=fail_attempt,
             superseded=superseded,
             progressed=progressed,

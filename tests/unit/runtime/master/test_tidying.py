@@ -37,7 +37,7 @@ def test_two_checkpoints_are_never_deleted_at_a_time(pool: Any, make_context: An
     checkpoints = Checkpoints(
         ctx,
         {},
-        earlier_reports=(),
+        past={},
         fail_attempt=pytest.fail,
         superseded=pytest.fail,
         progressed=pytest.fail,
