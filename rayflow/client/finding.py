@@ -39,7 +39,7 @@ class Client:
         summary = {"job_id": record.job_id, "name": record.name}
         try:
             description = JobHandle(record, self._manager(record), self._cluster).describe()
-            started_at = (StoredJob(record).document() or {}).get("started_at")
+            started_at = (StoredJob(record, self._cluster).document() or {}).get("started_at")
         except StorageError as e:
             return {**summary, "state": f"UNKNOWN ({e})", "attempt": None, "started_at": None}
         kept = {key: description[key] for key in ("state", "attempt")}

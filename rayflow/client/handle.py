@@ -42,7 +42,7 @@ class JobHandle:
         self.name = record.name
         self._record = record
         self._cluster = cluster
-        self._stored = StoredJob(record)
+        self._stored = StoredJob(record, cluster)
         self._manager = manager
         self._seat = 0
         self._echo = echo
