@@ -26,6 +26,7 @@ from rayflow.model.errors import ConfigError, PlanError, RayflowError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
+_AT = "  at "
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 
 
@@ -78,9 +79,18 @@ def user_error(what: str, error: BaseException) -> JobFileError:
     return JobFileError("\n".join(lines))
 
 
+def located(error: PlanError | ConfigError) -> PlanError:
+    """Return what the user's `build` raised, with the line that led there unless it names one."""
+    message, location = (
+        (error.message, error.location) if isinstance(error, PlanError) else (str(error), None)
+    )
+    lines = _user_lines(error.__traceback__)
+    return PlanError(message, location or (lines[0].removeprefix(_AT) if lines else None))
+
+
 def _user_lines(trace: TracebackType | None) -> list[str]:
     frames = [
-        f"  at {frame.filename}:{frame.lineno}: {frame.line or ''}"
+        f"{_AT}{frame.filename}:{frame.lineno}: {frame.line or ''}"
         for frame in traceback.extract_tb(trace)
         if not frame.filename.startswith((_PACKAGE, "<frozen importlib"))
     ]

@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from rayflow.cli.errors import FAILED, OK, JobInterrupted, exit_code_of, user_error
+from rayflow.cli.errors import FAILED, OK, JobInterrupted, exit_code_of, located, user_error
 from rayflow.cli.job_file import Job, job_of
 from rayflow.cli.progress import ENDED_STATES, ProgressMeter, ProgressView, open_view
 from rayflow.cli.results import echo_results
 from rayflow.cli.run_command import run_command_for
 from rayflow.model.config import (
     STORAGE_OPTION_KEYS,
+    JobConfig,
     load_config_file,
     parse_assignments,
     with_environment,
 )
-from rayflow.model.errors import JobFailed, PlanError, RayflowError
+from rayflow.model.errors import ConfigError, CorruptCheckpointError, JobFailed, PlanError, RayflowError
+from rayflow.model.ids import JobId
 
 if TYPE_CHECKING:
     from rayflow.api.environment import StreamEnvironment
@@ -90,6 +92,8 @@ def build_environment(job: Job, options: RunOptions, values: Mapping[str, Any]) 
         raise PlanError(f"--parallelism {options.parallelism}: {error.message}") from None
     try:
         job.build(env, **values)
+    except (PlanError, ConfigError) as error:
+        raise located(error) from None
     except RayflowError:
         raise
     except Exception as error:
@@ -101,6 +105,7 @@ def run_job(job: Job, options: RunOptions, values: Mapping[str, Any]) -> int:
     """Run a job as the options say, and return the exit code. Raises JobFailed, and what submitting raises."""
     env = build_environment(job, options, values)
     graph, config = env.plan(), with_environment(env.config, os.environ)
+    _check_restore(config, options)
     for warning in graph.warnings:
         click.secho(f"warning: {warning}", fg="yellow", err=True)
     if options.local:
@@ -116,6 +121,26 @@ def run_job(job: Job, options: RunOptions, values: Mapping[str, Any]) -> int:
         return OK if state == "STOPPED" else FAILED
     echo_results(graph, {key: str(config[key]) for key in STORAGE_OPTION_KEYS if key in config})
     return OK
+
+
+def _check_restore(config: Mapping[str, Any], options: RunOptions) -> None:
+    """Raise ConfigError where `--from` names no checkpoint, as far as this process can tell: a folder that a cluster
+    elsewhere sees need not be here, and what lies in a cluster's memory the job finds out."""
+    from rayflow.runtime.master.beginning import named_checkpoints
+    from rayflow.runtime.master.storage import JobStorage
+    from rayflow.state.storage import RAY_SCHEME, open_store
+
+    url = options.restore_from
+    if url is None:
+        return
+    elsewhere = options.address is not None or bool(os.environ.get("RAY_ADDRESS"))
+    if not options.local and (url.startswith(RAY_SCHEME) or (elsewhere and not url.startswith("s3://"))):
+        return
+    storage = JobStorage(open_store, url, JobConfig.from_flat(config).storage_options, JobId(""))
+    try:
+        named_checkpoints(storage, url)
+    except (CorruptCheckpointError, ConfigError) as error:
+        raise ConfigError(f"--from {url}: {error}") from None
 
 
 def _run_here(graph: JobGraph, config: Mapping[str, Any], options: RunOptions) -> str:

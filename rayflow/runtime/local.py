@@ -25,6 +25,8 @@ from typing import Any
 
 from rayflow.graph.plan import JobGraph, Resources
 from rayflow.graph.shipping import ship_graph
+from rayflow.model.config import JobConfig
+from rayflow.model.errors import ConfigError
 from rayflow.model.ids import JobId, SubtaskId, new_job_id
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.clock import SystemClock
@@ -361,7 +363,12 @@ class LocalWorker:
 def _storage(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the configuration completed for a local run: without a storage of its own, a temporary one."""
     complete = {"checkpoint.interval": "off", **config}
-    if complete.get("checkpoint.storage"):
+    settings = JobConfig.from_flat(complete)
+    if settings.checkpoint_storage is not None:
+        try:
+            open_store(settings.checkpoint_storage, settings.storage_options)
+        except ConfigError as error:
+            raise ConfigError(f"checkpoint.storage: {error}") from None
         yield complete
         return
     with tempfile.TemporaryDirectory(prefix="rayflow-", ignore_cleanup_errors=True) as directory:

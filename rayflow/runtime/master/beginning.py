@@ -115,7 +115,7 @@ def foreign_restore_point(
     A job's directory stands for its newest checkpoint that can be read; a checkpoint's directory for nothing else.
     """
     passed_over: list[tuple[str, str]] = []
-    for found_url in (candidates := _candidates(storage, url)):
+    for found_url in (candidates := named_checkpoints(storage, url)):
         path = found_url.partition("?")[0]
         reason = request.damaged.get(path)
         if reason is None:
@@ -139,7 +139,8 @@ def foreign_restore_point(
     raise AssertionError("unreachable: there is at least one candidate")
 
 
-def _candidates(storage: JobStorage, url: str) -> list[str]:
+def named_checkpoints(storage: JobStorage, url: str) -> list[str]:
+    """Return what `--from url` may mean, likeliest first. CorruptCheckpointError where there is no checkpoint."""
     try:
         return storage.named(url)
     except CorruptCheckpointError as error:

@@ -237,6 +237,14 @@ def test_a_function_that_cannot_be_shipped_names_its_operator_and_line(rayflow, 
     assert "locked.py:4" in said
 
 
+@pytest.mark.parametrize("wrong", ["rf.SqlSink('oracle://db', 'totals')", "rf.Skew(salt=-1)"])
+def test_what_a_specification_refuses_names_the_line_too(rayflow, tmp_path, wrong):
+    (tmp_path / "wrong.py").write_text(f"import rayflow as rf\n\ndef build(env):\n    made = {wrong}\n")
+    code, _, said = rayflow("run", "wrong.py", "--local")
+    assert code == 2
+    assert f"wrong.py:4: made = {wrong}" in said
+
+
 def test_a_database_that_is_not_there(rayflow, tmp_path):
     pytest.importorskip("psycopg")
     pytest.importorskip("sqlalchemy")

@@ -162,8 +162,17 @@ def test_plan_as_json(rayflow, job):
 
 def test_restore_from_what_is_no_checkpoint_says_so(rayflow, job, tmp_path):
     code, _, err = rayflow("run", job(), "--local", "--from", tmp_path / "empty", "--output", "x")
-    assert code in (1, 2)
-    assert "no checkpoint" in err
+    assert code == 2
+    assert f"--from {tmp_path / 'empty'}: no checkpoint at" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_storage_in_a_clusters_memory_needs_a_cluster(rayflow, job):
+    for option in (("--set", "checkpoint.storage=rayobj://main"), ("--from", "rayobj://main/job-1")):
+        code, _, err = rayflow("run", job(), "--local", *option)
+        assert code == 2
+        assert "needs a Ray cluster, and this runs without one" in err
+        assert ("checkpoint.storage: " if "--set" in option else "--from rayobj://main/job-1: ") in err
 
 
 def test_missing_input_names_the_path(rayflow, job):
