@@ -47,6 +47,8 @@ REGRESSIONS = {
     14643: "a restore told to use a checkpoint that was lost (told from damage by what it says now)",
     15092: "a manifest that came when all was over may be built on older checkpoints (a checker's mistake)",
     21659: "the same: it may also be built on those with higher numbers (a checker's mistake)",
+    23689: "no checkpoint could be used, and the manager took its own last claim for a successor's: it never ended",
+    25072: "the last sweep failed, and a discard came after it (a checker's mistake)",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }

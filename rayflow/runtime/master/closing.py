@@ -16,6 +16,8 @@ from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
 from rayflow.runtime.master.sink_cleanup import FAILED, Finding, clean_up_failed, clean_up_sinks
 
+NOT_SWEPT = "files that nobody needs after the end could not be deleted"
+
 
 class Closing:
     """One job's end. `document` returns the final job.json; `done` is called last, or, where another job manager has
@@ -91,7 +93,7 @@ class Closing:
 
     def _is_superseded(self) -> bool:
         try:
-            return self._ctx.storage.is_superseded(self._ctx.attempt)
+            return self._ctx.storage.is_another_in_charge()
         except StorageError:
             # It cannot be told. What later attempts have is not touched in any case.
             return False
@@ -129,7 +131,7 @@ class Closing:
     def _swept(self, _result: Any, error: BaseException | None) -> None:
         ctx = self._ctx
         if error is not None:
-            ctx.note("checkpoint_cleanup_failed", f"old files could not be deleted: {error}")
+            ctx.note("checkpoint_cleanup_failed", f"{NOT_SWEPT}: {error}")
         document, events = self._document(), ctx.log.since(0)
 
         def store() -> None:

@@ -43,7 +43,7 @@ from rayflow.model.errors import CorruptCheckpointError, StorageError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.clock import wall_clock_ms
 from rayflow.runtime.snapshots import written_by
-from rayflow.state.claims import claim_next, newest_claim
+from rayflow.state.claims import claim_next, claim_path, newest_claim
 from rayflow.state.manifest import (
     MANIFEST,
     Manifest,
@@ -156,6 +156,18 @@ class JobStorage:
     def is_superseded(self, attempt: Attempt) -> bool:
         """Return whether an attempt after `attempt` is claimed."""
         return newest_claim(self._store, self._attempts) > attempt
+
+    def is_another_in_charge(self) -> bool:
+        """Return whether the newest claim is another master's. (This one may have claimed an attempt that never began:
+        no checkpoint could be used.) StorageError, or False for a claim that is damaged, where it cannot be told."""
+        newest = newest_claim(self._store, self._attempts)
+        try:
+            claim = json.loads(self._store.read(claim_path(self._attempts, newest))) if newest else None
+        except MissingObject:
+            return True  # deleted since, by who has claimed many later ones
+        except ValueError:
+            return False
+        return isinstance(claim, dict) and claim.get("by", self._claimant) != self._claimant
 
     def list_checkpoints(self) -> CheckpointListing:
         """Return which checkpoints there are."""

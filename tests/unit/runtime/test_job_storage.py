@@ -140,6 +140,20 @@ def test_at_the_end_a_checkpoint_whose_manifest_may_still_appear_keeps_its_files
     assert folders(store) == ["chk-3"]
 
 
+def test_who_made_the_newest_claim_is_in_charge(storage: JobStorage, store: LocalStore) -> None:
+    assert not storage.is_another_in_charge()
+    storage.claim_attempt(A1, "now")
+    storage.claim_attempt(Attempt(2), "now")
+    assert not storage.is_another_in_charge()
+    other = JobStorage(lambda url, options: store, store.url, {}, JobId("job"))
+    assert other.is_another_in_charge()
+    other.claim_attempt(A1, "now")
+    assert storage.is_another_in_charge()
+    assert not other.is_another_in_charge()
+    store.write("job/attempts/3.json", b"torn")
+    assert not storage.is_another_in_charge()
+
+
 # -------------------------------------------------- a master that is superseded while it deletes (a zombie)
 
 

@@ -9,10 +9,12 @@ import pytest
 
 import rayflow as rf
 from rayflow.model.errors import StorageError
-from rayflow.model.ids import Attempt, CheckpointId
+from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.master.closing import Closing
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
+from rayflow.runtime.master.storage import JobStorage
+from rayflow.state.storage import open_store
 
 FINISHED: list[rf.SinkContext] = []
 
@@ -34,6 +36,11 @@ class Lab:
         FINISHED.clear()
         self.pool, self.ctx, self.told = pool, ctx, []
         ctx.storage.claim_attempt(Attempt(2), "now")
+
+    def claim_elsewhere(self) -> None:
+        """Another manager takes over."""
+        folder = self.ctx.storage.url(CheckpointId(1)).removeprefix("file://").rpartition("/job/")[0]
+        JobStorage(open_store, folder, {}, JobId("job")).claim_attempt(Attempt(3), "later")
 
     def close(self, publishing: frozenset[CheckpointId] = frozenset()) -> Lab:
         self.closing = Closing(
@@ -68,17 +75,24 @@ def test_sinks_clean_up_and_the_end_is_stored(lab: Lab) -> None:
 
 def test_a_manager_that_was_superseded_meanwhile_touches_nothing(lab: Lab) -> None:
     # It stood still before it could store that the job was cancelled, so another one goes on with it.
-    lab.ctx.storage.claim_attempt(Attempt(3), "later")
+    lab.claim_elsewhere()
     assert lab.close().told == ["superseded"]
     assert FINISHED == []
     assert lab.ctx.storage.load().job == {}
 
 
+def test_one_whose_own_next_attempt_never_began_is_still_in_charge(lab: Lab) -> None:
+    # No checkpoint could be used: that is what ends the job.
+    lab.ctx.storage.claim_attempt(Attempt(3), "later")
+    assert lab.close().told == ["done"]
+    assert len(FINISHED) == 1
+
+
 def test_where_that_cannot_be_told_the_sinks_clean_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(attempt: Attempt) -> bool:
+    def away() -> bool:
         raise StorageError("away")
 
-    monkeypatch.setattr(lab.ctx.storage, "is_superseded", away)
+    monkeypatch.setattr(lab.ctx.storage, "is_another_in_charge", away)
     assert lab.close().told == ["done"]
     assert len(FINISHED) == 1
 
@@ -120,6 +134,6 @@ def test_a_last_look_tells_only_of_what_fails(lab: Lab, monkeypatch: pytest.Monk
 
 def test_nor_does_it_touch_what_a_later_manager_has(lab: Lab) -> None:
     lab.close()
-    lab.ctx.storage.claim_attempt(Attempt(3), "later")
+    lab.claim_elsewhere()
     lab.closing.clean_up_again()
     assert len(FINISHED) == 1
