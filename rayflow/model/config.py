@@ -86,17 +86,7 @@ class JobConfig:
         """Return the configuration that `mapping` describes. With `local`, checkpoints are off unless
         `checkpoint.interval` is given. Raises ConfigError naming the key, what was expected and got."""
         values: dict[str, Any] = {"checkpoint_interval_ms": None} if local else {}
-        options: dict[str, str] = {}
-        for key, value in mapping.items():
-            if key in STORAGE_OPTION_KEYS:
-                options[key] = _option_text(value)
-                continue
-            setting = SETTINGS.get(key) or _unknown(key)
-            try:
-                values[setting.attribute] = setting.parse(value)
-            except ConfigError as error:
-                raise ConfigError(f"{key}: {error}") from None
-        config = JobConfig(**values, storage_options=options)
+        config = JobConfig(**{**values, **_parsed(mapping)}, storage_options=_storage_options(mapping))
         config._check()
         return config
 
@@ -155,7 +145,7 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} is not TOML: {error}") from None
     flat = flatten(document)
     try:
-        JobConfig.from_flat(flat)
+        _parsed(flat)
     except ConfigError as error:
         raise ConfigError(f"config file {path}: {error}") from None
     return flat
@@ -169,8 +159,27 @@ def parse_assignments(assignments: list[str] | tuple[str, ...]) -> dict[str, str
         if not equals or not key.strip():
             raise ConfigError(f"expected KEY=VALUE such as checkpoint.interval=30s; got {text!r}")
         flat[key.strip()] = value.strip()
-    JobConfig.from_flat(flat)
+    _parsed(flat)
     return flat
+
+
+def _parsed(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return each setting's value by its attribute. What belongs together is checked where all settings are together:
+    in `JobConfig.from_flat`."""
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key in STORAGE_OPTION_KEYS:
+            continue
+        setting = SETTINGS.get(key) or _unknown(key)
+        try:
+            values[setting.attribute] = setting.parse(value)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    return values
+
+
+def _storage_options(mapping: Mapping[str, Any]) -> dict[str, str]:
+    return {key: _option_text(value) for key, value in mapping.items() if key in STORAGE_OPTION_KEYS}
 
 
 def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -93,6 +93,20 @@ def test_assignments_need_key_and_value() -> None:
         parse_assignments(["batch.rows"])
 
 
+def test_what_belongs_together_may_come_from_the_file_and_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text("heartbeat.timeout = '60s'\nmemory.network = 0.5\n")
+    merged = {
+        **load_config_file(file),
+        **parse_assignments(["heartbeat.interval=10s", "memory.process=80MiB"]),
+    }
+    assert JobConfig.from_flat({**merged, "memory.process": "1g"}).heartbeat_interval_ms == 10_000
+    with pytest.raises(ConfigError, match=r"memory\.process"):
+        JobConfig.from_flat(merged)
+    with pytest.raises(ConfigError, match=r"heartbeat.timeout must be longer"):
+        JobConfig.from_flat(parse_assignments(["heartbeat.interval=10s"]))
+
+
 def test_credentials_come_from_the_environment_only_as_a_whole() -> None:
     environ = {
         "AWS_ACCESS_KEY_ID": "a",
