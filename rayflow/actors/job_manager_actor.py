@@ -19,12 +19,11 @@ import pickle
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import ray
-from ray.exceptions import RayError
 
 from rayflow.actors.code_path import use_code_paths
 from rayflow.actors.lease import LAPSED, lease_s
@@ -76,7 +75,7 @@ class JobManagerActor:
         self._master: JobMaster | None = None
         self._standing_by = False
         if _is_restarted(self._context):
-            threading.Thread(target=self._recover, name="recovery", daemon=True).start()
+            self._begin("recovery", self._recover)
 
     def start(self, graph: bytes) -> None:
         """Run the job with this pickled graph; harmless when it runs already."""
@@ -138,6 +137,18 @@ class JobManagerActor:
         """End the job; nothing new is committed."""
         self._running().cancel()
 
+    def _begin(self, name: str, work: Callable[[], None]) -> None:
+        """Run `work` on a thread of its own. Where it raises, the process ends, for Ray to start it again: without that
+        thread it would live on, and the job stand still."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as e:
+                self._on_crash(e)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
     def _running(self) -> JobMaster:
         if self._master is None:
             raise RuntimeError(f"job {self._spec.job_id} is not, or not yet, run by this actor; ask again")
@@ -172,16 +183,16 @@ class JobManagerActor:
         graph = pickle.loads(pickled)
         warm_up(graph)
 
-        def take_over() -> None:
+        # Who was restarted leaves it to the one that has been standing by.
+        patience = _RESTARTED_PATIENCE if _is_restarted(self._context) else 1
+
+        def wait() -> None:
+            await_leaders_end(lambda: None if other is None else leads(other, self._timeout_s), patience)
             _log.warning("the manager of job %s is gone: taking over", self._spec.job_id)
             self._launch(graph, pickled)
             self._standing_by = False
 
-        # Who was restarted leaves it to the one that has been standing by.
-        patience = _RESTARTED_PATIENCE if _is_restarted(self._context) else 1
-        await_leaders_end(
-            lambda: None if other is None else leads(other, self._timeout_s), take_over, patience
-        )
+        self._begin("standby", wait)
 
     def _keep_standby(self, pickled: bytes) -> None:
         """Have the other seat taken, once the job has had time to begin."""
@@ -191,7 +202,8 @@ class JobManagerActor:
                 other = start_seat(JobManagerActor, self._spec, 1 - self._seat, self._context.get_node_id())
                 ray.get(other.stand_by.remote(pickled), timeout=_RECOVERY_S)
                 return
-            except RayError as e:
+            except Exception as e:
+                # Whatever it is: the job can do without.
                 _log.warning("the job has no standby manager yet: %s", e)
                 time.sleep(_STANDBY_AFTER_S)
 
@@ -211,6 +223,7 @@ class JobManagerActor:
                 manager=self._self,
                 claim=self._claim,
                 superseded=self._on_superseded,
+                crashed=self._on_crash,
             )
             master = JobMaster(
                 job_id=self._spec.job_id,
@@ -229,9 +242,9 @@ class JobManagerActor:
             pool.report_to(master)
             self._master = master
             thread.start(master)
-        threading.Thread(target=self._see_off, args=(master,), name="end", daemon=True).start()
+        self._begin("end", lambda: self._see_off(master))
         if self._config.jobmanager_standby:
-            threading.Thread(target=self._keep_standby, args=(pickled,), name="seats", daemon=True).start()
+            self._begin("seats", lambda: self._keep_standby(pickled))
 
     def _worker_spec(self) -> WorkerSpec:
         config = self._config
@@ -301,7 +314,7 @@ class JobManagerActor:
             store.write(f"{self._spec.job_id}/logs/{quote(subtask, safe='[] ')}.log", text.encode())
 
     def _on_crash(self, error: BaseException) -> None:
-        _log.error("the job master crashed: %s: %s", type(error).__name__, error)
+        _log.error("the job manager crashed: %s: %s", type(error).__name__, error, exc_info=error)
         os._exit(_CRASHED)
 
 

@@ -66,22 +66,24 @@ class Launcher:
         actor = ray.remote(SubtaskActor).options(**options).remote(self._spec, self._manager, self._tenure)
         return Process(actor, node)
 
-    def survivors(self) -> list[tuple[Process, Located]]:
+    def survivors(self) -> list[tuple[Process, Located | None]]:
         """Take over the workers that managers before this one left, as many as answer in `_ADOPTION_S`; end the
-        others. They have dropped their work when they answer."""
+        others. They have dropped their work when they answer. None: it obeys a later manager, and stays with that."""
         asked = {actor.adopt.remote(self._tenure, self._manager): actor for actor in self._left_behind()}
         ready, silent = (
             ray.wait(list(asked), num_returns=len(asked), timeout=_ADOPTION_S) if asked else ([], [])
         )
-        found = []
+        found: list[tuple[Process, Located | None]] = []
         for ref in ready:
             try:
-                located: Located = ray.get(ref)
+                located: Located | None = ray.get(ref)
             except RayError:
                 # It was just ending.
                 continue
-            self._placement.add(located.node_id)
-            found.append((Process(asked[ref], located.node_id), located))
+            node = None if located is None else located.node_id
+            if node is not None:
+                self._placement.add(node)
+            found.append((Process(asked[ref], node), located))
         for ref in silent:
             ray.kill(asked[ref], no_restart=True)
         return found

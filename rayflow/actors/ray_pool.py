@@ -70,8 +70,8 @@ class _Call:
 class RayWorkerPool:
     """The worker actors of one job. `ensure`, `send`, `kill`, `shutdown` on the master's thread.
 
-    `claim` claims the manager's tenure (may block and fail: then all workers are reported lost); `superseded` is
-    called, on the pool's thread, when workers obey a later manager.
+    Called on the pool's thread: `claim` claims the manager's tenure (may block), `superseded` is told when workers obey
+    a later manager, `crashed` when the pool cannot go on (Ray's control store was away at a bad moment, say).
     """
 
     def __init__(
@@ -83,12 +83,14 @@ class RayWorkerPool:
         manager: Any,
         claim: Callable[[], int],
         superseded: Callable[[], None],
+        crashed: Callable[[BaseException], None],
     ) -> None:
         self._spec = spec
         self._graph: Any = graph if len(graph) < _INLINE_BYTES else ray.put(graph)
         self._manager = manager
         self._claim = claim
         self._superseded = superseded
+        self._crashed = crashed
         self._tenure = 0
         self._spares = Spares(self, spares)
         self._spares_from_s = 0.0
@@ -149,6 +151,12 @@ class RayWorkerPool:
     # ------------------------------------------------------------------------------- the pool's thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as e:
+            self._crashed(e)
+
+    def _serve(self) -> None:
         self._begin()
         while self._do_work():
             self._supply()
@@ -168,7 +176,9 @@ class RayWorkerPool:
         if self._tenure == 1:
             return
         for process, located in self._launcher.survivors():
-            if located.subtask is None:
+            if located is None:
+                self._superseded()
+            elif located.subtask is None:
                 self._spares.add(process, time.monotonic())
             elif located.subtask in self._left_behind:
                 self._launcher.end(process, lost=False)

@@ -10,7 +10,6 @@ one of them learns that it is superseded, ends its process, is started again by 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,18 +63,11 @@ def leads(actor: Any, timeout_s: float) -> bool | None:
         return None
 
 
-def await_leaders_end(
-    leader: Callable[[], bool | None], take_over: Callable[[], None], patience: int = 1
-) -> None:
-    """Ask `leader` again and again, on a thread of its own; call `take_over` there once it is gone.
+def await_leaders_end(leader: Callable[[], bool | None], patience: int = 1) -> None:
+    """Ask `leader` again and again; return once it is gone.
 
     Until it has once said that it leads, it may say for `patience` times longer that it does not."""
-
-    def run() -> None:
-        idle, limit = 0, patience * _IDLE_ANSWERS
-        while idle < limit and (answer := leader()) is not None:
-            idle, limit = (0, _IDLE_ANSWERS) if answer else (idle + 1, limit)
-            time.sleep(_ASK_S)
-        take_over()
-
-    threading.Thread(target=run, name="standby", daemon=True).start()
+    idle, limit = 0, patience * _IDLE_ANSWERS
+    while idle < limit and (answer := leader()) is not None:
+        idle, limit = (0, _IDLE_ANSWERS) if answer else (idle + 1, limit)
+        time.sleep(_ASK_S)
