@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from rayflow.model.errors import StorageError
-from rayflow.model.ids import CheckpointId
+from rayflow.model.ids import Attempt, CheckpointId
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
 from rayflow.runtime.master.sink_cleanup import FAILED, Finding, clean_up_failed, clean_up_sinks
@@ -21,10 +21,10 @@ NOT_SWEPT = "files that nobody needs after the end could not be deleted"
 
 class Closing:
     """One job's end. `document` returns the final job.json; `done` is called last, or, where another job manager has
-    taken over, `superseded` in place of all else. Sinks are told whether the job `succeeded`, and its newest complete
-    checkpoint: what that left pending must stay, unless it did. On storage the checkpoints `kept` stay, and the
-    metadata; `known` is the newest one that should be there; those still in `publishing` may yet become complete, and
-    stay too."""
+    taken over, `superseded` in place of all else. Sinks are told the newest `attempt` that ran, whoever's it was, if
+    the job `succeeded`, and its newest complete checkpoint: what that left pending must stay, unless it did. On storage
+    the checkpoints `kept` stay, and the metadata; `known` is the newest one that should be there; those still in
+    `publishing` may yet become complete, and stay too."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Closing:
         done: Callable[[], None],
         limit_ms: int,
         *,
+        attempt: Attempt,
         superseded: Callable[[], None],
         succeeded: bool,
         completed: CheckpointId | None,
@@ -50,6 +51,7 @@ class Closing:
         self._records = records
         self._document = document
         self._done = done
+        self._attempt = attempt
         self._superseded = superseded
         self._begun = False
         self.deadline_ms: int | None = ctx.now_ms + limit_ms
@@ -78,14 +80,15 @@ class Closing:
         """Let every sink clean up (I/O pool). None: another job manager has taken over, and this one has no say any
         more."""
         ctx = self._ctx
-        if ctx.attempt == 0:
+        if self._attempt == 0:
             return []
-        if self._is_superseded():
+        # Where this one has claimed nothing the newest claim is that of who went before it.
+        if ctx.attempt and self._is_superseded():
             return None
         completed = self._newest_complete(publishing)
         return clean_up_sinks(
             ctx.job,
-            ctx.attempt,
+            self._attempt,
             succeeded=self._succeeded,
             completed=completed,
             way_back=None if completed is None else ctx.storage.url(completed),
@@ -120,7 +123,7 @@ class Closing:
         # What subtasks still upload may come later: they are being ended, and nobody waits for them here.
         busy = frozenset(self._publishing())
         ctx.background.run(
-            lambda: ctx.storage.sweep_all(ctx.attempt, self._kept, self._known, busy), self._swept
+            lambda: ctx.storage.sweep_all(self._attempt, self._kept, self._known, busy), self._swept
         )
 
     def _tell(self, found: Iterable[Finding]) -> None:

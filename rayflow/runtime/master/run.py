@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rayflow.model.errors import CorruptCheckpointError, JobFailed, RayflowError, TransientError
-from rayflow.model.ids import SubtaskId
+from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.failover import GiveUp, RestartAt
 from rayflow.protocol.lifecycle import (
     JOB_TRANSITIONS,
@@ -88,6 +88,7 @@ class JobRun:
     ) -> None:
         self._ctx = ctx
         self._recovered = bool(past)
+        self._last_attempt = Attempt(past.get("attempt", 0))
         self._document = document
         self._records = Records(ctx, document)
         self._deadline_ms: int | None = None
@@ -96,7 +97,7 @@ class JobRun:
         self._salting = Salting(ctx)
         self.opening = Opening(
             ctx,
-            last_attempt=past.get("attempt", 0),
+            last_attempt=self._last_attempt,
             fresh=not past.get("sinks_started", False),
             restore_from=restore_from,
             allow_duplicates=allow_duplicates,
@@ -139,6 +140,11 @@ class JobRun:
     def coming_state(self) -> JobState:
         """The state the job will show once it is closed; `state` until its end is decided."""
         return self.state if self.ending is None else JOB_TRANSITIONS[self.state, type(self.ending)]
+
+    @property
+    def newest_attempt(self) -> Attempt:
+        """The newest attempt, of this master or the ones before."""
+        return max(self._ctx.attempt, self._last_attempt)
 
     def clean_up_again(self) -> None:
         """See `Closing.clean_up_again`."""
@@ -440,6 +446,7 @@ class JobRun:
             self._document,
             self._closed,
             STOP_LIMIT_MS,
+            attempt=self.newest_attempt,
             superseded=self._superseded,
             succeeded=state is JobState.FINISHED,
             completed=self.checkpoints.books.newest_ever,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +11,14 @@ import pytest
 import rayflow as rf
 from rayflow.model.errors import StorageError
 from rayflow.model.ids import Attempt, CheckpointId, JobId
+from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.master.closing import Closing
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
 from rayflow.runtime.master.storage import JobStorage
 from rayflow.state.storage import open_store
+from rayflow.testing.faults import Faults, Strike
+from rayflow.testing.simulation import Simulation
 
 FINISHED: list[rf.SinkContext] = []
 
@@ -49,6 +53,7 @@ class Lab:
             lambda: {"state": "CANCELLED"},
             lambda: self.told.append("done"),
             1_000,
+            attempt=max(self.ctx.attempt, Attempt(2)),
             superseded=lambda: self.told.append("superseded"),
             succeeded=False,
             completed=CheckpointId(3),
@@ -79,6 +84,15 @@ def test_a_manager_that_was_superseded_meanwhile_touches_nothing(lab: Lab) -> No
     assert lab.close().told == ["superseded"]
     assert FINISHED == []
     assert lab.ctx.storage.load().job == {}
+
+
+def test_a_new_manager_that_ends_the_job_before_its_first_attempt_cleans_up_after_the_last_ones(
+    lab: Lab,
+) -> None:
+    lab.claim_elsewhere()
+    lab.ctx.attempt = Attempt(0)
+    assert lab.close().told == ["done"]
+    assert [ctx.attempt for ctx in FINISHED] == [2]
 
 
 def test_one_whose_own_next_attempt_never_began_is_still_in_charge(lab: Lab) -> None:
@@ -137,3 +151,20 @@ def test_nor_does_it_touch_what_a_later_manager_has(lab: Lab) -> None:
     lab.claim_elsewhere()
     lab.closing.clean_up_again()
     assert len(FINISHED) == 1
+
+
+def test_a_job_that_a_new_manager_ends_at_once_had_the_attempts_of_the_last_one(tmp_path: Path) -> None:
+    env = rf.StreamEnvironment(parallelism=2, config={"checkpoint.interval": "100ms"})
+    rows = env.generate(lambda start, count: pa.record_batch({"n": range(start, start + count)}), rows=400)
+    rows.write_parquet(str(tmp_path / "out"))
+    strike = Strike(moment="after ack", nth=1, action="crash master")
+    sim = Simulation(
+        seed=3,
+        faults=Faults(strikes=1, aimed=(strike,), active_ms=60_000),
+        storage_url="memory://ended-at-once",
+    )
+    outcome = sim.run(env.plan(), env.config, cancel_when=lambda master, _: sim.job.tenures > 1)  # type: ignore[union-attr]
+    sim.close()
+    assert (outcome.state, outcome.attempts) == (JobState.CANCELLED, 1)
+    # What the first attempt had staged is gone.
+    assert list((tmp_path / "out").rglob("*.pending")) == []
