@@ -13,6 +13,7 @@ from rayflow.client.home import default_storage
 from rayflow.client.processes import started_at
 from rayflow.client.ray_session import open_session
 from rayflow.client.registry import JobRecord, not_secret, remember
+from rayflow.connectors.targets import absolute_url
 from rayflow.graph.plan import JobGraph
 from rayflow.graph.shipping import ship_graph
 from rayflow.model.config import JobConfig, with_environment
@@ -20,6 +21,7 @@ from rayflow.model.errors import ConfigError, TransientError
 from rayflow.model.ids import new_job_id
 
 _START_TIMEOUT_S = 120.0
+_PATHS = ("checkpoint.storage", "state.dir")
 
 
 def submit(
@@ -41,6 +43,7 @@ def submit(
     """
     flat = with_environment(config, os.environ)
     flat.setdefault("checkpoint.storage", default_storage())
+    flat.update({key: absolute(flat[key]) for key in _PATHS if flat.get(key)})
     settings = JobConfig.from_flat(flat)
     pickled = ship_graph(graph)
     session = open_session(address, may_start=not detach)
@@ -58,7 +61,7 @@ def submit(
         config=flat,
         code_paths=current_code_paths(code_paths),
         token=secrets.token_hex(32),
-        restore_from=restore_from,
+        restore_from=None if restore_from is None else absolute(restore_from),
         allow_duplicates=allow_duplicates,
     )
     record = JobRecord(
@@ -73,6 +76,13 @@ def submit(
     manager = _start_manager(spec, pickled)
     remember(record)
     return JobHandle(record, manager, session.address, echo=not detach)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path such that it means the same in the processes of the job, and to whoever looks at it later from
+    another folder; a URL as it is."""
+    text = os.fspath(path)
+    return text if "://" in text else absolute_url(text)
 
 
 def _start_manager(spec: Any, graph: bytes) -> Any:
