@@ -9,6 +9,7 @@ Everything here is a function of its arguments: no state of a job, no I/O, no cl
 | `tables` | joining, cutting, measuring and showing batches |
 | `hashing` | the stable hash of key columns, and key groups |
 | `partition` | splitting batches among the consumers of an exchange |
+| `key_traffic`, `heavy_hitters` | which keys and key groups rows go to; the most frequent keys, in bounded memory |
 | `expressions` | what users write: `col`, `lit`, `when` and their methods |
 | `nodes`, `kernels` | how expressions are evaluated: trees over Arrow kernels |
 | `event_times` | which event times can be believed |

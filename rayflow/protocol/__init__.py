@@ -24,11 +24,13 @@ dropped and counted, and the event's docstring says so.
 | `sequencing` | what is stale, repeated or missing on a channel |
 | `delivery` | which control message is accepted, and which is sent again |
 | `coordinator` (values in `checkpointing`) | when checkpoints begin, are complete, and go |
+| `increments`, `retention` | what a checkpoint may build on; when the files of one that was discarded may go |
 | `commits` | when a staged transaction may be published |
 | `replication`, `replication_messages` | which holder of replicated objects may answer, and who succeeds whom |
 | `lifecycle` | the states of jobs and subtasks |
 | `failover` | whether and when a failed attempt is followed by another |
-| `batching` | when rows are written to a system outside, and what follows a failure |
+| `salting` | which keys are spread over subtasks, where hot ones are to be |
+| `batching` (values in `batching_messages`) | when rows are written to a system outside, and what follows a failure |
 | `rate`, `pace` | static rate limits; how many rows a task takes at a time |
 | `memory_pressure` | when a process sheds buffers, and when it ends for its size |
 | `unhandled` | the end of an exhaustive `match` |

@@ -18,7 +18,7 @@
 | `fleet` | the workers: ready or lost, addresses, heartbeats, statistics |
 | `salting` | which keys are salted where hot ones are to be |
 | `key_skew` | how rows lie on subtasks and keys, and the warning where they lie badly |
-| `sources` | split discovery and assignment |
+| `sources`, `discovery` | the assignment of splits, and their discovery |
 | `checkpoints` | the coordinator's shell: triggers, acks, manifests, retention |
 | `checkpoint_books` | what became of each checkpoint |
 | `events` | the job's event log |

@@ -4,5 +4,5 @@
 `numeric`, `extremes`, `ordered` and `collections` the aggregates; `sketches` the approximate ones, on
 `objects` by slot, with `sketch_kernels`; `compensated` and `multiset` those from which rows can be taken
 back, `kernels` their loops; `user_states` those that users write; `making` chooses among them; `columns`
-binds a list of aggregate expressions to the columns of a stream.
+binds a list of aggregate expressions to the columns of a stream; `slot_rows` are aggregates as rows, for keys on disk.
 """

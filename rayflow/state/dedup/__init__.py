@@ -2,9 +2,9 @@
 
 | module | holds |
 |---|---|
-| `times` | when a key is forgotten: one rule for every method |
-| `seen_keys` | the keys themselves, each with the time of its row (exact) |
+| `times`, `generations` | when a key is forgotten: one rule for every method; sets that are dropped whole |
+| `seen_keys`, `seen_on_disk` | the keys themselves, each with the time of its row (exact); on disk, those not in use |
 | `id_set` | integers, in the containers of Roaring bitmaps (exact) |
 | `bloom`, `bloom_sizing` | blocked Bloom filters that grow, and how large they must be (approximate) |
-| `*_kernels` | their compiled loops |
+| `kernels`, `id_kernels`, `bloom_kernels` | their compiled loops |
 """
