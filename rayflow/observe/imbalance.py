@@ -61,8 +61,9 @@ class RecentRows:
         self._samples: deque[tuple[int, tuple[int, ...]]] = deque([(now_ms, (0,) * subtasks)])
 
     def note(self, rows: Sequence[int], now_ms: int) -> None:
-        """So many rows there have been for each subtask until `now_ms`."""
+        """So many rows there have been for each subtask until `now_ms`. (What a sender told last may come first.)"""
         samples = self._samples
+        rows = [max(counts) for counts in zip(rows, samples[-1][1], strict=True)]
         if len(samples) > 1 and now_ms - samples[-2][0] < _SPACING_MS:
             samples.pop()
         samples.append((now_ms, tuple(rows)))

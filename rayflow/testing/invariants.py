@@ -166,7 +166,7 @@ def _named(store: ObjectStore, job_id: str, directories: Mapping[str, set[str]])
     found: set[str] = set()
     for directory, names in directories.items():
         if "manifest.json" in names:
-            with suppress(ValueError):
+            with suppress(ValueError, KeyError):
                 files = json.loads(store.read(f"{job_id}/{directory}/manifest.json"))["files"]
                 found |= {file_path(directory, file) for file in files}
     return found

@@ -18,7 +18,7 @@ from rayflow.model.ids import JobId
 from rayflow.runtime.job_master import FailureArgs
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.messages import Deploy, FromSubtask, WatermarkFrame
-from rayflow.state.storage import open_store
+from rayflow.state.storage import MissingObject, open_store
 from rayflow.testing.network import Channel
 from rayflow.testing.storage import MANIFEST, SimStorage, file_path
 
@@ -47,7 +47,12 @@ def check_deploy(manager: SimManager, deploy: Deploy) -> None:
             sim.world.violated(f"I11: {deploy.subtask} shall restore {directory}, whose manifest is damaged")
         restored = 0 if deploy.restore.foreign_job is not None else deploy.restore.checkpoint_id
     newest = sim.storage.announced.get(manager.job.id, 0)
-    if restored < newest and not _is_damaged(sim.storage, f"{sim.storage_url}/{manager.job.id}/chk-{newest}"):
+    if restored >= newest or sim.storage.is_discarded(f"{sim.storage_url}/{manager.job.id}/chk-{newest}"):
+        return  # discarded: for one that was not announced, and is damaged
+    if _is_damaged(sim.storage, f"{sim.storage_url}/{manager.job.id}/chk-{newest}"):
+        # Its manifest got lost, and its manager died, before anything else told of it: nobody knows of its commits.
+        sim.storage.forgotten |= newest not in _noted(sim.storage_url, manager.job.id)
+    else:
         sim.world.violated(
             f"I3: attempt {deploy.attempt} restores chk-{restored}, though chk-{newest} was announced"
         )
@@ -130,6 +135,15 @@ def _may_be_committed(storage: SimStorage, url: str, job_id: str, number: int, s
             if manifest is None or sinks & {file["uid"] for file in json.loads(manifest)["files"]}:
                 return True
     return False
+
+
+def _noted(url: str, job_id: str) -> set[int]:
+    """Return the checkpoints of which the job's metadata on storage tell."""
+    try:
+        document = json.loads(open_store(url, {}).read(f"{job_id}/job.json"))
+    except (MissingObject, ValueError):
+        return set()
+    return {report["id"] for report in document["checkpoints"] if report["status"] == "completed"}
 
 
 def _number(path: str, end: str = "") -> int:

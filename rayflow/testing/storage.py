@@ -60,6 +60,8 @@ class SimStorage:
         """A request to look at checkpoints, or to delete one, failed since all were listed: not all can be swept."""
         self.closing = False
         """The job has ended; what it had under way comes to its end."""
+        self.forgotten = False
+        """Rows were committed of a checkpoint of which nothing on storage told any more: they may be there twice."""
         self.late: set[str] = set()
         """Checkpoint directories whose manifests appeared then: nobody is left to discard them."""
         self.undeleted: set[str] = set()
@@ -221,6 +223,10 @@ class SimStorage:
         newer = [int(found[1]) for p in store.list(prefix) if (found := _MANIFEST.search(p))]
         if not any(n > int(number) for n in newer):
             self.world.violated(f"I5: {directory}, the newest complete one, is discarded")
+
+    def is_discarded(self, directory: str) -> bool:
+        """Whether all of a checkpoint was deleted."""
+        return directory in self._discarded
 
     def is_superseded(self, job_directory: str, attempt: int) -> bool:
         """Whether a later attempt of the job is claimed: what this one still asks for has no effect (I6)."""

@@ -176,6 +176,8 @@ class _Run:
             last = self._job("second", bounded, scenario.then_parallelism, restore_from, None)
         else:
             last = first
+        if self.sim.storage.forgotten:
+            return
         if last.state is JobState.FINISHED:
             self._check(complete=True)
             if not self.sim.injector.corrupted:

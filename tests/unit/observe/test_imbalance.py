@@ -53,6 +53,17 @@ def test_only_the_last_seconds_count() -> None:
     assert WINDOW_MS <= found.span_ms <= WINDOW_MS + 1_000
 
 
+def test_a_report_that_comes_after_a_later_one_takes_no_rows_back() -> None:
+    recent = RecentRows(2, 0)
+    recent.note((0, 4), 10)
+    recent.note((4, 0), 20)
+    assert recent.imbalance() == Imbalance((4, 4), 20)
+    recent.note((4, 4), WINDOW_MS * 2)
+    recent.note((0, 4), WINDOW_MS * 3)
+    recent.note((4, 4), WINDOW_MS * 4)
+    assert recent.imbalance() is None
+
+
 def test_samples_are_bounded_however_often_rows_are_noted() -> None:
     recent = RecentRows(1, 0)
     for now_ms in range(0, 100_000, 7):
