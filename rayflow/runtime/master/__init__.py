@@ -8,7 +8,8 @@
 | `opening`, `deployment` | from the end of one attempt to the next; every subtask into it |
 | `running`, `board` | a running attempt, and how far each subtask has come in it |
 | `recovery` | how long a recovery takes, and where |
-| `restarts`, `closing` | whether another attempt follows a failure; the end of the job |
+| `restarts` | whether another attempt follows a failure |
+| `ending`, `closing` | the job's state, and its end; what is done at the end |
 | `sink_cleanup` | what the sinks of an ended job clean up, and tell |
 | `records` | the job's metadata on storage, up to date |
 | `background` | work on the I/O pool, answered on the master's own thread |

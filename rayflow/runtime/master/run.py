@@ -34,22 +34,20 @@ from rayflow.model.errors import CorruptCheckpointError, JobFailed, RayflowError
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.failover import GiveUp, RestartAt
 from rayflow.protocol.lifecycle import (
-    JOB_TRANSITIONS,
     AttemptAbandoned,
     AttemptRunning,
     JobCancelled,
     JobCompleted,
     JobEvent,
     JobGivenUp,
-    JobLifecycle,
     JobState,
 )
 from rayflow.runtime.master.beginning import SinkNotReady
 from rayflow.runtime.master.board import Board
 from rayflow.runtime.master.checkpoints import Checkpoints
-from rayflow.runtime.master.closing import Closing
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.deployment import Deployment
+from rayflow.runtime.master.ending import STOP_LIMIT_MS, Ending
 from rayflow.runtime.master.key_skew import KeySkew
 from rayflow.runtime.master.opening import Opening
 from rayflow.runtime.master.phases import Phase
@@ -69,9 +67,6 @@ from rayflow.runtime.messages import (
     TaskFailed,
 )
 
-STOP_LIMIT_MS = 10_000
-"""How long subtasks may take to close after Cancel or Finish, and storage work to settle at the end."""
-
 
 class JobRun:
     """One master's run of a job, on the master's thread. `past` is the job.json that a dead master left, empty
@@ -89,11 +84,8 @@ class JobRun:
         self._ctx = ctx
         self._recovered = bool(past)
         self._last_attempt = Attempt(past.get("attempt", 0))
-        self._document = document
         self._records = Records(ctx, document)
-        self._deadline_ms: int | None = None
-        self._closing: Closing | None = None
-        self._lifecycle = JobLifecycle()
+        self._ending = Ending(ctx, self._records, document, closed=self._closed, superseded=self._superseded)
         self._salting = Salting(ctx)
         self.opening = Opening(
             ctx,
@@ -105,8 +97,6 @@ class JobRun:
             salting=self._salting,
         )
         self.phase = Phase.BEGINNING
-        self.ending: JobEvent | None = None
-        self.failure: JobFailed | None = None
         self.board = Board(ctx.job.subtasks)
         self.restarts = Restarts(
             ctx,
@@ -128,18 +118,24 @@ class JobRun:
         )
         self.stale_messages = 0
         self.superseded = False
-        # When a worker was last lost: cut off it may live on, for as long as its lease lasts.
-        self.lost_ms: int | None = None
+        # When a worker was last lost (or, unseen, under the master before): cut off it may live on, for as long as its
+        # lease lasts.
+        self.lost_ms = ctx.now_ms if past else None
 
     @property
     def state(self) -> JobState:
         """The job's state, as users see it."""
-        return self._lifecycle.state
+        return self._ending.state
 
     @property
     def coming_state(self) -> JobState:
-        """The state the job will show once it is closed; `state` until its end is decided."""
-        return self.state if self.ending is None else JOB_TRANSITIONS[self.state, type(self.ending)]
+        """See `Ending.coming_state`."""
+        return self._ending.coming_state
+
+    @property
+    def failure(self) -> JobFailed | None:
+        """Why the job fails; None unless it does."""
+        return self._ending.failure
 
     @property
     def newest_attempt(self) -> Attempt:
@@ -148,8 +144,7 @@ class JobRun:
 
     def clean_up_again(self) -> None:
         """See `Closing.clean_up_again`."""
-        if self._closing is not None:
-            self._closing.clean_up_again()
+        self._ending.clean_up_again()
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -216,19 +211,15 @@ class JobRun:
     def give_up(self, cause: str, operator: str | None = None, location: str | None = None) -> None:
         """The job has failed for good."""
         if self.phase.going_on:
-            self.failure = JobFailed(self._ctx.job.job_id, cause, operator, location)
             self._ctx.note("job_gave_up", f"the job fails: {cause}", operator=operator, location=location)
-            self._end(JobGivenUp())
+            self._end(JobGivenUp(), JobFailed(self._ctx.job.job_id, cause, operator, location))
 
     def abort(self, cause: str) -> None:
         """Stop at once, whatever the phase, for a bug of ours: neither sinks nor subtasks are asked."""
-        self.failure = JobFailed(self._ctx.job.job_id, cause)
         self._ctx.note("job_gave_up", f"the job fails: {cause}")
         self._running.stop()
         self._ctx.fleet.shutdown()
-        self.ending = None
-        if not self._lifecycle.ended:
-            self._lifecycle.handle(JobGivenUp())
+        self._ending.abort(JobFailed(self._ctx.job.job_id, cause))
         self.phase = Phase.CLOSED
         self._records.save_job()
 
@@ -245,8 +236,8 @@ class JobRun:
         while phase is not self.phase:
             phase = self.phase
             self._pass_through(phase)
-        if self._closing is not None:
-            self._closing.advance()
+        if self._ending.closing:
+            self._ending.advance()
         else:
             self._records.tick()
 
@@ -261,14 +252,14 @@ class JobRun:
                 if self._running.finished and self.phase is Phase.RUNNING:
                     self._finish()
             case Phase.FINISHING | Phase.ENDING:
-                if not self.board.open or self._overdue():
+                if not self.board.open or self._ending.overdue:
                     self._close()
 
     def next_deadline_ms(self) -> int | None:
         """When `advance` next has something to do by itself."""
-        if self._closing is not None:
-            return self._closing.deadline_ms
-        times = [self._deadline_ms, *self._running.deadlines_ms]
+        if self._ending.closing:
+            return self._ending.deadline_ms
+        times = [self._ending.deadline_ms, *self._running.deadlines_ms]
         times += [self._ctx.fleet.next_beat_ms, self._records.next_deadline_ms]
         if self.phase in (Phase.BEGINNING, Phase.DEPLOYING):
             times.append(self._deployment.deadline_ms)
@@ -282,9 +273,6 @@ class JobRun:
             reason = ctx.fleet.complaint(subtask, ctx.now_ms)
             ctx.fleet.end(subtask, unreachable=True)
             self.worker_lost(subtask, reason)
-
-    def _overdue(self) -> bool:
-        return self._deadline_ms is not None and self._ctx.now_ms >= self._deadline_ms
 
     # ------------------------------------------------------------------------------- beginning
 
@@ -331,7 +319,7 @@ class JobRun:
         self.phase = Phase.RUNNING
         self.board.started()
         self.key_skew.begin_attempt()
-        self._lifecycle.handle(AttemptRunning())
+        self._ending.passed(AttemptRunning())
         self._running.begin(self.opening.beginning)
         self.recovery.running()
         self._records.save_job()
@@ -402,7 +390,7 @@ class JobRun:
             ctx.fleet.broadcast(Cancel(ctx.attempt), self.board.open)
             # A new process takes seconds to come up: it is asked for before the delay, not after.
             ctx.fleet.ensure()
-        self._lifecycle.handle(AttemptAbandoned())
+        self._ending.passed(AttemptAbandoned())
         self._records.save_job()
 
     def _superseded(self) -> None:
@@ -418,14 +406,13 @@ class JobRun:
         self._stop(JobCompleted(), Phase.FINISHING)
         self._ctx.fleet.broadcast(Finish(self._ctx.attempt))
 
-    def _end(self, event: JobEvent) -> None:
-        self._stop(event, Phase.ENDING)
+    def _end(self, event: JobEvent, failure: JobFailed | None = None) -> None:
+        self._stop(event, Phase.ENDING, failure)
         self._ctx.fleet.broadcast(Cancel(self._ctx.attempt), self.board.open)
 
-    def _stop(self, event: JobEvent, phase: Phase) -> None:
-        self.ending = event
+    def _stop(self, event: JobEvent, phase: Phase, failure: JobFailed | None = None) -> None:
+        self._ending.decide(event, failure)
         self.phase = phase
-        self._deadline_ms = self._ctx.now_ms + STOP_LIMIT_MS
         self._running.end()
         self._running.stop()
 
@@ -438,24 +425,7 @@ class JobRun:
             ctx.fleet.end(subtask)
         self.key_skew.end_attempt()
         self.phase = Phase.CLOSING
-        state = self.coming_state
-        ctx.note(f"job_{state.value.lower()}", f"the job is {state.value}")
-        self._closing = Closing(
-            ctx,
-            self._records,
-            self._document,
-            self._closed,
-            STOP_LIMIT_MS,
-            attempt=self.newest_attempt,
-            superseded=self._superseded,
-            succeeded=state is JobState.FINISHED,
-            completed=self.checkpoints.books.newest_ever,
-            kept=self.checkpoints.kept,
-            known=self.checkpoints.books.newest_kept,
-            publishing=lambda: self.checkpoints.publishing,
-        )
+        self._ending.close(self.newest_attempt, self.checkpoints)
 
     def _closed(self) -> None:
-        if self.ending is not None and self.phase is Phase.CLOSING:
-            self._lifecycle.handle(self.ending)
-            self.phase = Phase.CLOSED
+        self.phase = Phase.CLOSED
