@@ -83,12 +83,12 @@ if TYPE_CHECKING:
     from rayflow.operators.batched_sink import RetryLater as RetryLater
     from rayflow.operators.contracts import Sink as Sink
     from rayflow.operators.contracts import SinkContext as SinkContext
-    from rayflow.operators.contracts import Source as Source
-    from rayflow.operators.contracts import Split as Split
-    from rayflow.operators.contracts import SplitReader as SplitReader
     from rayflow.operators.process_functions import CoProcessFunction as CoProcessFunction
     from rayflow.operators.process_functions import KeyedProcessFunction as KeyedProcessFunction
     from rayflow.operators.process_functions import ProcessContext as ProcessContext
+    from rayflow.operators.source_contract import Source as Source
+    from rayflow.operators.source_contract import Split as Split
+    from rayflow.operators.source_contract import SplitReader as SplitReader
     from rayflow.operators.states import ListState as ListState
     from rayflow.operators.states import MapState as MapState
     from rayflow.operators.states import ValueState as ValueState
@@ -138,8 +138,9 @@ _MODULES = {
     "rayflow.model.memory": ("MemoryModel",),
     "rayflow.model.results": ("JobResult",),
     "rayflow.operators.batched_sink": ("BatchedSink", "Batching", "RetryLater"),
-    "rayflow.operators.contracts": ("Sink", "SinkContext", "Source", "Split", "SplitReader"),
+    "rayflow.operators.contracts": ("Sink", "SinkContext"),
     "rayflow.operators.process_functions": ("CoProcessFunction", "KeyedProcessFunction", "ProcessContext"),
+    "rayflow.operators.source_contract": ("Source", "Split", "SplitReader"),
     "rayflow.operators.states": ("ListState", "MapState", "ValueState"),
     "rayflow.operators.transactions": ("Transaction", "TransactionalSink"),
     "rayflow.protocol.commits": ("CommitPermit",),

@@ -24,7 +24,7 @@ from rayflow.api.specs import Watermark
 from rayflow.connectors.file_source import CsvSource, JsonSource, ParquetSource, TextSource
 from rayflow.connectors.memory_sources import BatchesSource, GeneratorSource, RowsSource
 from rayflow.graph.plan import Traits
-from rayflow.operators.contracts import Source
+from rayflow.operators.source_contract import Source
 
 if TYPE_CHECKING:
     from rayflow.api.streams import DataStream

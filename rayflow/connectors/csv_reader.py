@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from rayflow.model.errors import DataError
-from rayflow.operators.contracts import SplitReader
+from rayflow.operators.source_contract import SplitReader
 
 
 class CsvReader(SplitReader):

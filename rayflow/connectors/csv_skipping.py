@@ -15,7 +15,7 @@ import pyarrow.csv as pa_csv
 from rayflow.batch.tables import concat
 from rayflow.connectors.csv_reader import open_csv, unconvertible
 from rayflow.model.errors import DataError
-from rayflow.operators.contracts import SplitReader
+from rayflow.operators.source_contract import SplitReader
 
 
 class SkippingCsvReader(SplitReader):

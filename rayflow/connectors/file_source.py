@@ -28,7 +28,7 @@ from rayflow.connectors.filesystems import open_filesystem
 from rayflow.connectors.line_readers import JsonLinesReader, TextReader, json_schema
 from rayflow.connectors.parquet_reader import ParquetReader, row_group_min_times
 from rayflow.model.errors import DataError, PlanError
-from rayflow.operators.contracts import Source, Split, SplitReader
+from rayflow.operators.source_contract import Source, Split, SplitReader
 
 _LINE_SPLIT_BYTES = 32 << 20
 

@@ -17,7 +17,7 @@ import pyarrow.json as pa_json
 
 from rayflow.batch.tables import concat
 from rayflow.model.errors import DataError
-from rayflow.operators.contracts import SplitReader
+from rayflow.operators.source_contract import SplitReader
 
 _BLOCK_BYTES = 1 << 20
 _PIECE_BYTES = 4096

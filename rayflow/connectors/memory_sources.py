@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from rayflow.model.errors import DataError
-from rayflow.operators.contracts import Source, Split, SplitReader
+from rayflow.operators.source_contract import Source, Split, SplitReader
 
 _ROWS_PER_SPLIT = 65_536
 _LARGEST_RANGE_ROWS = 1_048_576

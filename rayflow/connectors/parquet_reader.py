@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayflow.model.errors import DataError
-from rayflow.operators.contracts import SplitReader
+from rayflow.operators.source_contract import SplitReader
 
 _DECODED_ROWS = 65_536
 _DECODED_BYTES = 16 << 20

@@ -7,6 +7,7 @@
 | `assembly`, `parts`, `task` | makes what one attempt is built from; that; the attempt, running |
 | `gate`, `intake`, `chain`, `emitter`, `outputs` | rows in, through the operators, and out |
 | `source_driver`, `event_clock` | reads a source's splits; makes its watermarks |
+| `input_clock` | how far event time has come at the input channels, and which inputs have ended |
 | `barriers` | checkpoints: alignment, what is recorded, and when a snapshot is whole |
 | `uploads` | an attempt's snapshots on their way to storage, and their acks |
 | `snapshots`, `in_flight` | state, and rows in flight, to storage and back |

@@ -36,7 +36,7 @@ from rayflow.graph.plan import OperatorSpec
 from rayflow.model.errors import DataError, RayflowError, UserFunctionError
 from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
 from rayflow.observe.metrics import MetricGroup
-from rayflow.operators.contracts import Source, Split, SplitReader
+from rayflow.operators.source_contract import Source, Split, SplitReader
 from rayflow.protocol.pace import Portion
 from rayflow.protocol.rate import RateLimiter
 from rayflow.protocol.watermarks import (

@@ -25,7 +25,6 @@ Invariants
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
@@ -36,17 +35,11 @@ from rayflow.model.ids import ChannelId, CheckpointId
 from rayflow.model.times import WATERMARK_MAX
 from rayflow.protocol.alignment import BarrierKind
 from rayflow.protocol.commits import CommitPermit
-from rayflow.protocol.watermark_merging import (
-    ChannelEnded,
-    ChannelIdled,
-    ChannelResumed,
-    WatermarkArrived,
-    WatermarkMerger,
-)
-from rayflow.protocol.watermarks import AdvanceWatermark, GoIdle
+from rayflow.protocol.watermarks import GoIdle
 from rayflow.runtime.barriers import Barriers, Snapshot
 from rayflow.runtime.catching_up import Recovery
 from rayflow.runtime.gate import InputGate
+from rayflow.runtime.input_clock import InputClock
 from rayflow.runtime.intake import Intake
 from rayflow.runtime.messages import (
     AssignSplits,
@@ -79,10 +72,12 @@ class Task:
         self._source = parts.source
         self._emitter = parts.emitter
         self._on_ended = on_ended
-        channels = parts.gate.channels if parts.gate else ()
-        # Channels that have not ended, by the input they feed.
-        self._channels_left = Counter(() if parts.gate is None else map(parts.gate.port, channels))
-        self._merger = WatermarkMerger(channels)
+        self._inputs = InputClock(
+            {} if parts.gate is None else {c: parts.gate.port(c) for c in parts.gate.channels},
+            advance=self._advance_watermark,
+            go_idle=parts.emitter.emit_idle,
+            end_input=parts.chain.end_input,
+        )
         # Whoever may switch to unaligned should not find the task in a long call.
         self._intake = Intake(
             parts.throttle,
@@ -288,31 +283,24 @@ class Task:
         if arrival is None:
             return False
         if arrival.batch is not None:
-            if self._merger.is_idle(arrival.channel):
-                self._merge(self._merger.handle(ChannelResumed(arrival.channel)))
+            self._inputs.rows_came(arrival.channel)
             self._count(arrival.batch, arrival.nbytes)
             self._admit(arrival.batch, arrival.port, arrival.channel)
             return True
         match arrival.frame:
             case WatermarkFrame(watermark):
-                self._merge(self._merger.handle(WatermarkArrived(arrival.channel, watermark)))
+                self._inputs.watermark_came(arrival.channel, watermark)
             case IdleFrame():
-                self._merge(self._merger.handle(ChannelIdled(arrival.channel)))
+                self._inputs.idled(arrival.channel)
             case EndFrame():
-                self._channel_ended(arrival.channel, arrival.port)
+                self._inputs.channel_ended(arrival.channel)
+                if self._inputs.ended:
+                    self._end()
             case BarrierFrame():
                 self._barriers.arrived(arrival.channel, arrival.frame, self._now_ms)
             case DataFrame() | OpenFrame() | None:
                 raise ProtocolViolation(f"the gate of {arrival.channel} gave {arrival.frame!r}")
         return True
-
-    def _channel_ended(self, channel: ChannelId, port: int) -> None:
-        self._channels_left[port] -= 1
-        if self._channels_left[port] == 0:
-            self._chain.end_input(port)
-        self._merge(self._merger.handle(ChannelEnded(channel)))
-        if not any(self._channels_left.values()):
-            self._end()
 
     def _count(self, batch: pa.RecordBatch, size: int) -> None:
         self._emitter.resume()
@@ -328,14 +316,6 @@ class Task:
         self._chain.process(*self._intake.next())
         self._intake.processed(self._now_ms)
         self._emitter.pump()
-
-    def _merge(self, commands: tuple[AdvanceWatermark | GoIdle, ...]) -> None:
-        for command in commands:
-            match command:
-                case AdvanceWatermark(watermark):
-                    self._advance_watermark(watermark)
-                case GoIdle():
-                    self._emitter.emit_idle()
 
     def _advance_watermark(self, watermark: int) -> None:
         self._emitter.resume()
@@ -369,7 +349,7 @@ class Task:
             parts=self._chain.snapshot(checkpoint_id),
             splits=splits,
             watermark=watermark,
-            merger=None if self._gate is None else self._merger.state(),
+            merger=None if self._gate is None else self._inputs.state(),
         )
 
     # ------------------------------------------------------------------------------- memory

@@ -37,7 +37,7 @@ import pyarrow as pa
 import rayflow as rf
 from rayflow import col
 from rayflow.batch.hashing import hash_columns
-from rayflow.operators.contracts import SplitReader
+from rayflow.operators.source_contract import SplitReader
 from rayflow.protocol.increments import MAX_LINKS, MAX_LINKS_SHARE
 from rayflow.runtime.local import run_local
 from rayflow.state.manifest import Manifest

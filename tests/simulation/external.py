@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from rayflow.model.errors import TransientError
-from rayflow.operators.contracts import Sink, SinkContext, Source, Split, SplitReader
+from rayflow.operators.contracts import Sink, SinkContext
+from rayflow.operators.source_contract import Source, Split, SplitReader
 from rayflow.protocol.commits import CommitPermit
 from rayflow.testing.simulation import Simulation
 

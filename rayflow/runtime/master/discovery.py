@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from rayflow.operators.contracts import Split
+from rayflow.operators.source_contract import Split
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.sources import Assignments, SourceSplits
 

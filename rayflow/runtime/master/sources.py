@@ -20,7 +20,7 @@ from rayflow.graph.plan import JobVertex
 from rayflow.model.errors import ProtocolViolation
 from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.model.times import WATERMARK_MAX, WATERMARK_MIN
-from rayflow.operators.contracts import Source, Split
+from rayflow.operators.source_contract import Source, Split
 from rayflow.protocol.splits import (
     AssignSplit,
     MoveCap,

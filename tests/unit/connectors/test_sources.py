@@ -17,7 +17,7 @@ from rayflow.connectors.file_source import CsvSource, JsonSource, ParquetSource,
 from rayflow.connectors.line_readers import LineRange
 from rayflow.connectors.memory_sources import BatchesSource, GeneratorSource, RowsSource
 from rayflow.model.errors import DataError, PlanError
-from rayflow.operators.contracts import Source, Split
+from rayflow.operators.source_contract import Source, Split
 
 
 def read_all(source: Source, max_rows: int = 7) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ import pytest
 from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, Resources
 from rayflow.model.errors import PlanError, StorageError, UserFunctionError
 from rayflow.model.ids import Attempt, ChannelId, EdgeId, SubtaskId, VertexId
-from rayflow.operators.contracts import Operator, Sink, SinkContext, Source, Split, SplitReader
+from rayflow.operators.contracts import Operator, Sink, SinkContext
+from rayflow.operators.source_contract import Source, Split, SplitReader
 from rayflow.protocol.commits import CommitPermit
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.clock import SystemClock

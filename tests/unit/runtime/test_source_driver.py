@@ -12,7 +12,7 @@ from rayflow.connectors.memory_sources import RowsSource
 from rayflow.graph.plan import OperatorSpec, TimeSpec
 from rayflow.model.ids import Attempt
 from rayflow.model.times import WATERMARK_MAX
-from rayflow.operators.contracts import Split
+from rayflow.operators.source_contract import Split
 from rayflow.protocol.watermarks import GoIdle
 from rayflow.runtime.messages import AssignSplits, SplitState
 from rayflow.runtime.source_driver import SourceDriver

@@ -14,7 +14,8 @@ from rayflow.connectors.memory_sources import RowsSource
 from rayflow.graph.plan import Exchange, JobEdge, JobGraph, JobVertex, OperatorSpec, Resources, TimeSpec
 from rayflow.model.errors import StorageError
 from rayflow.model.ids import Attempt, ChannelId, CheckpointId, EdgeId, JobId, SubtaskId, VertexId
-from rayflow.operators.contracts import Operator, Source, Split
+from rayflow.operators.contracts import Operator
+from rayflow.operators.source_contract import Source, Split
 from rayflow.protocol.alignment import BarrierKind
 from rayflow.protocol.memory_pressure import RelaxMemory, ShedMemory
 from rayflow.runtime.memory import MemoryUse, why_it_ends
