@@ -162,8 +162,16 @@ class SimStorage:
         elif "/chk-" in full:
             manifest = full if name.startswith("chk-") else directory
             there = _exists(store, path if name.startswith("chk-") else path.rpartition("/")[0])
-            if there and f"{manifest}/{MANIFEST}" not in self.damaged:
+            named = manifest == full or self._names(manifest, name)
+            if there and named and f"{manifest}/{MANIFEST}" not in self.damaged:
                 self.world.violated(f"I5: {full} is deleted while the manifest of its checkpoint is there")
+
+    def _names(self, directory: str, name: str) -> bool:
+        """Whether the manifest in `directory` names the file, which lies beside it."""
+        manifest = self.manifests.get(directory)
+        return manifest is None or any(
+            file_path(directory, file) == f"{directory}/{name}" for file in json.loads(manifest)["files"]
+        )
 
     def emptied(self, store: ObjectStore, directory: str) -> None:
         """All of a checkpoint has been deleted."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rayflow.graph.plan import Resources
 from rayflow.graph.shipping import ship_graph
-from rayflow.model.ids import SubtaskId
+from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.operators.async_calls import Completion, Coroutine
 from rayflow.runtime.messages import (
     Cancel,
@@ -228,6 +228,7 @@ class SimPool:
         self.manager = manager
         self.workers: dict[SubtaskId, SimWorker] = {}
         self.left_behind: dict[SubtaskId, SimWorker] = {}
+        self._deployed: set[tuple[SubtaskId, Attempt]] = set()
         self._pickled: Mapping[str, bytes] = {}
 
     @property
@@ -270,7 +271,9 @@ class SimPool:
         if isinstance(message, CheckpointCompleted):
             self.sim.storage.announce(self.manager.job.id, message.checkpoint_id)
         elif isinstance(message, Deploy):
-            check_deploy(self.manager, message)
+            if (subtask, message.attempt) not in self._deployed:  # it may be sent again much later
+                check_deploy(self.manager, message)
+            self._deployed.add((subtask, message.attempt))
         if worker is not None:
             self.sim.send(
                 ("to", worker.name, self.manager.name),

@@ -54,6 +54,8 @@ REGRESSIONS = {
     31476: "a manifest that was damaged and parses (a checker's mistake)",
     40422: "one complete and not announced had taken the announced one's place, and was damaged (a checker's mistake)",
     42207: "a manifest got lost, and its manager died before anything else told of it (told as what cannot be known)",
+    67232: "what a dead attempt wrote late lay in the directory of a complete checkpoint for ever",
+    69191: "a Deploy that was sent again long after its attempt had begun (a checker's mistake)",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }

@@ -287,8 +287,23 @@ class JobStorage:
         for checkpoint_id in (*listing.incomplete, *old):
             if checkpoint_id != known and checkpoint_id not in busy:
                 self._discard(checkpoint_id, attempt, shared)
+        for checkpoint_id in () if busy else sorted({*listing.complete} - {*old}):
+            self._remove_strays(checkpoint_id, shared)
         clean_up_after_writers(self._store, str(self._job_id))
         self._unpin()
+
+    def _remove_strays(self, checkpoint_id: CheckpointId, shared: Collection[tuple[int, str]]) -> None:
+        """Delete what an attempt before a complete checkpoint's own had written under its number, and came in late."""
+        try:
+            manifest = self._manifest(checkpoint_id)
+        except CorruptCheckpointError:
+            return
+        directory = self.directory(checkpoint_id)
+        named = {file.path for file in manifest.files if file.origin is None}
+        named |= {path for owner, path in shared if owner == checkpoint_id}
+        paths = (path for path in self._store.list(directory) if 0 < written_by(path) < manifest.attempt)
+        if strays := [path for path in paths if path.removeprefix(f"{directory}/") not in named]:
+            self._store.delete_all(directory, strays)
 
     def _published_by(self, checkpoint_id: CheckpointId) -> int:
         try:

@@ -140,6 +140,22 @@ def test_at_the_end_a_checkpoint_whose_manifest_may_still_appear_keeps_its_files
     assert folders(store) == ["chk-3"]
 
 
+def test_at_the_end_what_dead_attempts_wrote_late_under_a_number_that_was_completed_goes_too(
+    storage: JobStorage, store: LocalStore
+) -> None:
+    upload(store, 3, attempt=1)
+    upload(store, 3, attempt=2)
+    upload(store, 3, attempt=3)
+    storage.publish(
+        Manifest(job_id="job", attempt=2, checkpoint_id=3, time_ms=0, max_parallelism=8), Attempt(2)
+    )
+    storage.sweep_all(Attempt(2), [CheckpointId(3)], CheckpointId(3), busy=[CheckpointId(4)])
+    assert "job/chk-3/op-0-keys-a1.arrow" in store.list("job")
+    storage.sweep_all(Attempt(2), [CheckpointId(3)], CheckpointId(3))
+    left = [path.rpartition("/")[2] for path in store.list("job/chk-3")]
+    assert sorted(left) == ["manifest.json", "op-0-keys-a2.arrow", "op-0-keys-a3.arrow"]
+
+
 def test_who_made_the_newest_claim_is_in_charge(storage: JobStorage, store: LocalStore) -> None:
     assert not storage.is_another_in_charge()
     storage.claim_attempt(A1, "now")
