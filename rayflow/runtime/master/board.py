@@ -1,4 +1,4 @@
-"""How far each subtask has come in the current attempt.
+"""How far each subtask has come in the attempt that was deployed last.
 
 Invariants:
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rayflow.model.ids import SubtaskId
+from rayflow.model.ids import Attempt, SubtaskId
 from rayflow.protocol.lifecycle import (
     SubtaskCancelled,
     SubtaskDeployed,
@@ -32,13 +32,15 @@ class Board:
 
     def __init__(self, subtasks: Sequence[SubtaskId]) -> None:
         self._states = {subtask: SubtaskLifecycle() for subtask in subtasks}
+        self.attempt = Attempt(0)
         self._restoring: set[SubtaskId] = set()
         self._reading: set[SubtaskId] = set()
         self._committing: set[SubtaskId] = set()
         self._open: set[SubtaskId] = set()
 
-    def begin(self) -> None:
+    def begin(self, attempt: Attempt) -> None:
         """All subtasks are sent a Deploy."""
+        self.attempt = attempt
         everyone = set(self._states)
         self._restoring, self._reading, self._committing, self._open = (set(everyone) for _ in range(4))
         for subtask in self._states:

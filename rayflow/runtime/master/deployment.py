@@ -44,7 +44,7 @@ class Deployment:
     def begin(self) -> None:
         """Send every subtask its part."""
         ctx = self._ctx
-        self._board.begin()
+        self._board.begin(ctx.attempt)
         self._survivors = ctx.fleet.take_survivors()
         timeout_ms = ctx.job.config.restart_reset_timeout_ms
         self.deadline_ms = ctx.now_ms + timeout_ms if self._survivors else None

@@ -19,7 +19,8 @@ Events only take notes and set deadlines; `advance`, called in every step, moves
 
 Invariants:
 
-1. Messages of other attempts than the current one change nothing (they are counted).
+1. Messages of other attempts than the current one change nothing (they are counted); but for the word of subtasks
+   that they have closed the last one that was deployed.
 2. An attempt is deployed only after it was claimed, and no storage work of the one before is under way.
 3. A job shows FINISHED only after every subtask has committed the final checkpoint.
 4. After `cancel` nothing is announced as complete, so nothing new is committed.
@@ -186,6 +187,9 @@ class JobRun:
         elif message.attempt != ctx.attempt:
             # Newer ones come to a master that was superseded and does not know it yet.
             self.stale_messages += 1
+            if isinstance(message, Stopped | TaskFailed) and message.attempt == self.board.attempt:
+                # The next attempt is claimed, and not deployed: the sender has closed for all that.
+                self.board.closed(message.subtask, finished=False)
         elif not ctx.fleet.accepts(message):
             return
         elif isinstance(message, Stopped):
