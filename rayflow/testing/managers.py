@@ -8,12 +8,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rayflow.model.config import JobConfig
 from rayflow.model.ids import JobId, SubtaskId
 from rayflow.runtime.job_master import JobMaster
 from rayflow.runtime.messages import FromSubtask, HeartbeatAnswered, ToSubtask
 from rayflow.runtime.stepping import StepResult
+from rayflow.testing.coordination import Coordination
 from rayflow.testing.losses import Debt
-from rayflow.testing.workers import SimPool
+from rayflow.testing.patience import Patience
+from rayflow.testing.tidiness import check_tidied
+from rayflow.testing.workers import SimPool, SimWorker
 from rayflow.testing.world import Process
 
 _RESTART_MS = 1_000
@@ -48,9 +52,14 @@ class SimManager:
         process.step = self._step
         self._look_at_ms = sim.world.now + sim.heartbeat_timeout_ms
         self._debts: dict[SubtaskId, Debt] = {}
+        config = JobConfig.from_flat(job.config)
+        self.coordination = Coordination(sim.world, self.name, config)
+        self.patience = Patience(self, config)
+        self._looked_tidy = False
 
-    def hear(self, message: FromSubtask) -> None:
+    def hear(self, worker: SimWorker, message: FromSubtask) -> None:
         """A subtask's report arrived."""
+        self.patience.heard(worker, message)
         if isinstance(message, HeartbeatAnswered) and message.lacks:
             debt = self._debts.setdefault(message.subtask, Debt(self.sim.world, str(message.subtask)))
             debt.told(message)
@@ -60,6 +69,8 @@ class SimManager:
         """The master sends a message."""
         if subtask in self._debts:
             self._debts[subtask].sent(message)
+        if self.master._run is not None:
+            self.coordination.sent(subtask, message, self.master._run)
 
     def _settle(self) -> None:
         """All that came is handled: what a subtask that is here lacks has been sent again."""
@@ -71,6 +82,13 @@ class SimManager:
 
     def _step(self, now_ms: int) -> StepResult:
         result = self.master.step(now_ms)
+        self.patience.stepped()
+        if self.master._run is not None:
+            self.coordination.stepped(self.master._run)
+            closing = self.master._run._closing
+            if closing is not None and closing._begun and not self._looked_tidy:
+                self._looked_tidy = True
+                check_tidied(self, self.coordination)
         if self._debts and not self.master._mailbox:
             self._settle()
         if self.master.superseded:

@@ -131,6 +131,8 @@ class Mishaps:
     def _thaw(self, process: Process, *, beyond_lease: bool = False) -> None:
         if process.frozen and process.alive and beyond_lease:
             self._sim.injector.met["stopped beyond the lease, then continued"] += 1
+        if process.frozen:
+            self._sim.world.thawed.add(process.name)
         process.frozen = False
         process.woken = True
 

@@ -97,6 +97,7 @@ class Simulation:
         self.storage = SimStorage(self.world, self.injector)
         self.storage.pause = self.io.pause
         self.storage.is_current = self._is_current
+        self.storage.claimed = self._claimed
         self.network = SimNetwork(self.world)
         self.network.check_watermark = check_watermark
         self.workers: dict[str, SimWorker] = {}
@@ -252,7 +253,7 @@ class Simulation:
     def reported(self, worker: SimWorker, manager: SimManager, message: FromSubtask) -> None:
         """A worker's report arrived."""
         if manager.process.alive:
-            manager.hear(message)
+            manager.hear(worker, message)
 
     def end_worker(self, worker: SimWorker) -> None:
         """The worker's process is gone."""
@@ -333,6 +334,11 @@ class Simulation:
         if worker is not None:
             return not worker.given_up and worker.pool.manager is worker.pool.manager.job.manager
         return self.job is not None and self.job.manager is not None and self.job.manager.process is process
+
+    def _claimed(self, process: Process) -> None:
+        manager = self.managers.get(process.name)
+        if manager is not None:
+            manager.coordination.claimed()
 
     # ------------------------------------------------------------------ checks
 

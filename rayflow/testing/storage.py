@@ -58,6 +58,12 @@ class SimStorage:
         """Paths last written by a process that had been given up, or for a checkpoint that was discarded before."""
         self.sweep_failed = False
         """A request to look at checkpoints, or to delete one, failed since all were listed: not all can be swept."""
+        self.tidying_failed = False
+        """A request of that kind failed once."""
+        self.written_ms: dict[str, int] = {}
+        """When something was last written to each checkpoint directory."""
+        self.claimed: Callable[[Process], None] = lambda process: None
+        """Told who has claimed an attempt."""
         self.closing = False
         """The job has ended; what it had under way comes to its end."""
         self.forgotten = False
@@ -141,13 +147,18 @@ class SimStorage:
             self._published(process, store, path, directory, data)
         elif directory.endswith("/attempts"):
             self._claim(directory, int(name.partition(".")[0]))
+            self.claimed(process)
+        elif "/chk-" in directory:
+            self.written_ms[directory] = self.world.now
 
     def looked(self, process: Process, verb: str, full: str, *, failed: bool) -> None:
         """Something was read or listed, or could not be."""
         if full in self.damaged:
             self.read_damaged.setdefault(process.name, set()).add(full)
         if failed:
-            self.sweep_failed |= verb == "list" or "/chk-" in full
+            failed = verb == "list" or "/chk-" in full
+            self.sweep_failed |= failed
+            self.tidying_failed |= failed
         elif verb == "list" and full.count("/") == _JOB_DEPTH and self.is_current(process):
             self.sweep_failed = False
 
@@ -306,7 +317,9 @@ class SimStore:
             storage.looked(self._process, verb, full, failed=fault is not None)
         if fault is not None and verb.startswith("delete"):
             storage.undeleted.add(re.sub(r"(/chk-\d+).*", r"\1", full))
-            storage.sweep_failed = True  # it ends there: what was to go next stays too
+            storage.sweep_failed = storage.tidying_failed = (
+                True  # it ends there: what was to go next stays too
+            )
         if fault == "error":
             raise StorageError(f"simulated: {verb} {full} failed")
         if fault in ("torn", "flip", "missing"):

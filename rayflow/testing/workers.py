@@ -287,6 +287,7 @@ class SimPool:
         """See `WorkerPool`."""
         worker = self.workers.pop(subtask, None)
         if worker is not None:
+            self.manager.patience.ends(worker, unreachable=unreachable)
             self.order_death(worker, self.manager.process)
 
     def shutdown(self) -> None:

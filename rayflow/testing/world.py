@@ -130,6 +130,8 @@ class World:
         self.cuts: set[tuple[str, str]] = set()
         self.healed: set[str] = set()
         """Machines that have been cut off once."""
+        self.thawed: set[str] = set()
+        """Processes that stood still once."""
         self.before_turn: list[Callable[[], None]] = []
         self.after_turn: list[Callable[[], None]] = []
         self.violations: list[str] = []

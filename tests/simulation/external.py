@@ -41,18 +41,25 @@ class External:
     promise ends the run, by number:
 
     I2: a transaction is staged twice, or committed that was never staged. I5: committed before its checkpoint
-    is complete. I6: by an attempt before the one that staged it.
+    is complete. I6: by an attempt before the one that staged it. I1: the target is prepared anew for a job that has
+    committed, or that goes on from another's checkpoint.
     """
 
     sim: Simulation
     staged: dict[str, list[Row]] = field(default_factory=dict)
     committed: dict[str, list[Row]] = field(default_factory=dict)
-    fresh_starts: int = 0
+    continued: set[str] = field(default_factory=set)
+    """Jobs that begin from a checkpoint of another."""
 
     def rows(self) -> list[Row]:
         """All committed rows, in order of checkpoints."""
         found = sorted(self.committed.items(), key=lambda item: int(_parts(item[0])[2]))
         return [row for _, rows in found for row in rows]
+
+    def prepare_target(self, job_id: str) -> None:
+        """A job begins: a target that it would overwrite holds nothing by now."""
+        if job_id in self.continued or any(t.startswith(f"{job_id}-a") for t in self.committed):
+            self.sim.world.violated(f"I1: the target of {job_id}, which has committed rows, is prepared anew")
 
     def stage(self, transaction: str, rows: list[Row]) -> None:
         """A sink prepared a transaction."""
@@ -207,7 +214,7 @@ class SimSink(Sink):
         self.buffer: list[Row] = []
 
     def start_job(self, ctx: SinkContext) -> None:
-        EXTERNAL[self.run].fresh_starts += 1
+        EXTERNAL[self.run].prepare_target(ctx.job_id)
 
     def finish_job(self, ctx: SinkContext) -> None:
         """What no restore can need goes: all that is staged, unless the job may be continued."""

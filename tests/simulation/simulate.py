@@ -200,6 +200,8 @@ class _Run:
         cancel_at_turn: int | None,
     ) -> Outcome:
         graph = plan(self.shape, self.seed, sources, parallelism)
+        if restore_from is not None:
+            self.external.continued.add(name)
         outcome = self.sim.run(
             graph,
             self.scenario.config,

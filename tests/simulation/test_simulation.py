@@ -32,6 +32,7 @@ REGRESSIONS = {
     83: "TriggerCheckpoint told twice: two barriers of one checkpoint",
     93: "a new manager gave the job up since storage did not answer once",
     159: "a frame that made the task fail emptied the inbox that the step was going through",
+    169: "a job was cancelled as its next attempt was claimed: it waited for workers that had closed the one before",
     330: "a checkpoint's number used again after its discard: its files were taken for gone (a checker's mistake)",
     231: "a sweep ended at the deletion that failed (a checker's mistake)",
     389: "a checkpoint published while a cancelled job closed: the sink had discarded what it left pending",
