@@ -126,6 +126,15 @@ class IoRuns:
             target=process,
         )
 
+    def _held_up_ms(self, process: Process) -> int:
+        """How long the next request of a piece of work waits: who is cut off, and who takes its place, take their steps
+        in any order."""
+        rate = self.injector.faults.storage_slow_if_cut
+        if not self.world.cuts or not rate:
+            return 0
+        likely = rate if self.world.is_cut(process.machine) else rate / 4
+        return self.injector.duration_ms() if self.injector.chance(likely) else 0
+
     def _slow_behind_a_cut(self, process: Process) -> bool:
         cut = self.world.is_cut(process.machine)
         return cut and self.injector.chance(self.injector.faults.storage_slow_if_cut)
@@ -143,7 +152,10 @@ class IoRuns:
             self._fiber = self.process = None
             if not finished:
                 again = lambda: self._run(serial, process, work, done, label)  # noqa: E731
-                self.world.post(("io", serial), f"{label} goes on", again, source=process, target=process)
+                delay_ms = self._held_up_ms(process)
+                self.world.post(
+                    ("io", serial), f"{label} goes on", again, delay_ms, source=process, target=process
+                )
                 return
             del self._open[serial]
             result, error = work.result, work.error

@@ -74,16 +74,26 @@ class SimStorage:
         """Checkpoint directories whose deletion failed; they are swept when the next attempt begins."""
         self._discarded: set[str] = set()
         self._claimed: dict[str, int] = {}
+        self._begins: dict[str, int] = {}
+        """The attempt that each process has claimed, and not yet looked for what it may begin from."""
+        self._begun: dict[str, dict[int, set[int]]] = {}
+        """By job, the checkpoints that each attempt could see when it looked."""
 
     def opener(self, process: Process) -> Callable[[str, Mapping[str, str]], ObjectStore]:
         """Return the `open_store` of one process."""
         return lambda url, options: SimStore(self, process, open_store(url, options))
 
-    def announce(self, job_id: str, checkpoint_id: int) -> None:
-        """The checkpoint is announced to a subtask: sinks may commit."""
+    def announce(self, job_id: str, checkpoint_id: int, attempt: int) -> None:
+        """The checkpoint is announced to a subtask of `attempt`: sinks may commit. What has begun after that has seen
+        its manifest, or rows are written twice."""
         self.announced[job_id] = max(self.announced.get(job_id, 0), checkpoint_id)
         if not self.was_published(job_id, checkpoint_id):
             self.world.violated(f"I5: checkpoint {checkpoint_id} is announced, but has no manifest")
+        for later, seen in self._begun.get(job_id, {}).items():
+            if later > attempt and checkpoint_id not in seen:
+                self.world.violated(
+                    f"I6: attempt {attempt} announces checkpoint {checkpoint_id}, and {later} has begun without it"
+                )
 
     def was_published(self, job_id: str, checkpoint_id: int) -> bool:
         """Whether the checkpoint has, or once had, a manifest."""
@@ -146,7 +156,8 @@ class SimStorage:
         if name == MANIFEST and full not in self.damaged:
             self._published(process, store, path, directory, data)
         elif directory.endswith("/attempts"):
-            self._claim(directory, int(name.partition(".")[0]))
+            self._claim(directory, attempt := int(name.partition(".")[0]))
+            self._begins[process.name] = attempt
             self.claimed(process)
         elif "/chk-" in directory:
             self.written_ms[directory] = self.world.now
@@ -159,7 +170,12 @@ class SimStorage:
             failed = verb == "list" or "/chk-" in full
             self.sweep_failed |= failed
             self.tidying_failed |= failed
-        elif verb == "list" and full.count("/") == _JOB_DEPTH and self.is_current(process):
+            return
+        if verb == "list" and full.count("/") == _JOB_DEPTH and process.name in self._begins:
+            job_id = full.rpartition("/")[2]
+            seen = {int(d.rpartition("/chk-")[2]) for d in self.published if f"/{job_id}/chk-" in d}
+            self._begun.setdefault(job_id, {})[self._begins.pop(process.name)] = seen
+        if verb == "list" and full.count("/") == _JOB_DEPTH and self.is_current(process):
             self.sweep_failed = False
 
     def deleting(self, store: ObjectStore, path: str) -> None:

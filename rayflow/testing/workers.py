@@ -269,7 +269,7 @@ class SimPool:
         worker = self.workers.get(subtask)
         self.manager.sends(subtask, message)
         if isinstance(message, CheckpointCompleted):
-            self.sim.storage.announce(self.manager.job.id, message.checkpoint_id)
+            self.sim.storage.announce(self.manager.job.id, message.checkpoint_id, message.attempt)
         elif isinstance(message, Deploy):
             if (subtask, message.attempt) not in self._deployed:  # it may be sent again much later
                 check_deploy(self.manager, message)

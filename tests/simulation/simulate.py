@@ -113,7 +113,14 @@ def _isolated(seed: int, scenario: Scenario) -> Scenario:
     else is on it, and a standby takes over before it knows."""
     nth = 1 + random.Random(seed * 11 + 1).randrange(6)
     strike = Strike(moment="after ack", nth=nth, action="isolate master")
-    faults = Faults(aimed=(strike,), storage_slow_if_cut=0.8, longest_ms=6_000, active_ms=30_000)
+    faults = Faults(
+        aimed=(strike,),
+        storage_slow_if_cut=0.8,
+        longest_ms=6_000,
+        active_ms=30_000,
+        # Of one in three the others get in between any two requests.
+        interleaved_io=seed % 3 == 0,
+    )
     bounded = tuple(SimSource(*source.args) for source in scenario.sources)
     narrow = replace(scenario, sources=bounded, parallelism=1, machines=2)
     return replace(narrow, faults=faults, mode="liveness", cancel_at_turn=None)

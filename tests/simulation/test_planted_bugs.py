@@ -55,8 +55,26 @@ FOUND: dict[str, int] = {
     "checksum_not_verified": 38,
     "watermark_not_restored": 2,
     "lost_message_not_sent_again": 22,
+    "one_checkpoint_too_many_at_a_time": 0,
+    "older_checkpoint_goes_on_behind_a_newer_one": 36,
+    "checkpoints_never_time_out": 4,
+    "one_failure_more_is_tolerated": 9,
+    "workers_not_told_of_an_aborted_checkpoint": 9,
+    "files_of_an_aborted_checkpoint_left": 13,
+    "incomplete_checkpoints_left_by_the_next_attempt": 12,
+    "checkpoint_published_too_late_left": 36,
+    "files_that_are_built_on_never_let_go": 1,
+    "targets_prepared_in_every_attempt": 0,
+    "damage_noted_under_another_name": 26,
+    "manager_that_stood_still_blames_its_workers": 23,
+    "silent_worker_waited_for": 43,
+    "cancellation_told_to_nobody": 0,
+    "announced_after_the_cancellation": 2,
+    "staged_dropped_with_a_cancelled_job": 2,
+    "looks_for_checkpoints_and_then_claims": 214,
+    "looks_for_a_successor_and_then_publishes": 126,
 }
-ISOLATED = {"zombie_master_announces"}
+ISOLATED = {"looks_for_a_successor_and_then_publishes", "zombie_master_announces"}
 """Found by seeds whose manager is cut off as it publishes (`--isolated`)."""
 
 NEAR = 10

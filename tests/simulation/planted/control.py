@@ -19,6 +19,7 @@ from rayflow.runtime.master.checkpoints import Checkpoints
 from rayflow.runtime.master.fleet import Fleet
 from rayflow.runtime.master.opening import Opening
 from rayflow.runtime.master.run import JobRun
+from rayflow.runtime.master.storage import JobStorage
 from rayflow.runtime.messages import CheckpointAborted
 from tests.simulation.planted.registry import Patch, around, bug
 
@@ -54,17 +55,6 @@ def older_checkpoint_goes_on_behind_a_newer_one(patch: Patch) -> None:
 def checkpoints_never_time_out(patch: Patch) -> None:
     patch.setattr(CheckpointCoordinator, "_on_ticked", lambda self, now_ms: ())
     patch.setattr(CheckpointCoordinator, "next_deadline_ms", lambda self: None)
-
-
-@bug
-def failures_in_a_row_counted_through_successes(patch: Patch) -> None:
-    def complete(original: Any, self: Any, pending: Any, now_ms: int) -> Any:
-        failures = self._failures
-        commands = original(self, pending, now_ms)
-        self._failures = failures
-        return commands
-
-    around(patch, CheckpointCoordinator, "_complete", complete)
 
 
 @bug
@@ -160,13 +150,24 @@ def damage_noted_under_another_name(patch: Patch) -> None:
 
 
 @bug
-def checkpoints_sorted_as_text(patch: Patch) -> None:
-    original = beginning._own_restore_point
+def looks_for_a_successor_and_then_publishes(patch: Patch) -> None:
+    def publish(original: Any, self: Any, manifest: Any, attempt: Any) -> bool:
+        current = not self.is_superseded(attempt)
+        original(self, manifest, attempt)
+        return current
 
-    def own_restore_point(job: Any, storage: Any, complete: Any, *args: Any) -> Any:
-        return original(job, storage, sorted(complete, key=str), *args)
+    around(patch, JobStorage, "publish", publish)
 
-    patch.setattr(beginning, "_own_restore_point", own_restore_point)
+
+@bug
+def looks_for_checkpoints_and_then_claims(patch: Patch) -> None:
+    def claim_attempt(original: Any, self: Any, *args: Any) -> Any:
+        self.looked = JobStorage.list_checkpoints(self)
+        claimed = original(self, *args)
+        self.list_checkpoints = lambda: self.__dict__.pop("looked", None) or JobStorage.list_checkpoints(self)
+        return claimed
+
+    around(patch, JobStorage, "claim_attempt", claim_attempt)
 
 
 # ------------------------------------------------------------------------------------------ whom a manager gives up
