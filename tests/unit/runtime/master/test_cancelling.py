@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rayflow.model.ids import Attempt, ChannelId, EdgeId, SubtaskId
+from rayflow.model.ids import Attempt, ChannelId, EdgeId
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.phases import Phase
 from rayflow.runtime.master.run import JobRun
