@@ -98,7 +98,7 @@ class Coordination:
     def stepped(self, run: JobRun) -> None:
         """The manager has done what was to be done now."""
         now, limit_ms = self._world.now, self.config.checkpoint_timeout_ms
-        if run.ending is not None and self._ended_ms < 0:
+        if not run.phase.going_on and self._ended_ms < 0:
             self._ended_ms = now
         if run.phase is Phase.RUNNING:
             for checkpoint_id, since_ms in self._pending.items():
@@ -151,7 +151,7 @@ class Coordination:
             self._wrong(
                 f"I5: checkpoint {checkpoint_id} completes: {older} under way, {self.completed} completed"
             )
-        if run.ending is not None:
+        if not run.phase.going_on:
             self._wrong(f"I5: checkpoint {checkpoint_id} completes when the job's end is decided")
         self.completed, self._over_ms, self._failures = checkpoint_id, self._world.now, 0
 

@@ -85,7 +85,7 @@ class SimManager:
         self.patience.stepped()
         if self.master._run is not None:
             self.coordination.stepped(self.master._run)
-            closing = self.master._run._closing
+            closing = self.master._run._ending._closing
             if closing is not None and closing._begun and not self._looked_tidy:
                 self._looked_tidy = True
                 check_tidied(self, self.coordination)

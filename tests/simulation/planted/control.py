@@ -193,20 +193,20 @@ def silent_worker_waited_for(patch: Patch) -> None:
 
 @bug
 def cancellation_told_to_nobody(patch: Patch) -> None:
-    def end(original: Any, self: Any, event: Any) -> None:
+    def end(original: Any, self: Any, *args: Any) -> None:
         with pytest.MonkeyPatch.context() as quiet:
             quiet.setattr(self._ctx.fleet, "broadcast", lambda *args: None)
-            original(self, event)
+            original(self, *args)
 
     around(patch, JobRun, "_end", end)
 
 
 @bug
 def announced_after_the_cancellation(patch: Patch) -> None:
-    def stop(original: Any, self: Any, event: Any, phase: Any) -> None:
+    def stop(original: Any, self: Any, *args: Any) -> None:
         with pytest.MonkeyPatch.context() as going_on:
             going_on.setattr(self._running, "end", lambda: None)
-            original(self, event, phase)
+            original(self, *args)
 
     around(patch, JobRun, "_stop", stop)
 

@@ -9,7 +9,6 @@ import pytest
 
 from rayflow.model.config import JobConfig
 from rayflow.model.ids import Attempt, CheckpointId, SubtaskId, VertexId
-from rayflow.protocol.lifecycle import JobCancelled
 from rayflow.runtime.correspondence import numbered
 from rayflow.runtime.master.phases import Phase
 from rayflow.runtime.messages import (
@@ -41,7 +40,6 @@ class Lab:
         self.world = World(1)
         self.run: Any = SimpleNamespace(
             phase=Phase.RUNNING,
-            ending=None,
             restarts=SimpleNamespace(_cause=None, at_ms=0),
             checkpoints=SimpleNamespace(final_completed=None),
         )
@@ -132,7 +130,7 @@ def test_a_broken_rule_is_a_violation(lab: Lab, said: str, request: pytest.Fixtu
             lab.world.now += 1_000
         case "announced at the end":
             lab.trigger(1)
-            lab.run.ending = JobCancelled()
+            lab.run.phase = Phase.ENDING
             lab.complete(1)
         case "given up too soon":
             lab.trigger(1).abort(1)
@@ -148,7 +146,7 @@ def test_since_when_a_checkpoint_is_of_no_use(lab: Lab) -> None:
     lab.abort(1)
     assert lab.watched.useless_ms(1) == start_ms + 200
     lab.world.now += 10
-    lab.run.ending = JobCancelled()
+    lab.run.phase = Phase.ENDING
     assert not lab.violations
     assert [lab.watched.useless_ms(n) for n in (1, 2, 3)] == [start_ms + 200, start_ms + 210, -1]
 
