@@ -44,7 +44,7 @@ class EventClock:
         self._metrics = metrics
         self._restored = WATERMARK_MIN if watermark is None else watermark
         self._early: list[SplitOpened | SplitFinished | CapMoved | OthersMoved] = []
-        self._answer: int | GoIdle | None = watermark
+        self._answer = watermark
         self._aside = False
         self._machine: SplitWatermarks | None = None
         self.current = watermark
@@ -97,15 +97,16 @@ class EventClock:
         if self._machine is not None:
             self._take(self._machine.handle(ReadingResumed(now_ms)))
 
-    def take(self, now_ms: int | None, *, step_aside: bool) -> int | GoIdle | None:
-        """Return what is new since the last call; `now_ms` None when nobody looked for rows."""
+    def take(self, now_ms: int | None, *, step_aside: bool) -> tuple[int | GoIdle, ...]:
+        """Return what is new since the last call, in order; `now_ms` None when nobody looked for rows."""
+        idle = False
         if self._machine is not None and now_ms is not None:
-            self._take(self._machine.handle(Ticked(now_ms)))
+            idle = self._take(self._machine.handle(Ticked(now_ms)))
         answer, self._answer = self._answer, None
         if answer is None and step_aside and not self._aside:
-            self._aside = True
-            return GoIdle()
-        return answer
+            self._aside = idle = True
+        # Who is idle stays at its last watermark: that is said first.
+        return (*(() if answer is None else (answer,)), *((GoIdle(),) if idle else ()))
 
     def _start(self, nanos: int) -> SplitWatermarks:
         # The unit is the column's, so the machine starts with the first rows.
@@ -124,12 +125,12 @@ class EventClock:
         else:
             self._take(self._machine.handle(event))
 
-    def _take(self, commands: tuple[AdvanceWatermark | GoIdle, ...]) -> None:
+    def _take(self, commands: tuple[AdvanceWatermark | GoIdle, ...]) -> bool:
+        """Keep a new watermark; return whether the source is idle from now on, which only time makes it."""
         for command in commands:
             if isinstance(command, AdvanceWatermark):
                 self._answer = self.current = command.watermark
-            else:
-                self._answer = command
+        return GoIdle() in commands
 
 
 def _unit_nanos(schema: pa.Schema, name: str, spec: OperatorSpec) -> int:

@@ -176,10 +176,10 @@ class SourceDriver:
             return max(self._retry_at_ms, now_ms)
         return idle_ms
 
-    def watermark(self, now_ms: int) -> int | GoIdle | None:
-        """Return a new watermark, GoIdle when the source steps aside, None when nothing changed."""
+    def watermark(self, now_ms: int) -> tuple[int | GoIdle, ...]:
+        """Return a new watermark, where there is one, then GoIdle when the source steps aside."""
         if self._clock is None:
-            return None
+            return ()
         waiting = not self._open and not self._assigned and not self._no_more
         # A bounded source ends as soon as the master has answered. Stepping aside for that long would let the other
         # inputs of a join go on without the rows that windows behind this source emit at its end.

@@ -267,11 +267,11 @@ class Task:
         if batch is not None:
             self._count(batch, nbytes(batch))
             self._admit(batch, 0, None)
-        news = source.watermark(self._now_ms)
-        if isinstance(news, GoIdle):
-            self._emitter.emit_idle()
-        elif news is not None:
-            self._advance_watermark(news)
+        for news in source.watermark(self._now_ms):
+            if isinstance(news, GoIdle):
+                self._emitter.emit_idle()
+            else:
+                self._advance_watermark(news)
         if source.ended and not self._intake:
             self._advance_watermark(WATERMARK_MAX)
             self._end()
