@@ -15,6 +15,7 @@ Users test their own jobs with `rf.testing.simulate(env)`; `rf.testing.Faults` s
 | `workers`, `managers` | simulated processes, and the pool through which a manager has its workers |
 | `restoring`, `losses` | what is checked of restores and of a job's failure; of lost control messages |
 | `coordination`, `patience`, `tidiness` | of checkpoints' messages; of whom a manager gives up; of files left behind |
+| `sending` | what is checked of outputs |
 | `met` | which rows of the table of faults a run has really met |
 | `outputs`, `comparison` | file sinks pointed elsewhere; lost, duplicated and differing rows of two outputs |
 """

@@ -90,6 +90,7 @@ class Faults:
     external_applied: float = 0.0
     external_slow: float = 0.0
     hanging_calls: float = 0.0
+    frame_twice: float = field(default=0.0, repr=False)  # so that what is drawn from the others stays
     aimed: tuple[Strike, ...] = ()
     slow_machines: int = 0
     longest_ms: int = 20_000
@@ -159,8 +160,9 @@ def _aim(rng: random.Random) -> Strike:
 
 def _with_a_rare_one(faults: Faults) -> Faults:
     """Of one seed in twelve the newest checkpoint is damaged; in one of twenty-four the manager stands still for longer
-    than its workers' leases last; and in as many it is cut off, with requests to storage under way that are carried
-    out once it is back. Drawn from what else a seed has: all others are what they were before these existed."""
+    than its workers' leases last; in as many it is cut off, with requests to storage under way that are carried out
+    once it is back; and in as many data frames arrive twice. Drawn from what else a seed has: all others are what they
+    were before these existed."""
     rng = random.Random(repr(faults))
     chance, nth = rng.random(), rng.choice([1, 2, 4, 8])
     if chance < 2 / 24:
@@ -173,6 +175,8 @@ def _with_a_rare_one(faults: Faults) -> Faults:
         strike = Strike(moment="after ack", nth=nth, action="isolate master")
         late = replace(faults, storage_slow_if_cut=0.8, longest_ms=6_000, active_ms=60_000)
         return replace(late, aimed=(*faults.aimed, strike))
+    if chance < 5 / 24:
+        return replace(faults, frame_twice=0.2)
     return faults
 
 

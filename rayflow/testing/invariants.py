@@ -1,7 +1,9 @@
 """Invariants of the engines that hold whatever the job: checked while a simulation runs, and at its end.
 
 I7   no credit is made or lost: for every open channel, what the consumer has granted and not yet got back as
-     queued frames is what the producer holds, plus what is under way in either direction, in frames and in bytes.
+     queued frames is what the producer holds, plus what is under way in either direction, in frames and in bytes;
+     for every gate, what its channels use above their shares and what nobody uses is all that floats. And it has
+     recorded nothing but for a snapshot that is not whole (I2).
      And no gate's buffers, counted frame by frame, outgrow its budget by more than a frame a channel.
 I10  a finished job leaves on storage its metadata, its attempts' claims, and at most `checkpoint.retained` complete
      checkpoints, with the files that their manifests name, and no others. (What a process wrote after it had been given
@@ -14,12 +16,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from rayflow.model.config import JobConfig
+from rayflow.model.ids import ChannelId
+from rayflow.protocol.credit import CreditReceiver
 from rayflow.runtime.gate import InputGate
 from rayflow.runtime.master.closing import NOT_SWEPT
 from rayflow.runtime.messages import CreditFrame, DataFrame
+from rayflow.runtime.subtask import SubtaskEngine
 from rayflow.runtime.task import Task
 from rayflow.state.storage import ObjectStore
 from rayflow.testing.network import Channel
@@ -28,6 +34,7 @@ from rayflow.testing.storage import file_path
 if TYPE_CHECKING:
     from rayflow.testing.simulation import SimJob, Simulation
 
+_FLOATING_BATCHES = signature(CreditReceiver).parameters["floating_batches"].default
 _METADATA = ("job.json", "events.jsonl", "graph.pkl")
 
 
@@ -39,6 +46,13 @@ def check_credit(sim: Simulation) -> None:
         consumer = tasks.get((channel.consumer.name, channel.attempt))
         if producer is not None and consumer is not None and consumer._gate is not None:
             _check_channel(channel, producer, consumer._gate)
+    for (name, _), task in tasks.items():
+        if task._gate is not None:
+            _check_floating(name, task._gate)
+            unfinished = task._barriers._unfinished
+            assert not task._gate._recorded or (unfinished is not None and unfinished.recording), (
+                f"I2: {name} keeps rows that it recorded for a checkpoint that is over: the next would have them too"
+            )
 
 
 def _check_channel(channel: Channel, producer: Task, gate: InputGate) -> None:
@@ -51,9 +65,9 @@ def _check_channel(channel: Channel, producer: Task, gate: InputGate) -> None:
     if first is not None:
         granted, granted_bytes = granted - first.batches, granted_bytes - first.nbytes
     frames, frame_bytes = channel.data.frames, channel.data.nbytes
-    for attempt, arrived_on, item in channel.consumer.engine._inbox:
-        if arrived_on == name and attempt == channel.attempt and isinstance(item, DataFrame):
-            frames, frame_bytes = frames + 1, frame_bytes + item.nbytes
+    for arrived_on, frame in _arrived(channel.consumer.engine, gate):
+        if arrived_on == name:
+            frames, frame_bytes = frames + 1, frame_bytes + frame.nbytes
     credit, credit_bytes = channel.credit.frames, channel.credit.nbytes
     for attempt, arrived_on, item in channel.producer.engine._inbox:
         if arrived_on == name and attempt == channel.attempt and isinstance(item, CreditFrame):
@@ -63,6 +77,17 @@ def _check_channel(channel: Channel, producer: Task, gate: InputGate) -> None:
     assert (granted, granted_bytes) == spent, (
         f"I7: {name}: {granted} frames and {granted_bytes} bytes granted, but {held} and {held_bytes} held, "
         f"{frames} and {frame_bytes} under way, {credit} and {credit_bytes} of credit under way"
+    )
+
+
+def _check_floating(name: str, gate: InputGate) -> None:
+    credit, books = gate._credit, gate._credit._channels.values()
+    batches, nbytes = credit.floating
+    batches += sum(max(0, b.batches + b.queued_batches - credit._share_batches) for b in books)
+    nbytes += sum(max(0, b.nbytes + b.queued_bytes - b.share_bytes) for b in books)
+    all_bytes = gate.budget.gate_bytes - sum(b.share_bytes for b in books)
+    assert (batches, nbytes) == (_FLOATING_BATCHES, all_bytes), (
+        f"I7: {name}: {batches} batches and {nbytes} bytes float, of {_FLOATING_BATCHES} and {all_bytes}"
     )
 
 
@@ -86,8 +111,8 @@ def check_memory(sim: Simulation) -> None:
         )
         allowed[name] = allowed.get(name, gate.budget.gate_bytes) + channel.largest_bytes
     for name, gate in gates.items():
-        inbox = sim.workers[name].engine._inbox
-        found, limit = buffered[name] + _data_bytes(item for _, _, item in inbox), allowed[name]
+        inbox = _arrived(sim.workers[name].engine, gate)
+        found, limit = buffered[name] + sum(frame.nbytes for _, frame in inbox), allowed[name]
         assert found <= limit, f"I7: {name} has {found} bytes buffered or under way to it, {limit} allowed"
         if intact[name] < len(gate.channels):
             continue  # what was recorded of a broken channel goes with its attempt
@@ -96,6 +121,25 @@ def check_memory(sim: Simulation) -> None:
         assert recorded <= limit, (
             f"I7: {name} has recorded {recorded} bytes of rows in flight, {limit} allowed"
         )
+
+
+def _arrived(engine: SubtaskEngine, gate: InputGate) -> list[tuple[ChannelId, DataFrame]]:
+    """The data frames that wait to be taken into the gate, but for those that came before."""
+    if not engine._inbox:
+        return []
+    expected: dict[ChannelId, int] = {}
+    found = []
+    for attempt, channel, frame in engine._inbox:
+        if (
+            not isinstance(frame, DataFrame)
+            or attempt != engine._fence.attempt
+            or channel not in gate._queues
+        ):
+            continue
+        if frame.seq >= expected.setdefault(channel, gate._queues[channel].sequence.expected):
+            expected[channel] = frame.seq + 1
+            found.append((channel, frame))
+    return found
 
 
 def _data_bytes(frames: Iterable[object]) -> int:

@@ -1,7 +1,8 @@
 """The simulated data plane: channels are ordered streams that deliver all or break.
 
 A frame or credit that was sent arrives, after whatever was sent before it on its channel and direction, unless the
-stream breaks; then both ends are told, each when it finds out, and what was under way is gone. Streams break when the
+stream breaks; then both ends are told, each when it finds out, and what was under way is gone. Where the seed asks for
+it data frames arrive once more, at any time after the first. Streams break when the
 process at the other end dies, when the injector says so, and when machines have been cut off for long enough that
 the channel's heartbeats find out. Until then a cut only holds frames up.
 
@@ -10,6 +11,8 @@ What it checks, of every frame that arrives (by number):
   I4  data frames of a channel and attempt are numbered from 0 without gaps.
   I6  a consumer's attempts only grow.
   I9  watermarks of a channel never go back.
+
+And when an attempt begins on a worker, I10: no channel of an earlier one is open there.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from rayflow.testing.workers import SimWorker
 
 _DETECTION_MS = 4_000
+_DUPLICATE_MS = 3_000
 
 
 @dataclass(slots=True)
@@ -49,7 +53,10 @@ class Channel:
     producer: SimWorker
     consumer: SimWorker
     next_seq: int = 0
+    told: int | None = None
+    """The newest watermark that was sent."""
     watermark: int | None = None
+    """The newest that has arrived."""
     ended: bool = False
     data: UnderWay = field(default_factory=UnderWay)
     """Data frames to the consumer."""
@@ -75,6 +82,8 @@ class SimNetwork:
         self.outgoing: dict[tuple[str, Attempt, ChannelId], Channel] = {}
         self.incoming: dict[tuple[str, Attempt, ChannelId], Channel] = {}
         self.check_watermark: Callable[[Channel, WatermarkFrame], None] = lambda channel, frame: None
+        self.comes_again: Callable[[], bool] = lambda: False
+        """Whether a data frame that has just arrived will arrive once more."""
         self._opened = 0
 
     @property
@@ -91,6 +100,12 @@ class SimNetwork:
             self.break_off(before, "connected again")
         self.outgoing[producer.name, attempt, channel] = opened
         self.incoming[consumer.name, attempt, channel] = opened
+
+    def check_closed(self, worker: SimWorker, attempt: Attempt) -> None:
+        """I10: `attempt` begins on the worker."""
+        left = [f"{c.id} of attempt {c.attempt}" for c in self._of(worker) if c.attempt < attempt]
+        if left:
+            self.world.violated(f"I10: {worker.name} begins attempt {attempt}, and {left[0]} is still open")
 
     def close(self, worker: SimWorker, up_to: Attempt) -> None:
         """Close the worker's channels of `up_to` and earlier attempts; the other ends see their streams break."""
@@ -148,12 +163,24 @@ class SimNetwork:
             self.world.violated(f"I4: {channel.id}: {type(frame).__name__} after the end")
         channel.ended |= isinstance(frame, EndFrame)
         channel.consumer.engine.on_frame(channel.attempt, channel.id, frame)
+        if isinstance(frame, DataFrame) and self.comes_again():
+            self.world.post(
+                ("again", channel.number, frame.seq),
+                f"DataFrame{frame.seq} {channel.id} a{channel.attempt} again",
+                partial(self._again, channel, frame),
+                self.world.draw(_DUPLICATE_MS),
+                target=channel.consumer.process,
+            )
 
     def credited(self, channel: Channel, credit: CreditFrame) -> None:
         """Hand credit to the producer."""
         channel.credit.frames -= credit.batches
         channel.credit.nbytes -= credit.nbytes
         channel.producer.engine.on_credit(channel.attempt, channel.id, credit)
+
+    def _again(self, channel: Channel, frame: DataFrame) -> None:
+        if channel.consumer.process.alive:
+            channel.consumer.engine.on_frame(channel.attempt, channel.id, frame)
 
     def _beat(self, channel: Channel) -> None:
         key = (channel.producer.name, channel.attempt, channel.id)
@@ -205,6 +232,8 @@ class SimTransport:
                 opened.data.frames += 1
                 opened.data.nbytes += frame.nbytes
                 opened.largest_bytes = max(opened.largest_bytes, frame.nbytes)
+            elif isinstance(frame, WatermarkFrame):
+                opened.told = frame.watermark
             self._network.world.post(
                 opened.frames,
                 f"{name} {channel} a{attempt}",

@@ -1,5 +1,7 @@
 """What is checked, in any simulated job, of what an attempt begins with, and of why a job failed, by number.
 
+I1   no checkpoint is acknowledged while rows that were in flight in the restored one have yet to be processed: they are
+     in no channel, so they would not be in it.
 I3   an attempt restores the newest checkpoint that was announced, unless that is damaged.
 I9   a source that was restored begins at the watermark in its checkpoint, and says none below: event time does not go
      back.
@@ -73,6 +75,16 @@ def check_deployed(worker: SimWorker, message: FromSubtask) -> None:
     if used:
         worker.sim.world.violated(
             f"I11: {worker.name} begins with what it read of {', '.join(used)}, which is damaged"
+        )
+
+
+def check_acked(worker: SimWorker, message: FromSubtask) -> None:
+    """I1: the subtask acknowledges a checkpoint."""
+    engine = worker.engine
+    task = engine._task if engine._fence.attempt == message.attempt else None
+    if task is not None and task._recovery is not None:
+        worker.sim.world.violated(
+            f"I1: {worker.name} acknowledges a checkpoint before it has processed the rows in flight in the last one"
         )
 
 

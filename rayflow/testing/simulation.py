@@ -32,6 +32,7 @@ from rayflow.testing.managers import SimManager
 from rayflow.testing.mishaps import Mishaps
 from rayflow.testing.network import SimNetwork
 from rayflow.testing.restoring import check_failure, check_watermark
+from rayflow.testing.sending import SendingWatch
 from rayflow.testing.storage import SimStorage
 from rayflow.testing.workers import SimPool, SimWorker
 from rayflow.testing.world import Process, QueueKey, World
@@ -100,6 +101,7 @@ class Simulation:
         self.storage.claimed = self._claimed
         self.network = SimNetwork(self.world)
         self.network.check_watermark = check_watermark
+        self.network.comes_again = lambda: self.injector.chance(self.faults.frame_twice)
         self.workers: dict[str, SimWorker] = {}
         self.managers: dict[str, SimManager] = {}
         self.machine_names = [f"machine-{i}" for i in range(self.machines)]
@@ -108,6 +110,7 @@ class Simulation:
         }
         self._processes = 0
         self._turns = 0
+        self._sending = SendingWatch()
         self.job: SimJob | None = None
         self.world.after_turn.append(self._check)
 
@@ -346,5 +349,6 @@ class Simulation:
         self._turns += 1
         if self._turns % _CHECK_EVERY == 0:
             check_credit(self)
+            self._sending.check(self)
         if self._turns % _CHECK_MEMORY_EVERY == 0:
             check_memory(self)

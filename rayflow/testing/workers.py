@@ -35,7 +35,7 @@ from rayflow.state.disk.row_store import MemoryRows, RowStore
 from rayflow.state.storage import MemoryStore, ObjectStore
 from rayflow.testing.losses import Debt
 from rayflow.testing.network import SimTransport
-from rayflow.testing.restoring import check_deploy, check_deployed
+from rayflow.testing.restoring import check_acked, check_deploy, check_deployed
 from rayflow.testing.world import Process
 
 if TYPE_CHECKING:
@@ -90,8 +90,10 @@ class SimWorker:
         self._debt.sent(message)
         if isinstance(message, CheckpointAcked):
             self.acked = message.attempt, message.checkpoint_id
+            check_acked(self, message)
         if isinstance(message, Deployed):
             check_deployed(self, message)
+            self.sim.network.check_closed(self, message.attempt)
         self.sim.send(
             ("from", self.name, manager.name),
             f"{type(message).__name__} from {self.name}",
@@ -167,13 +169,15 @@ class SimDisk:
 
 
 class SimCalls:
-    """`AsyncCalls` of one simulated worker: each call is answered at some later turn, in any order, or never, if the
-    seed says so. Coroutines must not wait for anything else."""
+    """`AsyncCalls` of one simulated worker: each call is answered at some later turn, in any order; or, where the seed
+    says so, never or late: what is cancelled meanwhile may have completed before. Coroutines must not wait for anything
+    else."""
 
     def __init__(self, worker: SimWorker, wake: Callable[[], None]) -> None:
         self._worker = worker
         self._wake = wake
         self._running: set[int] = set()
+        self._cancelled: set[int] = set()
         self._completed: list[Completion] = []
 
     def start(self, calls: Sequence[tuple[int, Coroutine]]) -> None:
@@ -181,18 +185,23 @@ class SimCalls:
         sim, worker = self._worker.sim, self._worker
         for call, make in calls:
             self._running.add(call)
-            if call < 0 or not sim.injector.chance(sim.injector.faults.hanging_calls):
-                sim.world.post(
-                    ("async", worker.name, id(self), call),
-                    f"answer {call} to {worker.name}",
-                    partial(self._answer, call, make),
-                    target=worker.process,
-                )
+            hangs = call >= 0 and sim.injector.chance(sim.injector.faults.hanging_calls)
+            if hangs and sim.world.happens(0.5):
+                continue
+            sim.world.post(
+                ("async", worker.name, id(self), call),
+                f"answer {call} to {worker.name}",
+                partial(self._answer, call, make),
+                sim.injector.duration_ms() if hangs else 0,
+                target=worker.process,
+            )
 
     def _answer(self, call: int, make: Coroutine) -> None:
         if call not in self._running or not self._worker.process.alive:
             return
         self._running.remove(call)
+        if call in self._cancelled and self._worker.sim.world.happens(0.5):
+            return
         try:
             make().send(None)  # type: ignore[attr-defined]
         except StopIteration as returned:
@@ -203,7 +212,7 @@ class SimCalls:
 
     def cancel(self, call: int) -> None:
         """See `AsyncCalls`."""
-        self._running.discard(call)
+        self._cancelled.add(call)
 
     @property
     def ready(self) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow as pa
 from rayflow.model.errors import TransientError
 from rayflow.operators.contracts import Sink, SinkContext
 from rayflow.operators.source_contract import Source, Split, SplitReader
+from rayflow.operators.transactions import Outcome, Transaction, TransactionalSink, TransactionId
 from rayflow.protocol.commits import CommitPermit
 from rayflow.testing.simulation import Simulation
 
@@ -30,6 +31,8 @@ SCHEMA = pa.schema(
     ]
 )
 DISORDER_MS = 200
+_SPLIT_MS = 2_000
+_LULLS, _LULL_CHECKPOINTS = 200, 2
 Row = tuple[Any, ...]
 
 _TRANSACTION = re.compile(r".*-a(\d+)-s(\d+)-c(\d+)")
@@ -42,7 +45,8 @@ class External:
 
     I2: a transaction is staged twice, or committed that was never staged. I5: committed before its checkpoint
     is complete. I6: by an attempt before the one that staged it. I1: the target is prepared anew for a job that has
-    committed, or that goes on from another's checkpoint.
+    committed, or that goes on from another's checkpoint. I10: a reader or a sink is opened in a process that has not
+    closed what it had open in an attempt before, or a reader that is at its end.
     """
 
     sim: Simulation
@@ -50,6 +54,8 @@ class External:
     committed: dict[str, list[Row]] = field(default_factory=dict)
     continued: set[str] = field(default_factory=set)
     """Jobs that begin from a checkpoint of another."""
+    open: dict[str, dict[int, tuple[Any, int]]] = field(default_factory=dict)
+    """What each process has open, by identity, and in which attempt it was opened."""
 
     def rows(self) -> list[Row]:
         """All committed rows, in order of checkpoints."""
@@ -100,6 +106,32 @@ class External:
             self.sim.world.violated(f"I1: {transaction} is aborted after it was committed")
         self.staged.pop(transaction, None)
 
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints the newest of all is the last of, as far as any was announced."""
+        return sum(self.sim.storage.announced.values())
+
+    def opened(self, handle: Any) -> None:
+        """A task opened a reader or a sink."""
+        process = self.sim.world.stepping
+        worker = None if process is None else self.sim.workers.get(process.name)
+        if process is None or worker is None:
+            return
+        attempt = worker.engine.statistics()["attempt"]
+        own = self.open.setdefault(process.name, {})
+        for other, since in own.values():
+            if since != attempt or getattr(other, "ended", False):
+                self.sim.world.violated(
+                    f"I10: {process.name} opens a {type(handle).__name__} in attempt {attempt}, and has yet to close "
+                    f"a {type(other).__name__} of attempt {since}"
+                )
+        own[id(handle)] = handle, attempt
+
+    def closed(self, handle: Any) -> None:
+        """It closed it."""
+        for own in self.open.values():
+            own.pop(id(handle), None)
+
     def _request(self, what: str) -> str | None:
         sim = self.sim
         process = sim.world.stepping or sim.io.process
@@ -121,15 +153,18 @@ EXTERNAL: dict[int, External] = {}
 
 
 @functools.lru_cache(maxsize=8)
-def make_rows(seed: int, source: int, splits: int, rows_per_split: int) -> list[list[Row]]:
-    """Return the rows of each split, as `SCHEMA` has them, time in ms; times are disordered by < `DISORDER_MS`."""
+def make_rows(
+    seed: int, source: int, splits: int, rows_per_split: int, apart_ms: int = _SPLIT_MS
+) -> list[list[Row]]:
+    """Return the rows of each split, as `SCHEMA` has them, time in ms; times are disordered by < `DISORDER_MS`. Splits
+    begin `apart_ms` apart."""
     rng = random.Random(seed * 31 + 7 + source)
     # Few keys make long histories; many reach every key group.
     keys = 60 if seed % 7 == 0 and seed else 7
     out: list[list[Row]] = []
     for index in range(splits):
-        start = index * 2_000
-        times = [start + i * 2_000 // rows_per_split for i in range(rows_per_split)]
+        start = index * apart_ms
+        times = [start + i * _SPLIT_MS // rows_per_split for i in range(rows_per_split)]
         split = source * 100 + index
         out.append(
             [
@@ -141,24 +176,40 @@ def make_rows(seed: int, source: int, splits: int, rows_per_split: int) -> list[
 
 
 @functools.lru_cache(maxsize=8)
-def make_batches(seed: int, source: int, splits: int, rows_per_split: int) -> list[pa.RecordBatch]:
+def make_batches(
+    seed: int, source: int, splits: int, rows_per_split: int, apart_ms: int = _SPLIT_MS
+) -> list[pa.RecordBatch]:
     """Return the rows of each split as Arrow has them."""
     return [
         pa.RecordBatch.from_arrays(
             [pa.array(list(column), field.type) for column, field in zip(zip(*part), SCHEMA)], schema=SCHEMA
         )
-        for part in make_rows(seed, source, splits, rows_per_split)
+        for part in make_rows(seed, source, splits, rows_per_split, apart_ms)
     ]
 
 
 class SimSource(Source):
-    """Reads the rows of a seed, a few at a time. Not `bounded`: its splits never end."""
+    """Reads the rows of a seed, a few at a time. Not `bounded`: its splits never end. `lulls`: half-way through a
+    split there are none until a checkpoint was announced, or nothing has come of it for long."""
 
     def __init__(
-        self, seed: int, source: int, splits: int, rows_per_split: int, bounded: bool = True
+        self,
+        seed: int,
+        source: int,
+        splits: int,
+        rows_per_split: int,
+        apart_ms: int = _SPLIT_MS,
+        *,
+        bounded: bool = True,
+        lulls: bool = False,
     ) -> None:
-        self.args = (seed, source, splits, rows_per_split)
+        self.args = (seed, source, splits, rows_per_split, apart_ms)
         self._bounded = bounded
+        self._lulls = lulls
+
+    def ending(self) -> SimSource:
+        """Return one of the same rows that is bounded."""
+        return SimSource(*self.args, lulls=self._lulls)
 
     @property
     def bounded(self) -> bool:
@@ -183,24 +234,48 @@ class SimSource(Source):
         ]
 
     def open_split(self, split: Split, position: Any | None) -> SplitReader:
-        return SimReader(make_batches(*self.args)[split.payload["index"]], position or 0, self._bounded)
+        rows = make_batches(*self.args)[split.payload["index"]]
+        return SimReader(rows, position or 0, self._bounded, EXTERNAL.get(self.args[0]), lulls=self._lulls)
 
 
 class SimReader(SplitReader):
-    def __init__(self, rows: pa.RecordBatch, position: int, bounded: bool) -> None:
+    def __init__(
+        self,
+        rows: pa.RecordBatch,
+        position: int,
+        bounded: bool,
+        external: External | None = None,
+        *,
+        lulls: bool = False,
+    ) -> None:
         self.rows = rows
         self.at = position
         self.bounded = bounded
+        self.ended = False
+        # How often it may still say that there are no rows now, before the second half.
+        self._lulls = _LULLS if lulls and position < rows.num_rows // 2 else 0
+        self._until = 0 if external is None else external.checkpoints + _LULL_CHECKPOINTS
+        self._external = external
+        if external is not None:
+            external.opened(self)
 
     def read(self, max_rows: int) -> pa.RecordBatch | None:
         if self.at >= self.rows.num_rows and self.bounded:
+            self.ended = True
             return None
+        if self._lulls and self.at >= self.rows.num_rows // 2 and self._external is not None:
+            self._lulls = 0 if self._external.checkpoints >= self._until else self._lulls - 1
+            return self.rows.slice(0, 0)
         batch = self.rows.slice(self.at, min(max_rows, 1 + self.at % 5))
         self.at += batch.num_rows
         return batch
 
     def position(self) -> int:
         return self.at
+
+    def close(self) -> None:
+        if self._external is not None:
+            self._external.closed(self)
 
 
 class SimSink(Sink):
@@ -228,10 +303,13 @@ class SimSink(Sink):
 
     def open(self, ctx: SinkContext) -> None:
         self.ctx = ctx
+        EXTERNAL[self.run].opened(self)
+
+    def close(self) -> None:
+        EXTERNAL[self.run].closed(self)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        names = [name for name in batch.schema.names if name != "__op"]
-        self.buffer.extend(zip(*(batch.column(name).to_pylist() for name in names)))
+        self.buffer.extend(_rows_of(batch))
 
     def prepare(self, checkpoint_id: int) -> str | None:
         if not self.buffer:
@@ -246,3 +324,67 @@ class SimSink(Sink):
 
     def abort(self, pending: Any) -> None:
         EXTERNAL[self.run].abort(pending)
+
+
+class SimTable(TransactionalSink):
+    """The same on the base of sinks for databases: what failed attempts left is found by its name, and aborted."""
+
+    accepts_upserts = True
+
+    def __init__(self, run: int) -> None:
+        self.run = run
+        self.commit_in_background = run % 2 == 1
+
+    def start_job(self, ctx: SinkContext) -> None:
+        EXTERNAL[self.run].prepare_target(ctx.job_id)
+
+    def connect(self, ctx: SinkContext) -> None:
+        self.rows: list[Row] = []
+        EXTERNAL[self.run].opened(self)
+
+    def begin(self, transaction: str) -> None:
+        assert not self.rows, f"{transaction} is begun with rows of the one before"
+
+    def write_rows(self, transaction: str, batch: pa.RecordBatch) -> None:
+        self.rows.extend(_rows_of(batch))
+
+    def pre_commit(self, transaction: str) -> None:
+        rows, self.rows = self.rows, []
+        EXTERNAL[self.run].stage(_name(transaction), rows)
+
+    def commit(self, permit: CommitPermit) -> None:
+        self.permit = permit
+        super().commit(permit)
+
+    def commit_transaction(self, transaction: Transaction) -> None:
+        name = _name(transaction.id)
+        EXTERNAL[self.run].commit(name.rpartition("-a")[0], replace(self.permit, pending=name))
+
+    def abort_transaction(self, transaction: Transaction) -> None:
+        EXTERNAL[self.run].abort(_name(transaction.id))
+
+    def outcome(self, transaction: Transaction) -> Outcome:
+        external, name = EXTERNAL[self.run], _name(transaction.id)
+        return (
+            "committed" if name in external.committed else "pending" if name in external.staged else "unknown"
+        )
+
+    def list_transactions(self, prefix: str) -> list[str]:
+        job, _, sink = prefix.removeprefix("rf-").removesuffix("-").rpartition("-")
+        found = (_parts(name) for name in EXTERNAL[self.run].staged if name.rpartition("-a")[0] == job)
+        return [f"rf-{job}-{sink}-{subtask}-{attempt}-{checkpoint}" for attempt, subtask, checkpoint in found]
+
+    def disconnect(self) -> None:
+        EXTERNAL[self.run].closed(self)
+
+
+def _name(transaction: str) -> str:
+    """What an `External` calls a transaction."""
+    id = TransactionId.parse(transaction)
+    assert id is not None, transaction
+    return f"{id.job_id}-a{id.attempt}-s{id.subtask}-c{id.checkpoint}"
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterable[Row]:
+    names = [name for name in batch.schema.names if name != "__op"]
+    return zip(*(batch.column(name).to_pylist() for name in names))

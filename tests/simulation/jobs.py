@@ -17,6 +17,7 @@ import pyarrow as pa
 import rayflow as rf
 from rayflow import col
 from rayflow.api.streams import DataStream
+from rayflow.operators.contracts import Sink
 from tests.simulation.external import DISORDER_MS, SCHEMA, Row, SimSink, SimSource
 
 WINDOW_MS = 1_000
@@ -30,21 +31,30 @@ _EPOCH = dt.datetime(1970, 1, 1)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """A kind of job. `build` leads from the sources' streams to what is written; `check(rows of each source, committed
-    rows, complete)` raises AssertionError, naming the invariant."""
+    rows, complete)` raises AssertionError, naming the invariant. `delay_ms`: of the sources' watermark."""
 
     build: Callable[[Sequence[DataStream]], Any]
     check: Callable[[list[list[Row]], list[Row], bool], None]
     sources: int = 1
+    delay_ms: int = DISORDER_MS
 
 
-def plan(shape: Shape, run: int, sources: Sequence[SimSource], parallelism: int) -> Any:
+def plan(
+    shape: Shape,
+    run: int,
+    sources: Sequence[SimSource],
+    parallelism: int,
+    sink: Callable[[int], Sink] = SimSink,
+) -> Any:
     """Return the job graph of `shape` over `sources`, writing to the external system of `run`."""
     env = rf.StreamEnvironment(name="simulated", parallelism=parallelism, max_parallelism=16)
     streams = [
-        env.from_source(source, watermark=rf.Watermark("time", delay=f"{DISORDER_MS}ms")).uid(f"source-{i}")
+        env.from_source(source, watermark=rf.Watermark("time", delay=f"{shape.delay_ms}ms")).uid(
+            f"source-{i}"
+        )
         for i, source in enumerate(sources)
     ]
-    shape.build(streams).sink_to(SimSink(run)).uid("sink")
+    shape.build(streams).sink_to(sink(run)).uid("sink")
     return env.plan()
 
 
@@ -132,7 +142,7 @@ def compare(want: Counter[Any], got: Counter[Any], complete: bool) -> None:
 def check_rows(rows: list[list[Row]], got: list[Row], complete: bool, *, ordered: bool = True) -> None:
     """The rows themselves, those of a split and key in order. (Of a job that was cut short some sinks may have
     committed the last checkpoint, and others not yet.)"""
-    compare(Counter(r for part in rows for r in _timed(part)), Counter(got), complete)
+    compare(Counter(r for part in rows for r in timed(part)), Counter(got), complete)
     order: dict[tuple[int, int], list[int]] = defaultdict(list)
     for key, _, _, split, pos in got:
         order[split, key].append(pos)
@@ -165,7 +175,7 @@ def check_windows(rows: list[list[Row]], got: list[Row], complete: bool) -> None
     for key, value, time, *_ in (r for part in rows for r in part):
         sums[key, time // WINDOW_MS].append(value)
     want = Counter((k, w, len(v), sum(v)) for (k, w), v in sums.items())
-    compare(want, Counter((k, _ms(start) // WINDOW_MS, n, t) for k, start, _, n, t in got), complete)
+    compare(want, Counter((k, milliseconds(start) // WINDOW_MS, n, t) for k, start, _, n, t in got), complete)
 
 
 def check_sliding(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
@@ -175,7 +185,7 @@ def check_sliding(rows: list[list[Row]], got: list[Row], complete: bool) -> None
         for start in (newest - 1, newest):
             sums[key, start].append(value)
     want = Counter((k, w, len(v), sum(v)) for (k, w), v in sums.items())
-    compare(want, Counter((k, _ms(start) // 500, n, t) for k, start, _, n, t in got), complete)
+    compare(want, Counter((k, milliseconds(start) // 500, n, t) for k, start, _, n, t in got), complete)
 
 
 def check_numbers(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
@@ -226,15 +236,15 @@ def check_gathered(rows: list[list[Row]], got: list[Row], complete: bool) -> Non
 
 
 def check_twice(rows: list[list[Row]], got: list[Row], complete: bool) -> None:
-    want = Counter(r for part in rows for r in _timed(part))
+    want = Counter(r for part in rows for r in timed(part))
     compare(want + want, Counter(got), complete)
 
 
-def _timed(part: Iterable[Row]) -> Iterable[Row]:
+def timed(part: Iterable[Row]) -> Iterable[Row]:
     return ((k, v, _EPOCH + dt.timedelta(milliseconds=t), s, p) for k, v, t, s, p in part)
 
 
-def _ms(time: dt.datetime) -> int:
+def milliseconds(time: dt.datetime) -> int:
     return int((time.replace(tzinfo=None) - _EPOCH) / dt.timedelta(milliseconds=1))
 
 
@@ -260,12 +270,12 @@ NUMBERED = frozenset({"number", "both"})
 """Operators whose state is the number of rows that each key had."""
 
 
-def _schema(columns: dict[str, pa.DataType]) -> pa.Schema:
+def schema_of(columns: dict[str, pa.DataType]) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
 def _number(stream: DataStream) -> DataStream:
-    return stream.key_by("key").process(Number(), returns=_schema(_NUMBERED)).uid("number")
+    return stream.key_by("key").process(Number(), returns=schema_of(_NUMBERED)).uid("number")
 
 
 def _keyed_rows(streams: Sequence[DataStream]) -> Any:
@@ -305,7 +315,7 @@ SHAPES: dict[str, Shape] = {
         build=lambda s: (
             _number(s[0].filter(col("value") >= 0).uid("all"))
             .key_by("bucket")
-            .process(NumberAgain(), returns=_schema(_AGAIN))
+            .process(NumberAgain(), returns=schema_of(_AGAIN))
             .uid("again")
         ),
         check=check_numbers_again,
@@ -316,7 +326,7 @@ SHAPES: dict[str, Shape] = {
             s[0]
             .key_by("key")
             .connect(s[1].key_by("key"))
-            .process(Both(), returns=_schema(_NUMBERED))
+            .process(Both(), returns=schema_of(_NUMBERED))
             .uid("both")
         ),
         check=check_numbers,
@@ -337,7 +347,7 @@ SHAPES: dict[str, Shape] = {
         build=lambda s: (
             s[0]
             .key_by("key")
-            .process(Alarm(), returns=_schema({"key": pa.int64(), "at": pa.int64()}))
+            .process(Alarm(), returns=schema_of({"key": pa.int64(), "at": pa.int64()}))
             .uid("alarm")
         ),
         check=check_alarms,
@@ -346,7 +356,7 @@ SHAPES: dict[str, Shape] = {
         build=lambda s: (
             s[0]
             .key_by("key")
-            .process(Gather(), returns=_schema({"key": pa.int64(), "n": pa.int64()}))
+            .process(Gather(), returns=schema_of({"key": pa.int64(), "n": pa.int64()}))
             .uid("gather")
         ),
         check=check_gathered,

@@ -10,17 +10,17 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-from unittest.mock import patch
 
-from rayflow.model.config import JobConfig
 from rayflow.protocol.lifecycle import JobState
 from rayflow.state.files import operator_state
 from rayflow.state.manifest import CheckpointFiles, list_checkpoints, read_manifest
 from rayflow.state.storage import open_store
 from rayflow.testing.faults import Faults, Strike, draw_faults
 from rayflow.testing.simulation import Outcome, Simulation
-from tests.simulation.external import EXTERNAL, External, Row, SimSource
-from tests.simulation.jobs import NUMBERED, SHAPES, plan
+from tests.simulation.external import EXTERNAL, External, Row, SimSink, SimSource, SimTable
+from tests.simulation.jobs import NUMBERED, SHAPES, Shape, plan
+from tests.simulation.rarer_jobs import RARER
+from tests.simulation.smallness import small
 
 Mode = Literal["liveness", "safety"]
 
@@ -53,6 +53,8 @@ class Scenario:
     sources: tuple[SimSource, ...]
     config: dict[str, Any]
     budget: int
+    busy_ms: int
+    transactional: bool
     parallelism: int
     then_parallelism: int
     cancel_at_turn: int | None
@@ -64,21 +66,28 @@ def simulate(seed: int, *, keep_trace: int = 400, mode: Mode | None = None, isol
     scenario = _scenario(seed, mode)
     if isolated:
         scenario = _isolated(seed, scenario)
-    budget = scenario.budget
-    # Budgets of a few frames, far below what a configuration may ask for, so that credit runs out.
-    with patch.object(JobConfig, "network_bytes", property(lambda self: budget)):
+    with small(scenario.budget, scenario.busy_ms):
         return _Run(seed, scenario, keep_trace).result()
 
 
 def _scenario(seed: int, mode: Mode | None) -> Scenario:
     choice = random.Random(seed * 2 + 1)
     kind = choice.choice(sorted(SHAPES))
+    kind = _rarer(random.Random(seed * 13 + 7)) or kind
+    shape = _shape(kind)
     drawn: Mode = choice.choice(("liveness",) * 6 + ("safety",))
     cancel_at_turn = choice.choice([None, None, None, None, 150, 400, 800])
     mode = mode or drawn
+    apart_ms = _apart_ms(kind, random.Random(seed * 17 + 3))
     splits, rows = choice.choice([1, 3, 5]), choice.choice([5, 25])
     bounded = cancel_at_turn is None or choice.random() < 0.7
     faults = draw_faults(choice, safety=mode == "safety")
+    lulls = kind in RARER and random.Random(seed * 29 + 3).random() < 0.4
+    if kind in RARER:
+        splits = min(splits, 4 - shape.sources)  # these jobs cost more
+    if lulls:
+        faults = _with_a_restore(faults, random.Random(seed * 31 + 3))
+        cancel_at_turn = 1_200 if cancel_at_turn == 150 else cancel_at_turn
     # Aligned barriers, as on broadcast edges always, wait behind rows whose credit comes with such delays: where no
     # checkpoint can be in time and none may fail, no job ends (seed 6045).
     shortest = "5s" if faults.max_delay_ms >= 200 else "2s"
@@ -86,7 +95,10 @@ def _scenario(seed: int, mode: Mode | None) -> Scenario:
         kind=kind,
         mode=mode,
         faults=faults,
-        sources=tuple(SimSource(seed, i, splits, rows, bounded=bounded) for i in range(SHAPES[kind].sources)),
+        sources=tuple(
+            SimSource(seed, i, splits, rows, apart_ms, bounded=bounded, lulls=lulls)
+            for i in range(shape.sources)
+        ),
         config={
             "checkpoint.interval": f"{choice.choice([20, 100, 500])}ms",
             "checkpoint.timeout": choice.choice([shortest, "5s", "30s"]),
@@ -100,12 +112,36 @@ def _scenario(seed: int, mode: Mode | None) -> Scenario:
             "batch.linger": f"{choice.choice([0, 5, 20])}ms",
             **_barrier_mode(random.Random(seed * 5 + 3)),
             **_state_backend(random.Random(seed * 11 + 5)),
+            **({"checkpoint.interval": "50ms"} if lulls else {}),
         },
         budget=choice.choice([1 << 10, 1 << 12, 1 << 26]),
+        busy_ms=random.Random(seed * 19 + 11).choice([1, 200, 200]),
+        transactional=kind in RARER and random.Random(seed * 23 + 1).random() < 0.4,
         parallelism=choice.choice([1, 2, 2, 2, 3]),
         then_parallelism=choice.choice([1, 2, 3, 4]),
         cancel_at_turn=cancel_at_turn,
     )
+
+
+def _rarer(choice: random.Random) -> str | None:
+    """A fifth of the seeds have another kind of job instead; they are drawn apart, so that the others stay."""
+    return choice.choice(sorted(RARER)) if RARER and choice.random() < 0.2 else None
+
+
+def _with_a_restore(faults: Faults, choice: random.Random) -> Faults:
+    """There are few jobs of each rarer kind: most wait for checkpoints half-way, and then have to restore them."""
+    strike = Strike(moment="announced", nth=choice.choice([6, 9, 13, 18]), action="crash")
+    return replace(faults, aimed=(*faults.aimed, strike))
+
+
+def _apart_ms(kind: str, choice: random.Random) -> int:
+    """Where event time counts, splits overlap in some seeds: only the cap keeps watermarks behind unread ones."""
+    counts = kind in RARER or kind in ("joined", "sliding", "timers", "windowed")
+    return 700 if counts and choice.random() < 0.4 else 2_000
+
+
+def _shape(kind: str) -> Shape:
+    return RARER[kind] if kind in RARER else SHAPES[kind]
 
 
 def _isolated(seed: int, scenario: Scenario) -> Scenario:
@@ -121,7 +157,7 @@ def _isolated(seed: int, scenario: Scenario) -> Scenario:
         # Of one in three the others get in between any two requests.
         interleaved_io=seed % 3 == 0,
     )
-    bounded = tuple(SimSource(*source.args) for source in scenario.sources)
+    bounded = tuple(source.ending() for source in scenario.sources)
     narrow = replace(scenario, sources=bounded, parallelism=1, machines=2)
     return replace(narrow, faults=faults, mode="liveness", cancel_at_turn=None)
 
@@ -148,7 +184,7 @@ class _Run:
     def __init__(self, seed: int, scenario: Scenario, keep_trace: int) -> None:
         self.seed = seed
         self.scenario = scenario
-        self.shape = SHAPES[scenario.kind]
+        self.shape = _shape(scenario.kind)
         self.sim = Simulation(
             seed=seed, faults=scenario.faults, machines=scenario.machines, keep_trace=keep_trace
         )
@@ -175,7 +211,7 @@ class _Run:
         if first.state is JobState.CANCELLED:
             self._check(complete=False)
             restore_from = self._newest("first")
-            bounded = tuple(SimSource(*source.args) for source in scenario.sources)
+            bounded = tuple(source.ending() for source in scenario.sources)
             if restore_from is None and self.external.committed:
                 assert self.sim.injector.corrupted, "I5: rows were committed, but no checkpoint is complete"
                 # The storage lost the only manifest, and nobody looked again: there is nothing to go on from.
@@ -206,7 +242,8 @@ class _Run:
         restore_from: str | None,
         cancel_at_turn: int | None,
     ) -> Outcome:
-        graph = plan(self.shape, self.seed, sources, parallelism)
+        sink = SimTable if self.scenario.transactional else SimSink
+        graph = plan(self.shape, self.seed, sources, parallelism, sink)
         if restore_from is not None:
             self.external.continued.add(name)
         outcome = self.sim.run(

@@ -76,6 +76,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr(simulate, "_scenario", beating)
     monkeypatch.setattr(simulate, "SHAPES", SHAPES)
+    monkeypatch.setattr(simulate, "RARER", {})
     monkeypatch.setattr(rescaling, "SHAPES", SHAPES)
     return found
 

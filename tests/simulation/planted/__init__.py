@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.planted import checkpoints, control, records
+from tests.simulation.planted import checkpoints, control, data_plane, records
 from tests.simulation.planted.registry import BUGS
 
 
@@ -22,4 +22,4 @@ def planted(name: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["BUGS", "checkpoints", "control", "planted", "records"]
+__all__ = ["BUGS", "checkpoints", "control", "data_plane", "planted", "records"]
