@@ -21,7 +21,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -238,13 +239,37 @@ def resolve_checkpoint(
     return ResolvedCheckpoint(newest, read_manifest(opener(newest, options), ""))
 
 
+def without_zombies(
+    store: ObjectStore, parent: str, numbers: Iterable[int], last_attempt: int | None = None
+) -> list[int]:
+    """Return those of the complete checkpoints `numbers`, in the job's directory `parent`, that the job went on from or
+    may go on from; ascending. `last_attempt`: the newest that may have published any, where that is known.
+
+    Whoever claims an attempt goes on with numbers above all that is there. So what has a higher number than a
+    checkpoint of a later attempt came after that was claimed: from a job manager that had been superseded, was cut off,
+    and announced it to nobody. The rows since are its successor's. (Of a damaged one it cannot be told.)
+    """
+    attempts: dict[int, int] = {}
+    for number in sorted(numbers, reverse=True):
+        with suppress(CorruptCheckpointError):
+            attempts[number] = read_manifest(store, f"{parent}/chk-{number}".lstrip("/")).attempt
+        if last_attempt is not None and attempts.get(number, 0) >= last_attempt:
+            break
+    kept, newest = [], 0
+    for number in sorted(numbers):
+        if attempts.get(number, newest) >= newest:
+            kept.append(number)
+        newest = max(newest, attempts.get(number, 0))
+    return kept
+
+
 def find_checkpoints(
     url: str,
     options: Mapping[str, str],
     opener: Callable[[str, Mapping[str, str]], ObjectStore] = open_store,
 ) -> list[str]:
     """Return the URLs of the checkpoints that `--from url` may mean, the one it does mean first; several only
-    for a job's directory, newest first. Manifests are not read. CorruptCheckpointError where there is none."""
+    for a job's directory, newest first. CorruptCheckpointError where there is none."""
     store = opener(url, options)
     paths = {path for path in store.list("") if path.count("/") <= 1}
     if MANIFEST in paths:
@@ -257,7 +282,7 @@ def find_checkpoints(
             f"no checkpoint at {store.url}: {what}; expected {MANIFEST} in it (a checkpoint's directory) or "
             f"chk-<n>/{MANIFEST} (a job's directory)"
         )
-    return [join_url(url, f"chk-{number}") for number in reversed(numbers)]
+    return [join_url(url, f"chk-{number}") for number in reversed(without_zombies(store, "", numbers))]
 
 
 def _manifest_path(directory: str) -> str:

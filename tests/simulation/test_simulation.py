@@ -58,6 +58,7 @@ REGRESSIONS = {
     42207: "a manifest got lost, and its manager died before anything else told of it (told as what cannot be known)",
     67232: "what a dead attempt wrote late lay in the directory of a complete checkpoint for ever",
     69191: "a Deploy that was sent again long after its attempt had begun (a checker's mistake)",
+    75512: "a manager that was cut off published a checkpoint after its successor's first: the next attempt took it",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",
 }

@@ -75,7 +75,8 @@ def begin(job: Job, storage: JobStorage, request: Request) -> Beginning:
     listing = storage.list_checkpoints()
     # One that was complete and has no manifest any more is damaged, not absent: its rows may be committed.
     known = set(listing.complete) | ({request.newest} if request.newest is not None else set())
-    restore, passed_over, past = _own_restore_point(job, storage, sorted(known), request.damaged)
+    valid = storage.without_zombies(known, attempt)
+    restore, passed_over, past = _own_restore_point(job, storage, valid, request.damaged)
     highest = max((*known, *listing.incomplete), default=CheckpointId(0))
     if restore is None and request.restore_from is not None:
         restore, foreign_over = foreign_restore_point(job, storage, request, request.restore_from)
@@ -90,7 +91,7 @@ def begin(job: Job, storage: JobStorage, request: Request) -> Beginning:
         attempt=attempt,
         restore=restore,
         highest=highest,
-        complete=listing.complete,
+        complete=tuple(number for number in listing.complete if number in valid),
         incomplete=listing.incomplete,
         passed_over=passed_over,
     )

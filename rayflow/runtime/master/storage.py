@@ -15,7 +15,8 @@ nothing of it, and build their next checkpoint on those files. So what an attemp
 Fencing of a master that was thought dead: it publishes a manifest, *then* looks whether a later attempt is claimed,
 and announces only if none is. Its successor claims first and *then* lists the manifests. So either the old one sees the
 claim and keeps silent, or the new one sees the manifest and restores from it; no effect is announced that
-the successor does not know.
+the successor does not know. What an old one, cut off, publishes later still is told by its attempt and number, and not
+gone on from (`without_zombies`).
 
 What such a master still deletes does no harm, however late it comes to it, since its successor needs none of it:
 
@@ -53,6 +54,7 @@ from rayflow.state.manifest import (
     find_checkpoints,
     publish_manifest,
     read_manifest,
+    without_zombies,
 )
 from rayflow.state.pins import Pin, is_pinned
 from rayflow.state.publishing import create_surely, write_surely
@@ -173,6 +175,11 @@ class JobStorage:
         """Return which checkpoints there are."""
         start = f"{self._job_id}/"
         return _listing(path.removeprefix(start) for path in self._store.list(self._job_id))
+
+    def without_zombies(self, complete: Iterable[CheckpointId], attempt: Attempt) -> tuple[CheckpointId, ...]:
+        """Return those that the job may go on from in `attempt`, ascending: see `state.manifest`."""
+        kept = without_zombies(self._store, str(self._job_id), complete, attempt - 1)
+        return tuple(CheckpointId(number) for number in kept)
 
     def read_manifest(self, checkpoint_id: CheckpointId) -> Manifest:
         """Return the manifest of a checkpoint that may be restored. CorruptCheckpointError where it is missing, damaged
@@ -362,6 +369,7 @@ class JobStorage:
         with suppress(MissingObject):
             reports = json.loads(store.read("job.json")).get("checkpoints", ())
             noted = {CheckpointId(r["id"]) for r in reports if r["status"] == "completed" and r["retained"]}
+        complete = {CheckpointId(number) for number in without_zombies(store, "", complete)}
         newest = max(complete | noted, default=None)
         return None if newest is None else Sibling(newest, newest not in complete)
 

@@ -12,7 +12,7 @@ from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.local import run_local
 from rayflow.runtime.master.beginning import Beginning, Request, begin
 from rayflow.runtime.master.job import Job
-from rayflow.runtime.master.storage import JobStorage
+from rayflow.runtime.master.storage import JobStorage, Sibling
 from rayflow.state.manifest import Manifest, list_checkpoints, read_manifest
 from rayflow.state.storage import open_store
 
@@ -26,10 +26,10 @@ class Lab:
         self.folder = folder
         self.storage = JobStorage(open_store, str(folder), {}, JobId("job"))
 
-    def publish(self, number: int, committed: int | None) -> None:
+    def publish(self, number: int, committed: int | None, attempt: int = 1) -> None:
         manifest = Manifest(
             job_id="job",
-            attempt=1,
+            attempt=attempt,
             checkpoint_id=number,
             time_ms=0,
             max_parallelism=8,
@@ -143,6 +143,32 @@ def test_falling_back_to_what_the_job_was_submitted_with_does_not_pass_a_commit_
     lab.publish(8, committed=7)
     with pytest.raises(CorruptCheckpointError, match="committed rows up to checkpoint 7"):
         lab.begin(8, restore_from=start)
+
+
+def test_what_a_superseded_manager_publishes_after_its_successor_is_not_gone_on_from(lab: Lab) -> None:
+    # Attempt 3 has begun, and committed chk-2; then attempt 2, cut off, publishes its chk-3, of other rows.
+    for attempt in (1, 2, 3):
+        assert lab.storage.claim_attempt(Attempt(attempt), "now") == attempt
+    lab.publish(1, committed=1, attempt=1)
+    lab.publish(2, committed=2, attempt=3)
+    lab.publish(3, committed=3, attempt=2)
+    beginning = lab.begin()
+    assert (beginning.attempt, number(beginning)) == (4, 2)
+    assert (beginning.complete, beginning.highest, beginning.passed_over) == ((1, 2), 3, ())
+    assert number(lab.begin(3, transactions=False)) == 2
+    # The same for another job that starts from this one's folder.
+    other = JobStorage(open_store, str(lab.folder), {}, JobId("other"))
+    folder = f"file://{lab.folder}/job"
+    assert [url.rpartition("/")[2] for url in other.named(folder)] == ["chk-2", "chk-1"]
+    assert other.newest_sibling(f"{folder}/chk-1") == Sibling(CheckpointId(2), lost=False)
+
+
+def test_without_a_successors_checkpoint_the_newest_counts_whoever_published_it(lab: Lab) -> None:
+    for attempt in (1, 2, 3):
+        lab.storage.claim_attempt(Attempt(attempt), "now")
+    lab.publish(1, committed=1, attempt=1)
+    lab.publish(2, committed=2, attempt=2)
+    assert number(lab.begin()) == 2
 
 
 @pytest.mark.parametrize("lost", [True, False])
