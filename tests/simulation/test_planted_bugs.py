@@ -70,7 +70,7 @@ FOUND: dict[str, int] = {
     "cancellation_told_to_nobody": 0,
     "announced_after_the_cancellation": 2,
     "staged_dropped_with_a_cancelled_job": 2,
-    "looks_for_checkpoints_and_then_claims": 214,
+    "looks_for_checkpoints_and_then_claims": 594,
     "looks_for_a_successor_and_then_publishes": 126,
     "lost_message_not_sent_again": 3,
     "floating_credit_not_returned": 0,
@@ -89,7 +89,11 @@ FOUND: dict[str, int] = {
     "top_rows_not_restored": 621,
     "restored_transactions_aborted": 318,
 }
-ISOLATED = {"looks_for_a_successor_and_then_publishes", "zombie_master_announces"}
+ISOLATED = {
+    "looks_for_a_successor_and_then_publishes",
+    "looks_for_checkpoints_and_then_claims",
+    "zombie_master_announces",
+}
 """Found by seeds whose manager is cut off as it publishes (`--isolated`)."""
 
 NEAR = 10
