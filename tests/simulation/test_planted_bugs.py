@@ -49,7 +49,7 @@ FOUND: dict[str, int] = {
     "loss_not_noticed": 54,
     "survivor_keeps_its_task": 187,
     "restore_of_an_old_checkpoint": 32,
-    "no_attempt_check_in_the_subtask": 360,
+    "no_attempt_check_in_the_subtask": 83,
     "watermark_overtakes_gathered_rows": 5,
     "zombie_master_announces": 41,
     "checksum_not_verified": 38,
