@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -240,7 +240,7 @@ def resolve_checkpoint(
 
 
 def without_zombies(
-    store: ObjectStore, parent: str, numbers: Iterable[int], last_attempt: int | None = None
+    store: ObjectStore, parent: str, numbers: Collection[int], last_attempt: int | None = None
 ) -> list[int]:
     """Return those of the complete checkpoints `numbers`, in the job's directory `parent`, that the job went on from or
     may go on from; ascending. `last_attempt`: the newest that may have published any, where that is known.

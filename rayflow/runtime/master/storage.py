@@ -176,7 +176,9 @@ class JobStorage:
         start = f"{self._job_id}/"
         return _listing(path.removeprefix(start) for path in self._store.list(self._job_id))
 
-    def without_zombies(self, complete: Iterable[CheckpointId], attempt: Attempt) -> tuple[CheckpointId, ...]:
+    def without_zombies(
+        self, complete: Collection[CheckpointId], attempt: Attempt
+    ) -> tuple[CheckpointId, ...]:
         """Return those that the job may go on from in `attempt`, ascending: see `state.manifest`."""
         kept = without_zombies(self._store, str(self._job_id), complete, attempt - 1)
         return tuple(CheckpointId(number) for number in kept)
