@@ -28,10 +28,21 @@ class CoordinatorConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """All of the attempt's subtasks run."""
+    """All of the attempt's subtasks run. `catching_up` are those that have yet to process rows that were in flight in
+    the checkpoint that was restored."""
 
     attempt: Attempt
     subtasks: frozenset[SubtaskId]
+    now_ms: int
+    catching_up: frozenset[SubtaskId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SubtaskCaughtUp:
+    """The subtask has processed what was in flight to it. Harmless when told twice."""
+
+    attempt: Attempt
+    subtask: SubtaskId
     now_ms: int
 
 
@@ -115,6 +126,7 @@ class Restored:
 
 Event = (
     AttemptStarted
+    | SubtaskCaughtUp
     | AttemptEnded
     | Ticked
     | SubtaskAcked

@@ -31,6 +31,9 @@ Invariants:
    savepoint is never discarded.
 7. Acks and declines of other attempts, of what is not pending, and repeated ones change nothing but a count.
 8. After `FailAttempt` nothing is triggered until the next attempt.
+9. Nothing is triggered before every subtask is through with the rows that were in flight in what was restored. They
+   are in no channel, so that no snapshot would hold them; and a barrier that waited behind them while others of the
+   same checkpoint went ahead would have its receiver record, and run out of room for it, for as long.
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ from rayflow.protocol.checkpointing import (
     Restored,
     SavepointRequested,
     SubtaskAcked,
+    SubtaskCaughtUp,
     SubtaskDeclined,
     Ticked,
     TriggerSources,
@@ -83,6 +87,7 @@ __all__ = [
     "Restored",
     "SavepointRequested",
     "SubtaskAcked",
+    "SubtaskCaughtUp",
     "SubtaskDeclined",
     "Ticked",
     "TriggerSources",
@@ -120,6 +125,7 @@ class CheckpointCoordinator:
         self._attempt: Attempt | None = None
         self._newest_attempt = Attempt(0)
         self._subtasks: frozenset[SubtaskId] = frozenset()
+        self._catching_up: set[SubtaskId] = set()
         # Ascending by id, since ids grow.
         self._pending: dict[CheckpointId, _Pending] = {}
         # Aborted while their manifest was being published, and whether as a savepoint.
@@ -181,6 +187,9 @@ class CheckpointCoordinator:
                 return self._on_ended()
             case Ticked():
                 commands = self._on_ticked(event.now_ms)
+            case SubtaskCaughtUp():
+                self._on_caught_up(event)
+                commands = ()
             case SubtaskAcked():
                 commands = self._on_acked(event)
             case SubtaskDeclined():
@@ -220,6 +229,7 @@ class CheckpointCoordinator:
             )
         self._attempt = self._newest_attempt = event.attempt
         self._subtasks = event.subtasks
+        self._catching_up = set(event.catching_up)
         self._periodic_ms = event.now_ms + (self._config.interval_ms or 0)
         self._pause_ends_ms = 0
         self._failures = 0
@@ -232,6 +242,12 @@ class CheckpointCoordinator:
         aborted = [self._drop(pending, "the attempt ended") for pending in tuple(self._pending.values())]
         self._attempt = None
         return tuple(aborted)
+
+    def _on_caught_up(self, event: SubtaskCaughtUp) -> None:
+        if event.attempt == self._attempt:
+            self._catching_up.discard(event.subtask)
+        else:
+            self._ignored += 1
 
     def _on_final_requested(self) -> None:
         if self._attempt is None:
@@ -246,6 +262,7 @@ class CheckpointCoordinator:
         return (
             self._attempt is not None
             and not self._failing
+            and not self._catching_up
             and len(self._pending) < self._config.max_concurrent
             and not any(pending.final or pending.savepoint for pending in self._pending.values())
         )

@@ -5,9 +5,6 @@ them what happens and carries out what they say: it blocks and records channels 
 operators' state, and sends barriers, behind what is queued or ahead of it. A snapshot is handed over when it is whole:
 nothing is to be recorded any more, neither of the inputs nor of the outputs.
 
-While it is *held* (the task has rows to process that were in flight in the checkpoint it restored) barriers and
-triggers wait: such rows are in no channel, so nothing would record them.
-
 Invariant: at most one snapshot is not whole; the next one drops it, as does the end of its checkpoint.
 """
 
@@ -127,43 +124,24 @@ class Barriers:
         self._unfinished: _Unfinished | None = None
         self._since_ms: dict[CheckpointId, int] = {}
         self._last_triggered = CheckpointId(0)
-        self._held_back: list[tuple[ChannelId | None, BarrierFrame]] | None = None
         self._now_ms = 0
 
     # ------------------------------------------------------------------------------- events
-
-    def hold(self) -> None:
-        """Let barriers and triggers wait for `release`."""
-        self._held_back = []
-
-    def release(self, now_ms: int) -> None:
-        """Let those that waited, and all that come, have their effect."""
-        waited, self._held_back = self._held_back or [], None
-        for channel, barrier in waited:
-            if channel is None:
-                self._begin(barrier, now_ms)
-            else:
-                self.announced(channel, barrier, now_ms)
 
     def triggered(self, checkpoint_id: CheckpointId, *, aligned: bool, now_ms: int) -> None:
         """The master wants a checkpoint; only sources are told. Harmless when told twice, or late."""
         if checkpoint_id <= self._last_triggered:
             return
         self._last_triggered = checkpoint_id
-        barrier = BarrierFrame(checkpoint_id, BarrierKind.ALIGNED if aligned else self._mode.kind)
+        self._now_ms = now_ms
         self._since_ms.setdefault(checkpoint_id, now_ms)
-        if self._held_back is not None:
-            self._held_back.append((None, barrier))
-        else:
-            self._begin(barrier, now_ms)
+        kind = BarrierKind.ALIGNED if aligned else self._mode.kind
+        self._start(StartSnapshot(checkpoint_id, 0, kind))
 
     def announced(self, channel: ChannelId, barrier: BarrierFrame, now_ms: int) -> None:
         """The barrier was queued at the gate."""
         self._now_ms = now_ms
         self._since_ms.setdefault(barrier.checkpoint_id, now_ms)
-        if self._held_back is not None:
-            self._held_back.append((channel, barrier))
-            return
         event = BarrierAnnounced(channel, barrier.checkpoint_id, barrier.kind, now_ms)
         self._obey(self._aligner.handle(event))
 
@@ -175,8 +153,6 @@ class Barriers:
     def cancelled(self, checkpoint_id: CheckpointId) -> None:
         """The checkpoint was aborted: neither hold channels back nor record for it."""
         self._since_ms.pop(checkpoint_id, None)
-        if self._held_back is not None:
-            self._held_back = [h for h in self._held_back if h[0] or h[1].checkpoint_id != checkpoint_id]
         if self._gate is not None:
             self._obey(self._aligner.handle(CheckpointCancelled(checkpoint_id)))
         self._drop(checkpoint_id)
@@ -199,7 +175,7 @@ class Barriers:
     @property
     def deadline_ms(self) -> int | None:
         """When `tick` may do something by itself."""
-        if self._held_back is not None or self._mode.kind is not BarrierKind.TIMED:
+        if self._mode.kind is not BarrierKind.TIMED:
             return None
         times = (self._aligner.deadline_ms, self._departures.deadline_ms)
         return min((t for t in times if t is not None), default=None)
@@ -247,10 +223,6 @@ class Barriers:
                     self._finish()
 
     # ------------------------------------------------------------------------------- snapshots
-
-    def _begin(self, barrier: BarrierFrame, now_ms: int) -> None:
-        self._now_ms = now_ms
-        self._start(StartSnapshot(barrier.checkpoint_id, 0, barrier.kind))
 
     def _start(self, command: StartSnapshot) -> None:
         checkpoint_id, kind = command.checkpoint_id, command.kind

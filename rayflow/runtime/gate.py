@@ -185,11 +185,8 @@ class InputGate:
             self._record(channel, queue, frame)
 
     def stop_recording(self, channel: ChannelId) -> None:
-        """The frame that was accepted last is the barrier that ends the recording: take it out. (One that `record` had
-        found already, since its announcement was held back, is out.)"""
+        """The frame that was accepted last is the barrier that ends the recording: take it out."""
         queue = self._queues[channel]
-        if not queue.recording:
-            return
         assert isinstance(queue.frames[-1], BarrierFrame), channel
         queue.frames.pop()
         self.queued_frames -= 1

@@ -230,7 +230,17 @@ ToSubtask = (
 
 @dataclass(frozen=True, slots=True)
 class Deployed(Numbered):
-    """The subtask restored its state and waits for Start."""
+    """The subtask restored its state and waits for Start. `catches_up`: it has rows to process that were in flight in
+    what it restored, and will say `CaughtUp`."""
+
+    subtask: SubtaskId
+    attempt: Attempt
+    catches_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp(Numbered):
+    """The subtask is through with the rows that were in flight in what it restored."""
 
     subtask: SubtaskId
     attempt: Attempt
@@ -362,6 +372,7 @@ class HeartbeatAnswered:
 
 FromSubtask = (
     Deployed
+    | CaughtUp
     | SplitsRequested
     | SplitsProgressed
     | CheckpointAcked

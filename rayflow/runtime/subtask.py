@@ -40,6 +40,7 @@ from rayflow.runtime.memory import HostCommand, MemoryKeeper, MemoryUse, limit_o
 from rayflow.runtime.messages import (
     AssignSplits,
     Cancel,
+    CaughtUp,
     CheckpointAborted,
     CheckpointCompleted,
     Committed,
@@ -330,12 +331,14 @@ class SubtaskEngine:
             report=self._master.report,
             now_ms=lambda: self._now_ms,
         )
-        task = Task(parts, on_snapshot=uploads.begin, on_ended=self._on_ended)
+        task = Task(
+            parts, on_snapshot=uploads.begin, on_caught_up=self._on_caught_up, on_ended=self._on_ended
+        )
         self._task, self._uploads = task, uploads
         task.open(message.state, self._now_ms)
         transport.listen(self, attempt, input_channels(deploy.graph, deploy.subtask))
         self._state = "DEPLOYED"
-        self._master.report(Deployed(deploy.subtask, attempt))
+        self._master.report(Deployed(deploy.subtask, attempt, task.catching_up))
 
     def _on_start(self) -> None:
         if self._task is None or self._state != "DEPLOYED":
@@ -372,6 +375,9 @@ class SubtaskEngine:
             self._wake()
 
         self._io.submit(work, over)
+
+    def _on_caught_up(self) -> None:
+        self._master.report(CaughtUp(*self._here()))
 
     def _on_ended(self) -> None:
         self._state = "ENDED"

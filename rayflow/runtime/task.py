@@ -8,7 +8,8 @@ takes the next rows (or frame) from the source or the gate through the chain.
 
 At a barrier (aligned over all input channels, or not: see `runtime.barriers`; for a source, on the master's trigger)
 the task snapshots its operators, puts the barrier behind all rows on all outputs, or ahead of those that are recorded,
-and hands the state to the uploader. What was in flight in the checkpoint that is restored is processed first of all.
+and hands the state to the uploader. What was in flight in the checkpoint that is restored is processed first of all;
+the master triggers nothing before that is done everywhere.
 When all inputs have ended the watermark becomes WATERMARK_MAX, operators emit what they hold, and, once they are
 drained, an EndFrame goes out; barriers go on being served.
 
@@ -60,17 +61,24 @@ from rayflow.runtime.source_driver import SourceDriver, SplitProgress
 class Task:
     """Runs one attempt. Task thread only.
 
-    `on_snapshot` takes what a barrier captured; `on_ended` is called once, when only barriers are left.
+    `on_snapshot` takes what a barrier captured; `on_caught_up` is called once if rows were in flight in what was
+    restored, when they are processed; `on_ended` is called once, when only barriers are left.
     """
 
     def __init__(
-        self, parts: TaskParts, *, on_snapshot: Callable[[Snapshot], None], on_ended: Callable[[], None]
+        self,
+        parts: TaskParts,
+        *,
+        on_snapshot: Callable[[Snapshot], None],
+        on_caught_up: Callable[[], None],
+        on_ended: Callable[[], None],
     ) -> None:
         self._parts = parts
         self._chain = parts.chain
         self._gate = parts.gate
         self._source = parts.source
         self._emitter = parts.emitter
+        self._on_caught_up = on_caught_up
         self._on_ended = on_ended
         self._inputs = InputClock(
             {} if parts.gate is None else {c: parts.gate.port(c) for c in parts.gate.channels},
@@ -114,7 +122,6 @@ class Task:
         if not restored.in_flight:
             self._chain.open(restored.parts)
             return
-        self._barriers.hold()
         catch_up = self._parts.catch_up(restored) if restored.rescaled else None
         self._recovery = Recovery(self._chain, restored, catch_up)
 
@@ -140,6 +147,7 @@ class Task:
         if self._gate is not None:
             self._gate.accept(channel, frame)
             if isinstance(frame, BarrierFrame):
+                self._expect_caught_up(frame.checkpoint_id)
                 self._barriers.announced(channel, frame, self._now_ms)
 
     def on_credit(self, channel: ChannelId, credit: CreditFrame) -> None:
@@ -163,6 +171,7 @@ class Task:
         """The master triggered a checkpoint; only sources get this."""
         self._now_ms = now_ms
         if self._source is not None:
+            self._expect_caught_up(checkpoint_id)
             self._barriers.triggered(checkpoint_id, aligned=aligned, now_ms=now_ms)
 
     def salt(self, uid: str, keys: Sequence[int]) -> None:
@@ -227,6 +236,11 @@ class Task:
         return self._opened and self._chain.blocked()
 
     @property
+    def catching_up(self) -> bool:
+        """Whether there are rows to process that were in flight in the checkpoint that was restored."""
+        return self._recovery is not None
+
+    @property
     def _opened(self) -> bool:
         return self._recovery is None or self._recovery.opened
 
@@ -250,7 +264,7 @@ class Task:
         recovery = self._recovery
         if recovery is not None and not recovery.step(self._recovered, self._advance_watermark):
             self._recovery = None
-            self._barriers.release(self._now_ms)
+            self._on_caught_up()
         return True
 
     def _recovered(self, batch: pa.RecordBatch, port: int, start: int) -> None:
@@ -336,6 +350,11 @@ class Task:
         self._on_ended()
 
     # ------------------------------------------------------------------------------- barriers
+
+    def _expect_caught_up(self, checkpoint_id: CheckpointId) -> None:
+        """Rows that were in flight in what was restored are in no channel: no snapshot would hold them."""
+        if self.catching_up:
+            raise ProtocolViolation(f"checkpoint {checkpoint_id} was triggered before all had caught up")
 
     def _capture(self, checkpoint_id: CheckpointId) -> Snapshot:
         splits, watermark = {}, self.watermark

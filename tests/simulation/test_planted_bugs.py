@@ -16,6 +16,7 @@ FOUND: dict[str, int] = {
     "no_alignment": 36,
     "barrier_overtakes_gathered_rows": 0,
     "barrier_not_forwarded_on_one_output": 0,
+    "triggered_before_all_caught_up": 66,
     "snapshot_after_the_next_rows": 17,
     "state_of_one_operator_not_snapshotted": 0,
     "in_flight_rows_not_recorded": 50,

@@ -167,6 +167,13 @@ def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> Resto
     check_fits(manifest, job.graph, path)
     if manifest.kind == "checkpoint" and not request.allow_duplicates and job.transactional_uids:
         newest = storage.newest_sibling(url)
+        own_name = path.endswith(f"/chk-{manifest.checkpoint_id}")
+        if newest is not None and own_name and newest.number < manifest.checkpoint_id:
+            raise PlanError(
+                f"checkpoint {path} is of a job manager that had been superseded: job {manifest.job_id} went on from "
+                f"checkpoints before it, and its sinks have committed other rows since; restore chk-{newest.number}, "
+                "or give --allow-duplicates"
+            )
         if newest is not None and newest.number > manifest.checkpoint_id:
             last = f"chk-{newest.number}"
             way_out = f"bring back {last}, whose manifest is lost" if newest.lost else f"restore {last}"

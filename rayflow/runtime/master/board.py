@@ -34,6 +34,7 @@ class Board:
         self._states = {subtask: SubtaskLifecycle() for subtask in subtasks}
         self.attempt = Attempt(0)
         self._restoring: set[SubtaskId] = set()
+        self._catching_up: set[SubtaskId] = set()
         self._reading: set[SubtaskId] = set()
         self._committing: set[SubtaskId] = set()
         self._open: set[SubtaskId] = set()
@@ -42,13 +43,20 @@ class Board:
         """All subtasks are sent a Deploy."""
         self.attempt = attempt
         everyone = set(self._states)
+        self._catching_up = set()
         self._restoring, self._reading, self._committing, self._open = (set(everyone) for _ in range(4))
         for subtask in self._states:
             self._states[subtask].handle(SubtaskDeployed())
 
-    def restored(self, subtask: SubtaskId) -> None:
+    def restored(self, subtask: SubtaskId, *, catches_up: bool) -> None:
         """It answered Deployed."""
         self._restoring.discard(subtask)
+        if catches_up:
+            self._catching_up.add(subtask)
+
+    def caught_up(self, subtask: SubtaskId) -> None:
+        """It is through with what was in flight in what it restored."""
+        self._catching_up.discard(subtask)
 
     def started(self) -> None:
         """All were sent Start."""
@@ -85,6 +93,11 @@ class Board:
     def restoring(self) -> list[SubtaskId]:
         """Those that have not answered Deployed."""
         return self._ordered(self._restoring)
+
+    @property
+    def catching_up(self) -> list[SubtaskId]:
+        """Those that have yet to process rows that were in flight in what they restored."""
+        return self._ordered(self._catching_up)
 
     @property
     def reading(self) -> list[SubtaskId]:

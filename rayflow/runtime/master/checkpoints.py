@@ -30,6 +30,7 @@ from rayflow.protocol.coordinator import (
     PublishManifest,
     Restored,
     SubtaskAcked,
+    SubtaskCaughtUp,
     SubtaskDeclined,
     Ticked,
     TriggerSources,
@@ -50,6 +51,7 @@ from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.phases import FailTheAttempt
 from rayflow.runtime.master.sources import SourceSplits
 from rayflow.runtime.messages import (
+    CaughtUp,
     CheckpointAborted,
     CheckpointAcked,
     CheckpointCompleted,
@@ -99,8 +101,8 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------- the attempt
 
-    def begin_attempt(self, beginning: Beginning) -> None:
-        """All subtasks run."""
+    def begin_attempt(self, beginning: Beginning, catching_up: Collection[SubtaskId] = ()) -> None:
+        """All subtasks run; `catching_up` have rows to process that were in flight in what they restored."""
         ctx, restore = self._ctx, beginning.restore
         self._running = True
         self.final_completed = None
@@ -113,7 +115,8 @@ class Checkpoints:
                 self._handle(Restored(checkpoint_id))
         for checkpoint_id in beginning.incomplete:
             self._delete(checkpoint_id)
-        self._handle(AttemptStarted(ctx.attempt, frozenset(ctx.job.subtasks), ctx.now_ms))
+        everyone = frozenset(ctx.job.subtasks)
+        self._handle(AttemptStarted(ctx.attempt, everyone, ctx.now_ms, frozenset(catching_up)))
 
     def end_attempt(self) -> None:
         """The attempt failed, was cancelled, or is finished."""
@@ -136,6 +139,10 @@ class Checkpoints:
         if self._coordinator is None or not self._running:
             return None
         return self._coordinator.next_deadline_ms()
+
+    def caught_up(self, message: CaughtUp) -> None:
+        """A subtask is through with what was in flight in what it restored."""
+        self._handle(SubtaskCaughtUp(message.attempt, message.subtask, self._ctx.now_ms))
 
     def acked(self, ack: CheckpointAcked) -> None:
         """A subtask's snapshot is durable."""

@@ -104,12 +104,15 @@ class Closing:
     def _newest_complete(self, publishing: Collection[CheckpointId]) -> CheckpointId | None:
         """Return the newest checkpoint that somebody may restore. One that was published, but so that this was never
         known (its answer lost, its deletion failed), is complete all the same, and one whose manifest is under way may
-        yet be: what they left pending must stay."""
+        yet be: what they left pending must stay. Nobody will go on from one of a superseded manager's."""
         if self._succeeded:
             return self._completed
-        there = self._ctx.storage.list_checkpoints().complete
-        known = () if self._completed is None else (self._completed,)
-        return max((*there, *publishing, *known), default=None)
+        storage = self._ctx.storage
+        known = set(storage.list_checkpoints().complete)
+        if self._completed is not None:
+            known.add(self._completed)
+        valid = storage.without_zombies(known, Attempt(self._attempt + 1))
+        return max((*valid, *publishing), default=None)
 
     def _cleaned_up(self, found: list[Finding] | None, error: BaseException | None) -> None:
         ctx = self._ctx

@@ -200,7 +200,7 @@ class JobRun:
             self._task_failed(message)
         elif isinstance(message, Deployed):
             if self.phase is Phase.DEPLOYING:
-                self.board.restored(message.subtask)
+                self.board.restored(message.subtask, catches_up=message.catches_up)
         elif self.phase is Phase.RUNNING:
             if isinstance(message, PeerLost):
                 self.recovery.trouble(ctx.now_ms)

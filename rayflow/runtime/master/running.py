@@ -18,6 +18,7 @@ from rayflow.runtime.master.discovery import Discovery
 from rayflow.runtime.master.phases import FailTheAttempt
 from rayflow.runtime.master.sources import Assignments, SourceSplits
 from rayflow.runtime.messages import (
+    CaughtUp,
     CheckpointAcked,
     CheckpointDeclined,
     Committed,
@@ -80,7 +81,7 @@ class Running:
         self._peer_lost = self._deadline_ms = None
         ctx.note("attempt_running", f"attempt {ctx.attempt} runs", attempt=ctx.attempt)
         ctx.fleet.broadcast(Start(ctx.attempt))
-        self.checkpoints.begin_attempt(beginning)
+        self.checkpoints.begin_attempt(beginning, self._board.catching_up)
         for uid, source in self._sources.items():
             self._deliver(source.begin(ctx.attempt, () if restore is None else restore.splits(uid)))
 
@@ -102,6 +103,8 @@ class Running:
                 self._deliver(self._sources[message.uid].requested(message.subtask))
             case SplitsProgressed(subtask, _, uid, watermark):
                 self._deliver(self._sources[uid].progressed(subtask, watermark))
+            case CaughtUp():
+                self._caught_up(message)
             case CheckpointAcked():
                 checkpoints.acked(message)
             case CheckpointDeclined():
@@ -135,6 +138,16 @@ class Running:
     def deadlines_ms(self) -> list[int | None]:
         """When there is something to do."""
         return [self._deadline_ms, self._discovery.next_deadline_ms, self.checkpoints.next_deadline_ms]
+
+    def _caught_up(self, message: CaughtUp) -> None:
+        self._board.caught_up(message.subtask)
+        self.checkpoints.caught_up(message)
+        if not self._board.catching_up:
+            ctx = self._ctx
+            text = (
+                f"attempt {ctx.attempt} is through with the rows that were in flight: checkpoints may begin"
+            )
+            ctx.note("attempt_caught_up", text, attempt=ctx.attempt)
 
     def _suspect(self, message: PeerLost) -> None:
         ctx, channel = self._ctx, message.channel

@@ -55,6 +55,16 @@ def barrier_not_forwarded_on_one_output(patch: Patch) -> None:
 
 
 @bug
+def triggered_before_all_caught_up(patch: Patch) -> None:
+    """Rows that were in flight in the restored checkpoint are still being processed: no snapshot holds them."""
+
+    def on_started(original: Any, self: Any, event: Any) -> None:
+        original(self, replace(event, catching_up=frozenset()))
+
+    around(patch, CheckpointCoordinator, "_on_started", on_started)
+
+
+@bug
 def snapshot_after_the_next_rows(patch: Patch) -> None:
     """The source says where it is only after it has read on."""
 

@@ -10,6 +10,8 @@ import pytest
 
 from rayflow.client.registry import JobRecord, remember
 from rayflow.operators.transactions import sink_name
+from rayflow.state.manifest import Manifest, publish_manifest
+from rayflow.state.storage import open_store
 
 JOB = """
 import os
@@ -110,6 +112,17 @@ def test_what_the_newest_checkpoint_left_pending_stays_unless_the_job_finished(r
     assert prepared(tmp_path) == [kept]
     assert f"1 prepared and not committed ({kept})" in out
     assert f"--from {ended}/chk-{newest}" in out
+
+
+def test_what_a_superseded_manager_published_late_keeps_nothing_pending(rayflow, tmp_path, ended):
+    newest = max(int(path.name[4:]) for path in ended.glob("chk-*"))
+    for n, attempt in ((newest + 1, 2), (newest + 2, 1)):
+        manifest = Manifest(job_id=ended.name, attempt=attempt, checkpoint_id=n, time_ms=0, max_parallelism=8)
+        publish_manifest(open_store(f"file://{ended}", {}), f"chk-{n}", manifest)
+    kept, _ = zombie(tmp_path, ended.name, newest + 1), zombie(tmp_path, ended.name, newest + 2)
+    state(ended, "FAILED")
+    assert rayflow("clean", ended)[0] == 0
+    assert prepared(tmp_path) == [kept]
 
 
 def test_a_job_that_may_still_run_is_left_alone_unless_it_is_known_to_be_dead(rayflow, tmp_path, ended):

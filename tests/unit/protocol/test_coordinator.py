@@ -24,6 +24,7 @@ from rayflow.protocol.coordinator import (
     Restored,
     SavepointRequested,
     SubtaskAcked,
+    SubtaskCaughtUp,
     SubtaskDeclined,
     Ticked,
     TriggerSources,
@@ -320,6 +321,33 @@ def test_ids_go_on_over_attempts_and_restores(start, subtasks):
     assert coordinator.completed == (9,)
 
 
+def test_nothing_is_triggered_before_every_subtask_is_through_with_what_was_in_flight(subtasks):
+    """Simulation seed 85621: one that still had such rows sent no barrier, its receiver, which had the barriers of
+    others, recorded until it took no more rows, and both waited for each other until the checkpoint timed out."""
+    a, b = subtasks(2)
+    coordinator = CheckpointCoordinator(config(max_concurrent=2), job_id="job")
+    assert coordinator.handle(AttemptStarted(1, frozenset((a, b)), 0, frozenset((a, b)))) == ()
+    assert coordinator.handle(SavepointRequested(10)) == ()
+    assert coordinator.handle(Ticked(1500)) == ()
+    assert coordinator.next_deadline_ms() is None
+    assert coordinator.handle(SubtaskCaughtUp(0, b, 1600)) == ()
+    assert coordinator.handle(SubtaskCaughtUp(1, a, 1600)) == ()
+    assert coordinator.handle(SubtaskCaughtUp(1, a, 1600)) == ()
+    assert coordinator.handle(SubtaskCaughtUp(1, b, 1700)) == (
+        TriggerSources(1, final=False, savepoint=True),
+    )
+    assert coordinator.ignored == 1
+
+
+def test_one_that_was_catching_up_when_the_attempt_ended_holds_nothing_up_in_the_next(subtasks):
+    a, b = subtasks(2)
+    coordinator = CheckpointCoordinator(config(), job_id="job")
+    coordinator.handle(AttemptStarted(1, frozenset((a, b)), 0, frozenset((a,))))
+    coordinator.handle(AttemptEnded(100))
+    coordinator.handle(AttemptStarted(2, frozenset((a, b)), 200))
+    assert coordinator.handle(Ticked(1200)) == (trigger(1),)
+
+
 def test_falling_back_forgets_the_newer_checkpoints(start, ack):
     coordinator = start()
     for n in (1, 2, 3):
@@ -361,6 +389,7 @@ class World:
         self.wanted_by_user: set[int] = set()
         self.savepoints: set[int] = set()
         self.kept: list[int] = []
+        self.catching_up: set = set()
         self.failing = self.final_wanted = self.final_done = False
 
     def tell(self, event) -> None:
@@ -386,6 +415,7 @@ class World:
                 assert n > self.last_id  # 1
                 assert self.running
                 assert not self.failing  # 8
+                assert not self.catching_up  # 9
                 assert not any(f or s for _, f, s in self.pending.values())  # 2
                 assert not (self.final_wanted and not final and not savepoint)
                 assert not (final and (self.pending or self.final_done))
@@ -442,7 +472,9 @@ class World:
             self.tell(Restored(restored))
         self.attempt += 1
         self.running = True
-        self.tell(AttemptStarted(self.attempt, frozenset(self.members), self.now_ms))
+        self.catching_up = {who for who in self.members if self.order.random() < 0.3}
+        behind = frozenset(self.catching_up)
+        self.tell(AttemptStarted(self.attempt, frozenset(self.members), self.now_ms, behind))
 
     def end(self) -> None:
         self.running = False
@@ -450,7 +482,7 @@ class World:
 
     def any_event(self) -> None:
         order = self.order
-        kind = order.choice("ttttaaaaaaaaaadpppffsexx")
+        kind = order.choice("ttttaaaaaaaaaadpppffsexxcc")
         target = order.randint(max(1, self.last_id - 2), self.last_id + 1)
         who = order.choice(self.members)
         if kind == "t":
@@ -461,6 +493,8 @@ class World:
             if attempt == self.attempt and target in self.pending:
                 self.acked[target].add(who)
             self.tell(SubtaskAcked(attempt, target, who, self.now_ms))
+        elif kind == "c" and self.running:
+            self.caught_up(who)
         elif kind == "d" and order.random() < 0.5:
             self.tell(SubtaskDeclined(self.attempt, target, who, "no", self.now_ms))
         elif kind == "p" and self.publishing:
@@ -475,6 +509,10 @@ class World:
         elif kind == "x" and not self.running:
             self.start()
 
+    def caught_up(self, who) -> None:
+        self.catching_up.discard(who)
+        self.tell(SubtaskCaughtUp(self.attempt, who, self.now_ms))
+
     def finish(self) -> None:
         """From here on all goes well: the job must come to its final checkpoint."""
         if not self.running or self.failing:
@@ -482,6 +520,8 @@ class World:
             for n in sorted(self.publishing):
                 self.manifest_landed(n, published=True)
             self.start()
+        for who in self.members:
+            self.caught_up(who)
         self.final_wanted = True
         self.tell(FinalRequested(self.now_ms))
         for _ in range(20):

@@ -23,6 +23,7 @@ from rayflow.runtime.messages import (
     AssignSplits,
     BarrierFrame,
     Cancel,
+    CaughtUp,
     CheckpointAborted,
     CheckpointAcked,
     CheckpointCompleted,
@@ -673,7 +674,9 @@ def test_a_savepoint_is_aligned_in_whatever_mode() -> None:
     assert not [file for file in ack.files if file.kind == "in-flight"]
 
 
-def test_rows_in_flight_are_processed_before_anything_new_and_barriers_wait_for_them() -> None:
+@pytest.fixture
+def behind() -> World:
+    """A consumer whose second attempt begins with rows that were in flight, `Sunk` in front."""
     Sunk.got.clear()
     other = ChannelId(EdgeId(0), SubtaskId(SRC, 1), DESTINATION)
     world = World(DESTINATION)
@@ -691,18 +694,34 @@ def test_rows_in_flight_are_processed_before_anything_new_and_barriers_wait_for_
     world.engine.on_frame(Attempt(1), CHANNEL, BarrierFrame(CheckpointId(1), BarrierKind.URGENT))
     world.run()
     assert len(world.of(CheckpointAcked)) == 1
+    assert world.of(Deployed)[-1] == Deployed(DESTINATION, Attempt(1), catches_up=False, number=1)
     Sunk.got.clear()
 
     world.engine.post(restored(world, 1))
     world.run()
+    assert world.of(Deployed)[-1].catches_up
     world.engine.post(Start(Attempt(2)))
     world.engine.on_frame(Attempt(2), CHANNEL, OpenFrame())
-    world.engine.step(1_000)
-    world.engine.on_frame(Attempt(2), CHANNEL, data(0, 6))
-    world.engine.on_frame(Attempt(2), CHANNEL, BarrierFrame(CheckpointId(2), BarrierKind.URGENT))
-    world.run()
-    assert not world.of(TaskFailed)
+    return world
+
+
+def test_rows_in_flight_are_processed_before_anything_new_and_the_master_is_told(behind: World) -> None:
+    behind.engine.step(1_000)
+    behind.engine.on_frame(Attempt(2), CHANNEL, data(0, 6))
+    assert not behind.of(CaughtUp)
+    behind.run()
+    assert not behind.of(TaskFailed)
     assert Sunk.got == [1, "watermark 2", 4, 5, 6]
+    (told,) = behind.of(CaughtUp)
+    assert (told.subtask, told.attempt) == (DESTINATION, Attempt(2))
+
+
+def test_a_barrier_before_the_rows_in_flight_are_processed_is_a_violation(behind: World) -> None:
+    behind.engine.step(1_000)
+    behind.engine.on_frame(Attempt(2), CHANNEL, BarrierFrame(CheckpointId(2), BarrierKind.URGENT))
+    behind.run()
+    (failed,) = behind.of(TaskFailed)
+    assert "checkpoint 2 was triggered before all had caught up" in failed.cause
 
 
 # ------------------------------------------------------------------------------------------ memory

@@ -16,6 +16,7 @@ from rayflow.runtime.master.closing import Closing
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
 from rayflow.runtime.master.storage import JobStorage
+from rayflow.state.manifest import Manifest
 from rayflow.state.storage import open_store
 from rayflow.testing.faults import Faults, Strike
 from rayflow.testing.simulation import Simulation
@@ -114,6 +115,15 @@ def test_where_that_cannot_be_told_the_sinks_clean_up(lab: Lab, monkeypatch: pyt
 def test_what_a_checkpoint_left_pending_stays_while_its_manifest_may_still_appear(lab: Lab) -> None:
     lab.close(publishing=frozenset({CheckpointId(4)}))
     assert [ctx.completed_checkpoint for ctx in FINISHED] == [4]
+
+
+def test_what_a_superseded_manager_published_late_keeps_nothing_pending(lab: Lab) -> None:
+    # Attempt 2 went on from chk-2, and completed chk-3; then attempt 1, cut off, published its chk-4.
+    for n, attempt in ((3, 2), (4, 1)):
+        manifest = Manifest(job_id="job", attempt=attempt, checkpoint_id=n, time_ms=0, max_parallelism=8)
+        lab.ctx.storage.publish(manifest, Attempt(2))
+    lab.close()
+    assert [ctx.completed_checkpoint for ctx in FINISHED] == [3]
 
 
 def test_a_sink_that_cannot_clean_up_is_told_of_with_the_way_to_do_it_later(

@@ -163,6 +163,20 @@ def test_what_a_superseded_manager_publishes_after_its_successor_is_not_gone_on_
     assert other.newest_sibling(f"{folder}/chk-1") == Sibling(CheckpointId(2), lost=False)
 
 
+def test_nor_may_another_job_begin_from_it_by_its_name(lab: Lab) -> None:
+    other = JobStorage(open_store, str(lab.folder), {}, JobId("other"))
+    for n, attempt in ((1, 1), (2, 3), (3, 2)):
+        manifest = Manifest(
+            job_id="other", attempt=attempt, checkpoint_id=n, time_ms=0, max_parallelism=8, committed=n
+        )
+        other.publish(manifest, Attempt(1))
+    with pytest.raises(PlanError, match=r"had been superseded: job other went on .* restore chk-2, or"):
+        lab.begin(restore_from=f"file://{lab.folder}/other/chk-3")
+    assert number(lab.begin(restore_from=f"file://{lab.folder}/other/chk-2")) == 2
+    # Nothing is written twice where nothing is committed.
+    assert number(lab.begin(restore_from=f"file://{lab.folder}/other/chk-3", transactions=False)) == 3
+
+
 def test_without_a_successors_checkpoint_the_newest_counts_whoever_published_it(lab: Lab) -> None:
     for attempt in (1, 2, 3):
         lab.storage.claim_attempt(Attempt(attempt), "now")
