@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rayflow.protocol.lifecycle import JobState
 from rayflow.state.files import operator_state
-from rayflow.state.manifest import CheckpointFiles, list_checkpoints, read_manifest
+from rayflow.state.manifest import CheckpointFiles, list_checkpoints, read_manifest, without_zombies
 from rayflow.state.storage import open_store
 from rayflow.testing.faults import Faults, Strike, draw_faults
 from rayflow.testing.simulation import Outcome, Simulation
@@ -261,7 +261,7 @@ class _Run:
 
     def _newest(self, job_id: str) -> str | None:
         store = self.sim.store()
-        found = list_checkpoints(store, job_id)
+        found = without_zombies(store, job_id, list_checkpoints(store, job_id))
         return f"{store.url}/{job_id}/chk-{found[-1]}" if found else None
 
     def _check(self, *, complete: bool) -> None:
@@ -271,7 +271,7 @@ class _Run:
     def _check_state(self, job_id: str) -> None:
         """I3: the numbers that the last checkpoint keeps by key are those of a run without faults."""
         store = self.sim.store()
-        directory = f"{job_id}/chk-{list_checkpoints(store, job_id)[-1]}"
+        directory = f"{job_id}/chk-{without_zombies(store, job_id, list_checkpoints(store, job_id))[-1]}"
         manifest = read_manifest(store, directory)
         files = CheckpointFiles(f"{store.url}/{directory}", lambda url: open_store(url, {}))
         rows = [row for source in self.scenario.sources for part in source.rows() for row in part]
