@@ -123,6 +123,7 @@ class SessionWindowOperator(Operator):
             self._shown_starts.values[slots], self._shown_lasts.values[slots] = starts, lasts
             self._rows_since.values[slots] = others.column(_ROWS_SINCE).to_numpy()
             self._columns.merge(others, slots, self._table.slot_limit)
+        self._table.restored()
 
     def _reserve(self) -> None:
         for part in (self._shown_starts, self._shown_lasts, self._rows_since):

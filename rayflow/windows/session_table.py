@@ -235,16 +235,19 @@ class SessionTable:
         return FrozenSessions(slots, *self.bounds(slots), self.shown(slots), numbers, self._keys.freeze())
 
     def restore(self, keys: pa.RecordBatch, starts: I64, lasts: I64, shown: npt.NDArray[np.bool_]) -> I64:
-        """Open sessions as they were frozen, of keys that have none yet; return their slots."""
+        """Open sessions as they were frozen, some of them; return their slots. `restored` must be called behind the
+        last ones, since those of one key may come at any time, in any order."""
         numbers = self._keys.slots(keys)
         self._reserve(len(starts))
-        order = np.lexsort((starts, numbers))
-        first = self.slot_limit
-        self._k.restore(
-            numbers[order], starts[order], lasts[order], shown[order], self._sessions, self._heads, self._free,
-            self._meta,
-        )  # fmt: skip
-        self._rebuild_heap()
         slots = np.empty(len(starts), np.int64)
-        slots[order] = np.arange(first, first + len(starts))
+        self._k.restore(
+            numbers, starts, lasts, shown, slots, self._sessions, self._heads, self._free, self._meta
+        )
         return slots
+
+    def restored(self) -> None:
+        """All sessions that were frozen are open again."""
+        slots = self.live()
+        starts, keys = self._sessions[slots, self._k.START], self._sessions[slots, self._k.KEY]
+        self._k.link(slots[np.lexsort((starts, keys))], self._sessions, self._heads)
+        self._rebuild_heap()

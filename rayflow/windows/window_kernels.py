@@ -285,13 +285,23 @@ def release(slots, free, meta):
 
 
 @njit(cache=True, nogil=True)
-def restore(keys, starts, lasts, shown, sessions, heads, free, meta):
-    """Open sessions as they were; rows must be in order of start for each key."""
+def restore(keys, starts, lasts, shown, slots, sessions, heads, free, meta):
+    """Open sessions as they were, and write their slots. They are in no order before `link`."""
     for row in range(len(keys)):
-        key = keys[row]
-        slot = _open(sessions, heads, key, starts[row], -1, heads[key], free, meta)
+        slot = _open(sessions, heads, keys[row], starts[row], -1, -1, free, meta)
         sessions[slot, LAST] = lasts[row]
         sessions[slot, FLAGS] = SHOWN if shown[row] else DIRTY
+        slots[row] = slot
+
+
+@njit(cache=True, nogil=True)
+def link(slots, sessions, heads):
+    """Make the lists anew: `slots` are all sessions, in order of start for each key."""
+    heads[:] = -1
+    for at in range(len(slots)):
+        slot = slots[at]
+        key = sessions[slot, KEY]
+        _link(sessions, heads, slot, key, -1, heads[key])
 
 
 @njit(cache=True, nogil=True)

@@ -59,6 +59,7 @@ REGRESSIONS = {
     67232: "what a dead attempt wrote late lay in the directory of a complete checkpoint for ever",
     69191: "a Deploy that was sent again long after its attempt had begun (a checker's mistake)",
     75512: "a manager that was cut off published a checkpoint after its successor's first: the next attempt took it",
+    3272: "sessions of one key came back in two batches of restored state, and later rows did not join them",
     85621: "a barrier waited behind restored rows, and its receiver, which recorded, for the barrier: a standstill",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from rayflow.model.config import JobConfig
 from rayflow.model.error_policy import ErrorPolicy
 from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.observe.metrics import MetricGroup
+from rayflow.operators import keyed_parts
 from rayflow.operators.async_calls import OpenAsyncCalls, no_async_calls
 from rayflow.operators.contracts import Operator, OperatorContext
 from rayflow.protocol.commits import CommitPermit
@@ -23,6 +24,14 @@ from rayflow.state.disk.share import DiskShare
 from rayflow.state.parts import KEY_GROUP_COLUMN, RestoredPart
 
 JOB = JobId("job")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _restored_in_small_batches() -> Iterator[None]:
+    """State comes back in batches of few rows: what belongs to one key lies in several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keyed_parts, "_RESTORED_ROWS", 3)
+        yield
 
 
 class Harness:

@@ -319,6 +319,20 @@ def test_sessions_of_processing_time_go_on_after_a_restart(subtasks: Any) -> Non
     assert sorted(row["n"] for row in driven.rows) == [1, 1, 1, 1, 2]
 
 
+def test_sessions_of_a_key_that_are_restored_in_several_batches_are_still_one_another_s_neighbours(
+    subtasks: Any,
+) -> None:
+    """Simulation seed 3272: a batch of restored state ended between sessions of a key. Later rows did not find them."""
+    driven = subtasks(maker(), ["k"])
+    # The later first: batches are in the order in which sessions were opened. (Three rows a batch.)
+    driven.feed(batch(*((1.0, at, 1) for at in (800, 700, 600, 500, 400, 300, 200, 100))))
+    driven.restart(1, 1)
+    driven.feed(batch(*((1.0, at + 10, 2) for at in (100, 300, 500, 700))))
+    driven.feed(batch(*((1.0, at - 10, 2) for at in (200, 400, 600, 800))))
+    driven.watermark(WATERMARK_MAX)
+    assert [(row["n"], row["total"]) for row in driven.rows] == [(2, 3)] * 8
+
+
 # ------------------------------------------------------------------------------------ a naive model
 
 
