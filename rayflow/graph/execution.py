@@ -37,6 +37,15 @@ def output_channels(graph: JobGraph, subtask: SubtaskId) -> list[ChannelId]:
     return [c for edge in graph.outputs(subtask.vertex) for c in edge_output_channels(graph, edge, subtask)]
 
 
+def behind_broadcasts(graph: JobGraph) -> frozenset[VertexId]:
+    """Return the vertices that broadcasts go to, and all that come after these."""
+    found: set[VertexId] = set()
+    for vertex in graph.vertices:
+        if any(e.exchange.kind == "broadcast" or e.source in found for e in graph.inputs(vertex.id)):
+            found.add(vertex.id)
+    return frozenset(found)
+
+
 def main_consumers(graph: JobGraph, vertex: VertexId) -> int:
     """Return how many subtasks the rows go to that leave `vertex`, but for side outputs; 1 where none do."""
     main = [edge for edge in graph.outputs(vertex) if edge.tag is None]

@@ -19,7 +19,8 @@ can be under way while another is worked on.
 A single row may be larger than a frame, than its share, and than everything: it passes alone, and the bound is exceeded
 by that row in each place that it passes. Nor is bounded what an operator makes of what it took (a window that fires, a
 function that gives a thousand rows for one): its output queues whole, and the task takes nothing until that has
-drained. While rows are split or merged the old and new ones exist side by side; that is the user share's.
+drained. Nor is what is recorded of those behind broadcasts, whose barriers wait behind rows (`runtime.gate`).
+While rows are split or merged the old and new ones exist side by side; that is the user share's.
 
 Invariant: `most_bytes` ≤ `network_bytes`, whatever the number of channels, as long as frames are not at their floor.
 """

@@ -12,7 +12,13 @@ from typing import Any
 
 from rayflow.batch.key_traffic import KeyTraffic
 from rayflow.batch.partition import make_partitioner
-from rayflow.graph.execution import edge_output_channels, input_channels, main_consumers, output_channels
+from rayflow.graph.execution import (
+    behind_broadcasts,
+    edge_output_channels,
+    input_channels,
+    main_consumers,
+    output_channels,
+)
 from rayflow.graph.plan import JobEdge, JobVertex, OperatorSpec
 from rayflow.model.config import JobConfig
 from rayflow.model.ids import ChannelId, EdgeId
@@ -110,7 +116,15 @@ class Assembly:
         if source is None:
             graph = self._deploy.graph
             outputs = {c: len(output_channels(graph, c.producer)) for c in ports}
-            gate = InputGate(ports, self._budget, self._config.batch_rows, self._grant, outputs)
+            behind = behind_broadcasts(graph)
+            gate = InputGate(
+                ports,
+                self._budget,
+                self._config.batch_rows,
+                self._grant,
+                outputs,
+                never_held_back={c for c in ports if c.producer.vertex in behind},
+            )
         sink_metrics = chained[-1].context.metrics if chained else self._metrics
         edges = [self._edge(e, channels) for e in self._deploy.graph.outputs(self._vertex.id)]
         emitter = Emitter(edges, self._metrics, drained=lambda: chain.drained(), now_ms=self._now_ms)

@@ -10,19 +10,21 @@ since every kernel costs the same for few rows as for many. Taking data out free
 For an unaligned checkpoint a channel is *recorded*: its frames before the checkpoint's barrier, whether queued or
 still to come, are kept beside the queue, which goes on as ever. What is kept is bounded too: from
 then on channels that are being recorded give no more rows, so that their producers run out of credit. Barriers need
-none.
+none, but where they wait in line behind rows upstream, at whom broadcasts go to: of who comes after those all is taken,
+or both would wait for each other. What they still send is made of what was queued there.
 
 Invariants
   G1  per channel, frames leave in the order they came (I4); a gap in sequence numbers is a violation.
   G2  bytes queued never exceed what was granted, plus one frame a channel (I7, see `protocol.credit`).
   G3  a blocked channel gives no frame.
-  G4  frames recorded never exceed `budget.recorded_bytes`, plus what is taken once, plus what may be queued (G2).
+  G4  frames recorded of all but `never_held_back` never exceed `budget.recorded_bytes`, plus what is taken once, plus
+      what may be queued (G2).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -75,7 +77,8 @@ class Arrival:
 class InputGate:
     """All input channels of a subtask. Task thread only.
 
-    `outputs` counts the output channels of each channel's producer (see `protocol.network_budget`).
+    `outputs` counts the output channels of each channel's producer (see `protocol.network_budget`); `never_held_back`
+    are those whose producers may have to send rows before they get to a barrier.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class InputGate:
         batch_rows: int,
         grant: Callable[[ChannelId, CreditFrame], None],
         outputs: Mapping[ChannelId, int],
+        never_held_back: Collection[ChannelId] = (),
     ) -> None:
         self.channels: tuple[ChannelId, ...] = tuple(ports)
         self._queues = {c: _Queue(port, ChannelSequence(c)) for c, port in ports.items()}
@@ -96,6 +100,7 @@ class InputGate:
         self.budget = budget
         self._batch_rows = batch_rows
         self._grant = grant
+        self.never_held_back = frozenset(never_held_back)
         self._recorded: dict[ChannelId, list[Frame]] = {}
         self._recorded_bytes = 0
         self._ring: deque[ChannelId] = deque(self.channels)
@@ -137,7 +142,7 @@ class InputGate:
             queue = self._queues[channel]
             if not queue.frames or queue.blocked:
                 continue
-            if isinstance(queue.frames[0], DataFrame) and (not rows or self._holds_back(queue)):
+            if isinstance(queue.frames[0], DataFrame) and (not rows or self._holds_back(channel, queue)):
                 continue
             return self._take(channel, queue)
         return None
@@ -204,13 +209,14 @@ class InputGate:
             return
         frames = self._recorded.setdefault(channel, [])
         if isinstance(frame, DataFrame):
-            self._recorded_bytes += frame.nbytes
+            self._recorded_bytes += 0 if channel in self.never_held_back else frame.nbytes
         elif isinstance(frame, WatermarkFrame) and frames and isinstance(frames[-1], WatermarkFrame):
             frames.pop()
         frames.append(frame)
 
-    def _holds_back(self, queue: _Queue) -> bool:
-        return queue.recording and self._recorded_bytes >= self.budget.recorded_bytes
+    def _holds_back(self, channel: ChannelId, queue: _Queue) -> bool:
+        full = queue.recording and self._recorded_bytes >= self.budget.recorded_bytes
+        return full and channel not in self.never_held_back
 
     # ------------------------------------------------------------------------------- taking
 

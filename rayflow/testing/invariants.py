@@ -116,7 +116,8 @@ def check_memory(sim: Simulation) -> None:
         assert found <= limit, f"I7: {name} has {found} bytes buffered or under way to it, {limit} allowed"
         if intact[name] < len(gate.channels):
             continue  # what was recorded of a broken channel goes with its attempt
-        recorded = sum(_data_bytes(frames) for frames in gate._recorded.values())
+        held = (frames for of, frames in gate._recorded.items() if of not in gate.never_held_back)
+        recorded = sum(_data_bytes(frames) for frames in held)
         limit += gate.budget.recorded_bytes
         assert recorded <= limit, (
             f"I7: {name} has recorded {recorded} bytes of rows in flight, {limit} allowed"
@@ -183,7 +184,10 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     built_on = JobConfig.from_flat(job.config).state_backend == "disk" and any(
         url.startswith(f"{store.url}/{job.id}/") for url in sim.storage.late
     )
-    assert built_on or len(complete) <= retained, (
+    # Nor is anything deleted that may help where the newest one's manifest got lost.
+    newest = max((_number(directory) for directory in complete), default=0)
+    lost = any(_number(d) > newest for d in _damaged_manifests(sim, job))
+    assert built_on or lost or len(complete) <= retained, (
         f"I10: {sorted(complete)} are kept where {retained} are retained"
     )
     named = _named(store, job.id, files)
@@ -198,6 +202,16 @@ def check_leftovers(sim: Simulation, job: SimJob) -> None:
     for directory, names in sorted(files.items()):
         extra = {f"{directory}/{name}" for name in names - {"manifest.json"}} - named
         assert not extra, f"I10: no manifest names {sorted(extra)}"
+
+
+def _damaged_manifests(sim: Simulation, job: SimJob) -> list[str]:
+    below = f"{sim.storage_url}/{job.id}/"
+    paths = (path.removeprefix(below) for path in sim.storage.damaged if path.startswith(f"{below}chk-"))
+    return [path.partition("/")[0] for path in paths if path.endswith("/manifest.json")]
+
+
+def _number(directory: str) -> int:
+    return int(directory.removeprefix("chk-"))
 
 
 def _says_it_was_not_swept(job: SimJob) -> bool:

@@ -108,7 +108,10 @@ class SimNetwork:
             self.world.violated(f"I10: {worker.name} begins attempt {attempt}, and {left[0]} is still open")
 
     def close(self, worker: SimWorker, up_to: Attempt) -> None:
-        """Close the worker's channels of `up_to` and earlier attempts; the other ends see their streams break."""
+        """Close the worker's channels of `up_to` and earlier attempts, and let nobody open more of them; the other ends
+        see their streams break."""
+        if worker.name in self.listening and self.listening[worker.name][0] <= up_to:
+            del self.listening[worker.name]
         for channel in self._of(worker):
             if channel.attempt <= up_to:
                 self.break_off(channel, "closed by the other end", told=worker)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rayflow.batch.partition import make_partitioner
 from rayflow.graph.execution import (
+    behind_broadcasts,
     channels,
     consumer_indices,
     input_channels,
@@ -66,3 +67,18 @@ def test_channels_are_the_union_of_inputs_and_of_outputs(g: Any, via: Any) -> No
         "read-2[0]→union-1[0]#1",
         "read-2[1]→union-1[0]#1",
     ]
+
+
+def test_who_a_broadcast_goes_to_and_who_comes_after_is_behind_it(g: Any, via: Any) -> None:
+    rows, rules = g.source(), g.source(parallelism=1)
+    first = g.add("connect", via(rows, "hash", "k"), via(rules, "broadcast"))
+    g.sink(via(g.add("union", via(first, "hash", "k")), "rebalance"))
+    g.sink(via(rows, "rebalance"))
+    graph = g.plan(2)
+    behind = behind_broadcasts(graph)
+    broadcast = {e.target for e in graph.edges if e.exchange.kind == "broadcast"}
+    assert len(broadcast) == 1
+    assert broadcast < behind
+    assert {v.id for v in graph.vertices if v.is_source}.isdisjoint(behind)
+    assert behind == broadcast | {e.target for e in graph.edges if e.source in behind}
+    assert len(behind) < len(graph.vertices) - 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 import pyarrow as pa
 from hypothesis import given, settings
@@ -247,8 +248,15 @@ def test_a_barrier_that_has_credit_after_all_is_not_sent_twice() -> None:
     assert [type(frame) for _, frame in wire.forth] == [OpenFrame, DataFrame, BarrierFrame]
 
 
-def recording_gate(budget_bytes: int = 1 << 20) -> InputGate:
-    gate = InputGate({A: 0, B: 0}, budget(budget_bytes), 10, lambda c, f: None, {A: 1, B: 1})
+def recording_gate(budget_bytes: int = 1 << 20, *, never_held_back: Collection[ChannelId] = ()) -> InputGate:
+    gate = InputGate(
+        {A: 0, B: 0},
+        budget(budget_bytes),
+        10,
+        lambda c, f: None,
+        {A: 1, B: 1},
+        never_held_back=never_held_back,
+    )
     for channel in (A, B):
         gate.accept(channel, OpenFrame())
     return gate
@@ -292,3 +300,26 @@ def test_a_channel_whose_record_is_full_gives_no_more_rows_until_its_barrier_has
     arrival = gate.poll()
     assert arrival is not None
     assert arrival.channel == A
+
+
+def test_who_may_have_to_send_rows_before_its_barrier_is_not_held_back_and_takes_nobody_elses_room() -> None:
+    """Simulation seed 7864: behind a broadcast the barrier waited for the rows, and the rows for the barrier."""
+    gate = recording_gate(budget_bytes=100, never_held_back={A})
+    for channel in (A, B):
+        gate.record(channel, CheckpointId(1))
+    for number in range(3):
+        gate.accept(A, DataFrame(number, rows(number), 100, 0))
+        arrival = gate.poll()
+        assert arrival is not None
+        assert arrival.channel == A
+    gate.accept(B, DataFrame(0, rows(7), 20, 0))
+    arrival = gate.poll()
+    assert arrival is not None
+    assert arrival.channel == B
+    for channel in (A, B):
+        gate.accept(channel, DataFrame(3 if channel == A else 1, rows(8), 100, 0))
+    arrival = gate.poll()
+    assert arrival is not None
+    assert arrival.channel == A
+    assert gate.poll() is None, "B has recorded what it may"
+    assert len(gate.take_recorded()[A]) == 4
