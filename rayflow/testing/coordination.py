@@ -93,7 +93,9 @@ class Coordination:
         """Return since when a checkpoint that is not complete can be known never to be, -1 where it cannot."""
         number = CheckpointId(checkpoint_id)
         ended_ms = self._ended_ms if number in self._pending else -1
-        return max(self._aborted_ms.get(number, -1), self._runs_since_ms, ended_ms)
+        over_ms = max(self._aborted_ms.get(number, -1), ended_ms)
+        # What is written in that millisecond may come behind the deletion, which waits for nothing.
+        return max(over_ms - 1, self._runs_since_ms)
 
     def stepped(self, run: JobRun) -> None:
         """The manager has done what was to be done now."""

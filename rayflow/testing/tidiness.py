@@ -46,10 +46,9 @@ def check_tidied(manager: SimManager, coordination: Coordination) -> None:
             f"I10: {sorted(complete)} are there as {job_id} ends, where {retained} are retained"
         )
     for number in sorted(found - complete):
-        # Of one that was complete files may stay that others were built on, until the next is complete. What came in
-        # the same millisecond may have come behind.
+        # Of one that was complete files may stay that others were built on, until the next is complete.
         written_ms = storage.written_ms.get(f"{below}{number}", sim.world.now)
-        if f"{below}{number}" not in storage.published and written_ms < coordination.useless_ms(number):
+        if f"{below}{number}" not in storage.published and written_ms <= coordination.useless_ms(number):
             sim.world.violated(
                 f"I10: files of checkpoint {number} of {job_id}, which never completed, are left"
             )

@@ -94,8 +94,8 @@ def files_of_an_aborted_checkpoint_left(patch: Patch) -> None:
 
 @bug
 def incomplete_checkpoints_left_by_the_next_attempt(patch: Patch) -> None:
-    def begin_attempt(original: Any, self: Any, begun: Any) -> None:
-        original(self, replace(begun, incomplete=()))
+    def begin_attempt(original: Any, self: Any, begun: Any, *rest: Any) -> None:
+        original(self, replace(begun, incomplete=()), *rest)
 
     around(patch, Checkpoints, "begin_attempt", begin_attempt)
 
