@@ -44,7 +44,9 @@ class OutputBuffer:
 
     def add(self, stream: Stream, text: str) -> None:
         """Keep a line, or count it where there is no room."""
-        line = OutputLine(self._subtask, stream, text[:MAX_LINE_CHARACTERS])
+        # A lone surrogate is no text: nobody could print or store it.
+        text = text[:MAX_LINE_CHARACTERS].encode(errors="backslashreplace").decode()
+        line = OutputLine(self._subtask, stream, text)
         with self._lock:
             if len(self._lines) < self._max_lines:
                 self._lines.append(line)
@@ -77,6 +79,8 @@ class _Tee:
         self._original.write(text)
         with self._lock:
             *lines, self._partial = (self._partial + text).split("\n")
+            # A progress bar may go on and on in one line.
+            self._partial = self._partial[:MAX_LINE_CHARACTERS]
             for line in lines:
                 self._buffer.add(self._stream, line)
         return len(text)
