@@ -54,6 +54,8 @@ class Closing:
         self._attempt = attempt
         self._superseded = superseded
         self._begun = False
+        # What later checkpoints left pending was dropped; None: nothing was.
+        self._dropped_after: CheckpointId | None = None
         self.deadline_ms: int | None = ctx.now_ms + limit_ms
 
     def advance(self) -> None:
@@ -86,13 +88,17 @@ class Closing:
         if ctx.attempt and self._is_superseded():
             return None
         completed = self._newest_complete(publishing)
-        return clean_up_sinks(
+        found = clean_up_sinks(
             ctx.job,
             self._attempt,
             succeeded=self._succeeded,
             completed=completed,
             way_back=None if completed is None else ctx.storage.url(completed),
         )
+        told = any(finding.type == FAILED for finding in found)
+        if ctx.job.transactional_uids and not self._succeeded and not told:
+            self._dropped_after = completed or CheckpointId(0)
+        return found
 
     def _is_superseded(self) -> bool:
         try:
@@ -126,7 +132,8 @@ class Closing:
         # What subtasks still upload may come later: they are being ended, and nobody waits for them here.
         busy = frozenset(self._publishing())
         ctx.background.run(
-            lambda: ctx.storage.sweep_all(self._attempt, self._kept, self._known, busy), self._swept
+            lambda: ctx.storage.sweep_all(self._attempt, self._kept, self._known, busy, self._dropped_after),
+            self._swept,
         )
 
     def _tell(self, found: Iterable[Finding]) -> None:

@@ -277,10 +277,12 @@ class JobStorage:
         kept: Collection[CheckpointId],
         known: CheckpointId | None,
         busy: Collection[CheckpointId] = (),
+        dropped_after: CheckpointId | None = None,
     ) -> None:
         """The job has ended: leave its metadata, the checkpoints `kept`, savepoints, and whatever is newer than these
         (it may be needed to tell what happened), also `known`, which should be complete, if it is not. Manifests of
-        the `busy` ones may still appear: their files stay, and those of others that they may be built on."""
+        the `busy` ones may still appear: their files stay, and those of others that they may be built on. What
+        checkpoints after `dropped_after` left pending the sinks have dropped, since these were not there yet: they go."""
         newest = max(kept, default=None)
         listing = self.list_checkpoints()
         old = [
@@ -290,6 +292,9 @@ class JobStorage:
         ]
         if busy and self._shares:
             old = []
+        if dropped_after is not None:
+            late = (c for c in listing.complete if c > dropped_after and c not in busy)
+            old += [c for c in late if not self._is_savepoint(c)]
         # Nothing is built on anything any more.
         self._known.clear()
         shared = self._shared(set(listing.complete) - set(old) if self._shares else ())

@@ -113,6 +113,17 @@ def test_at_the_end_only_what_is_kept_and_the_metadata_stay(
     assert other.exists()
 
 
+def test_at_the_end_what_the_sinks_have_dropped_the_rows_of_is_no_checkpoint_to_go_on_from(
+    storage: JobStorage, store: LocalStore
+) -> None:
+    for number in (3, 4, 5):
+        complete(storage, store, number)
+    complete(storage, store, 6, "savepoint")
+    after = CheckpointId(3)
+    storage.sweep_all(A1, [after], known=after, busy={CheckpointId(5)}, dropped_after=after)
+    assert folders(store) == ["chk-3", "chk-5", "chk-6"]
+
+
 def test_at_the_end_nothing_is_deleted_that_might_help_where_the_newest_manifest_is_gone(
     storage: JobStorage, store: LocalStore
 ) -> None:

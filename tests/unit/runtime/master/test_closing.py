@@ -117,6 +117,27 @@ def test_what_a_checkpoint_left_pending_stays_while_its_manifest_may_still_appea
     assert [ctx.completed_checkpoint for ctx in FINISHED] == [4]
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_checkpoint_that_appears_when_the_sinks_have_dropped_its_rows_goes(
+    pool: Any, make_context: Any, away: bool
+) -> None:
+    """Simulation seed 46447: a dead manager's request to publish was carried out late. Another job began from it."""
+
+    class Late(Watched):
+        def prepare(self, checkpoint_id: int) -> None: ...
+
+        def finish_job(self, ctx: rf.SinkContext) -> str | None:
+            manifest = Manifest(job_id="job", attempt=2, checkpoint_id=4, time_ms=0, max_parallelism=8)
+            lab.ctx.storage.publish(manifest, Attempt(2))
+            if away:
+                raise ConnectionError("the database is away: nothing was dropped")
+            return None
+
+    lab = Lab(pool, make_context(Late()))
+    lab.close()
+    assert lab.ctx.storage.list_checkpoints().complete == ((CheckpointId(4),) if away else ())
+
+
 def test_what_a_superseded_manager_published_late_keeps_nothing_pending(lab: Lab) -> None:
     # Attempt 2 went on from chk-2, and completed chk-3; then attempt 1, cut off, published its chk-4.
     for n, attempt in ((3, 2), (4, 1)):
