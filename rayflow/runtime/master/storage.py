@@ -281,8 +281,8 @@ class JobStorage:
     ) -> None:
         """The job has ended: leave its metadata, the checkpoints `kept`, savepoints, and whatever is newer than these
         (it may be needed to tell what happened), also `known`, which should be complete, if it is not. Manifests of
-        the `busy` ones may still appear: their files stay, and those of others that they may be built on. What
-        checkpoints after `dropped_after` left pending the sinks have dropped, since these were not there yet: they go."""
+        the `busy` ones may still appear: their files stay, and those of others that they may be built on. What came
+        after `dropped_after`, when the sinks had looked, goes: what it left pending they have dropped."""
         newest = max(kept, default=None)
         listing = self.list_checkpoints()
         old = [
