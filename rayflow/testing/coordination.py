@@ -93,7 +93,7 @@ class Coordination:
         """Return since when a checkpoint that is not complete can be known never to be, -1 where it cannot."""
         number = CheckpointId(checkpoint_id)
         ended_ms = self._ended_ms if number in self._pending else -1
-        over_ms = max(self._aborted_ms.get(number, -1), ended_ms)
+        over_ms = self._aborted_ms.get(number, ended_ms)
         # What is written in that millisecond may come behind the deletion, which waits for nothing.
         return max(over_ms - 1, self._runs_since_ms)
 
@@ -102,7 +102,11 @@ class Coordination:
         now, limit_ms = self._world.now, self.config.checkpoint_timeout_ms
         if not run.phase.going_on and self._ended_ms < 0:
             self._ended_ms = now
-        if run.phase is Phase.RUNNING:
+        if run.phase is not Phase.RUNNING:
+            # The attempt is over, and with it what was under way; nobody need be told.
+            for checkpoint_id in self._pending:
+                self._aborted_ms.setdefault(checkpoint_id, now)
+        else:
             for checkpoint_id, since_ms in self._pending.items():
                 if now - since_ms >= limit_ms:
                     self._wrong(f"I8: checkpoint {checkpoint_id} is under way for {now - since_ms} ms")

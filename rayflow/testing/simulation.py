@@ -37,7 +37,7 @@ from rayflow.testing.storage import SimStorage
 from rayflow.testing.workers import SimPool, SimWorker
 from rayflow.testing.world import Process, QueueKey, World
 
-MAX_TURNS = 60_000
+MAX_TURNS = 100_000
 PROGRESS_BOUND_MS = 400_000
 """Virtual time within which a job must end once nothing goes wrong any more (I8)."""
 

@@ -64,6 +64,8 @@ REGRESSIONS = {
     14654: "the newest manifest got lost, so that all checkpoints were kept at the end (a checker's mistake)",
     17549: "a stream was opened to a worker that had closed its attempt (the harness's mistake)",
     46447: "a dead manager's manifest came when the sinks had dropped its rows: another job began from it",
+    58050: "seventy thousand turns, one after the other, of a job that goes on (the harness's bound)",
+    62416: "a file written behind the deletion of what an attempt had under way when it failed (a checker's mistake)",
     3272: "sessions of one key came back in two batches of restored state, and later rows did not join them",
     85621: "a barrier waited behind restored rows, and its receiver, which recorded, for the barrier: a standstill",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
