@@ -85,6 +85,6 @@ class Intake:
         """Return the rows that wait, by channel; there must be none without a channel."""
         found: dict[ChannelId, Flying] = {}
         for batch, _, channel in self._held:
-            assert channel is not None, "barriers are held back while rows of a checkpoint are processed"
+            assert channel is not None, "no barrier comes while rows of a checkpoint are processed"
             found.setdefault(channel, []).append(batch)
         return found

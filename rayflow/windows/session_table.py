@@ -6,10 +6,11 @@ spans [first time, last time + gap). Its slot is where accumulators keep its agg
 
 Invariants:
 
-1. Sessions of one key lie more than the gap apart, and are in its list from the latest to the earliest.
+1. Sessions of one key lie more than the gap apart, and are in its list from the latest to the earliest (when all that
+   are restored have been: `restored`).
 2. Every open session has an entry in the heap that is not later than the instant at which it has to be looked
    at next.
-3. A key is in the index exactly while it has a session; `settle` and `close` see to that.
+3. A key is in the index exactly while it has a session; `assign` and `close` see to that.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class Closing:
             completed=completed,
             way_back=None if completed is None else ctx.storage.url(completed),
         )
-        told = any(finding.type == FAILED for finding in found)
-        if ctx.job.transactional_uids and not self._succeeded and not told:
+        failed = any(finding.type == FAILED for finding in found)
+        if ctx.job.transactional_uids and not self._succeeded and not failed:
             self._dropped_after = completed or CheckpointId(0)
         return found
 
