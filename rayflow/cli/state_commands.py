@@ -15,7 +15,8 @@ from rayflow.model.errors import CorruptCheckpointError
 from rayflow.runtime.master.events import iso_utc
 
 if TYPE_CHECKING:
-    from rayflow.state.manifest import Manifest, ResolvedCheckpoint
+    from rayflow.state.finding import ResolvedCheckpoint
+    from rayflow.state.manifest import Manifest
     from rayflow.state.storage import ObjectStore
 
 _SET = click.option(
@@ -70,7 +71,8 @@ def read_command(
     """
     from rayflow.client.stores import open_any_store
     from rayflow.state.files import operator_state
-    from rayflow.state.manifest import CheckpointFiles, resolve_checkpoint
+    from rayflow.state.finding import resolve_checkpoint
+    from rayflow.state.manifest import CheckpointFiles
 
     options = _storage_options(settings)
     checkpoint = resolve_checkpoint(path, options, open_any_store)

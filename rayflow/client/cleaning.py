@@ -22,7 +22,7 @@ from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.sink_cleanup import Finding, clean_up_sinks
 from rayflow.state.claims import newest_claim
-from rayflow.state.manifest import list_checkpoints, without_zombies
+from rayflow.state.finding import list_checkpoints, restorable
 from rayflow.state.storage import MissingObject, join_url, parent_url
 
 _NEEDED = ("job.json", "graph.pkl")
@@ -42,13 +42,14 @@ def clean(folder: str, options: Mapping[str, str], *, force: bool = False) -> li
         raise ConfigError(
             f"nothing to clean up at {folder}: {error}; expected a job's folder, CHECKPOINT-STORAGE/JOB-ID"
         ) from None
-    state = JobState(json.loads(document)["state"])
+    stored = json.loads(document)
+    state = JobState(stored["state"])
     if not (state.ended or force):
         raise ConfigError(
             f"{folder} belongs to a job that is {state.value} by what it last stored; cancel it first, or, if it died "
             "with its cluster, give --force"
         )
-    completed = max(without_zombies(store, job_id, list_checkpoints(store, job_id)), default=None)
+    completed = max(restorable(store, job_id, list_checkpoints(store, job_id), stored), default=None)
     return clean_up_sinks(
         Job.of(JobId(job_id), _load(pickled), {**options, "checkpoint.storage": storage}),
         Attempt(newest_claim(store, f"{job_id}/attempts")),

@@ -8,6 +8,7 @@ shows columns as numbers, `pair_kernels` and `row_kernels` are more compiled loo
 way to where they are merged, `dedup` is what `deduplicate` remembers. `measuring` finds how much memory all that takes.
 `disk` keeps the rows of keys that do not fit. On the way to storage: `parts` is what operators hand over at a barrier,
 `files` and `manifest` what a checkpoint consists of (`in_flight`: the rows under way; `chains`: files that several
-checkpoints share), `storage` where it lies (`s3`, `s3_uploads`: on S3), `publishing` how a write whose answer got lost
-is resolved, `claims` who owns the next attempt, `pins` which checkpoints another job is about to start from.
+checkpoints share), `finding` which there are, `storage` where they lie (`s3`, `s3_uploads`: on S3), `publishing` how a
+write whose answer got lost is resolved, `claims` who owns the next attempt, `pins` which checkpoints another job is
+about to start from.
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, and how it is found again.
+"""What a checkpoint consists of.
 
 Theory of operation. A checkpoint is the directory `<job id>/chk-<n>` of the job's store. Subtasks put their
 state files there, in any order; when all have acknowledged, the JobManager creates `manifest.json`, which
@@ -21,15 +21,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from rayflow.model.errors import ConfigError, CorruptCheckpointError, StorageError
 from rayflow.state.parts import PART_KINDS, PartKind
 from rayflow.state.publishing import create_surely, read_checked
-from rayflow.state.storage import MissingObject, ObjectStore, checked_path, join_url, open_store, parent_url
+from rayflow.state.storage import MissingObject, ObjectStore, checked_path, parent_url
 
 FORMAT_VERSION = 4
 """Version 1 has no chains, 2 no `committed`, 3 no `salted`. Manifests without them are still written as that."""
@@ -37,7 +36,8 @@ MANIFEST = "manifest.json"
 
 CheckpointKind = Literal["checkpoint", "savepoint"]
 
-_DIRECTORY = re.compile(r"(?:^|.*/)chk-(\d+)")
+CHECKPOINT_DIRECTORY = re.compile(r"(?:^|.*/)chk-(\d+)")
+"""What the folder of a checkpoint is called."""
 
 
 class NoManifest(CorruptCheckpointError):
@@ -177,31 +177,12 @@ def read_manifest(store: ObjectStore, directory: str) -> Manifest:
         manifest = read_checked(lambda: store.read(path), lambda data: Manifest.from_json(data, origin))
     except MissingObject:
         raise NoManifest(f"{origin} does not exist: not a checkpoint, or one that never completed") from None
-    named = _DIRECTORY.fullmatch(directory or store.url)
+    named = CHECKPOINT_DIRECTORY.fullmatch(directory or store.url)
     if named and int(named[1]) != manifest.checkpoint_id:
         raise CorruptCheckpointError(
             f"{origin} is that of checkpoint {manifest.checkpoint_id}: it is foreign here"
         )
     return manifest
-
-
-def list_checkpoints(store: ObjectStore, job_id: str) -> list[int]:
-    """Return the numbers of all complete checkpoints of the job, oldest first. Manifests are not read."""
-    found = []
-    for path in store.list(job_id):
-        directory, _, name = path[len(job_id) + 1 :].partition("/")
-        match = _DIRECTORY.fullmatch(directory)
-        if match and name == MANIFEST:
-            found.append(int(match[1]))
-    return sorted(found)
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedCheckpoint:
-    """A checkpoint that a user named: the URL of its directory, and its manifest."""
-
-    url: str
-    manifest: Manifest
 
 
 class CheckpointFiles:
@@ -223,66 +204,6 @@ class CheckpointFiles:
         if url not in self._stores:
             self._stores[url] = self._open_store(url)
         return self._stores[url]
-
-
-def resolve_checkpoint(
-    url: str,
-    options: Mapping[str, str],
-    opener: Callable[[str, Mapping[str, str]], ObjectStore] = open_store,
-) -> ResolvedCheckpoint:
-    """Return the checkpoint that `--from url` means: `url` is the directory of a checkpoint or savepoint, or
-    a job's directory, which means its newest complete checkpoint.
-
-    Raises CorruptCheckpointError, saying what was looked for, where there is no usable one.
-    """
-    newest = find_checkpoints(url, options, opener)[0]
-    return ResolvedCheckpoint(newest, read_manifest(opener(newest, options), ""))
-
-
-def without_zombies(
-    store: ObjectStore, parent: str, numbers: Collection[int], last_attempt: int | None = None
-) -> list[int]:
-    """Return those of the complete checkpoints `numbers`, in the job's directory `parent`, that the job went on from or
-    may go on from; ascending. `last_attempt`: the newest that may have published any, where that is known.
-
-    Whoever claims an attempt goes on with numbers above all that is there. So what has a higher number than a
-    checkpoint of a later attempt came after that was claimed: from a job manager that had been superseded, was cut off,
-    and announced it to nobody. The rows since are its successor's. (Of a damaged one it cannot be told.)
-    """
-    attempts: dict[int, int] = {}
-    for number in sorted(numbers, reverse=True):
-        with suppress(CorruptCheckpointError):
-            attempts[number] = read_manifest(store, f"{parent}/chk-{number}".lstrip("/")).attempt
-        if last_attempt is not None and attempts.get(number, 0) >= last_attempt:
-            break
-    kept, newest = [], 0
-    for number in sorted(numbers):
-        if attempts.get(number, newest) >= newest:
-            kept.append(number)
-        newest = max(newest, attempts.get(number, 0))
-    return kept
-
-
-def find_checkpoints(
-    url: str,
-    options: Mapping[str, str],
-    opener: Callable[[str, Mapping[str, str]], ObjectStore] = open_store,
-) -> list[str]:
-    """Return the URLs of the checkpoints that `--from url` may mean, the one it does mean first; several only
-    for a job's directory, newest first. CorruptCheckpointError where there is none."""
-    store = opener(url, options)
-    paths = {path for path in store.list("") if path.count("/") <= 1}
-    if MANIFEST in paths:
-        return [url]
-    matches = [_DIRECTORY.fullmatch(path.removesuffix(f"/{MANIFEST}")) for path in paths if MANIFEST in path]
-    numbers = sorted(int(match[1]) for match in matches if match)
-    if not numbers:
-        what = "there is nothing" if not paths else "what is there is not a checkpoint"
-        raise CorruptCheckpointError(
-            f"no checkpoint at {store.url}: {what}; expected {MANIFEST} in it (a checkpoint's directory) or "
-            f"chk-<n>/{MANIFEST} (a job's directory)"
-        )
-    return [join_url(url, f"chk-{number}") for number in reversed(without_zombies(store, "", numbers))]
 
 
 def _manifest_path(directory: str) -> str:

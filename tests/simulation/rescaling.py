@@ -11,7 +11,7 @@ from unittest.mock import patch
 from rayflow.model.config import JobConfig
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.job_master import JobMaster
-from rayflow.state.manifest import resolve_checkpoint
+from rayflow.state.finding import resolve_checkpoint
 from rayflow.testing.faults import Faults
 from rayflow.testing.simulation import Simulation
 from tests.simulation.external import EXTERNAL, External, SimSource

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from rayflow.protocol.lifecycle import JobState
 from rayflow.state.files import operator_state
-from rayflow.state.manifest import CheckpointFiles, list_checkpoints, read_manifest, without_zombies
+from rayflow.state.finding import list_checkpoints, restorable, stored_job, without_zombies
+from rayflow.state.manifest import CheckpointFiles, read_manifest
 from rayflow.state.storage import open_store
 from rayflow.testing.faults import Faults, Strike, draw_faults
 from rayflow.testing.simulation import Outcome, Simulation
@@ -261,7 +262,7 @@ class _Run:
 
     def _newest(self, job_id: str) -> str | None:
         store = self.sim.store()
-        found = without_zombies(store, job_id, list_checkpoints(store, job_id))
+        found = restorable(store, job_id, list_checkpoints(store, job_id), stored_job(store, job_id))
         return f"{store.url}/{job_id}/chk-{found[-1]}" if found else None
 
     def _check(self, *, complete: bool) -> None:

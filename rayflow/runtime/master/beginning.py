@@ -168,11 +168,12 @@ def _foreign(job: Job, storage: JobStorage, request: Request, url: str) -> Resto
     if manifest.kind == "checkpoint" and not request.allow_duplicates and job.transactional_uids:
         newest = storage.newest_sibling(url)
         own_name = path.endswith(f"/chk-{manifest.checkpoint_id}")
-        if newest is not None and own_name and newest.number < manifest.checkpoint_id:
+        if own_name and (newest is None or newest.number < manifest.checkpoint_id):
+            way_out = "start without --from" if newest is None else f"restore chk-{newest.number}"
             raise PlanError(
-                f"checkpoint {path} is of a job manager that had been superseded: job {manifest.job_id} went on from "
-                f"checkpoints before it, and its sinks have committed other rows since; restore chk-{newest.number}, "
-                "or give --allow-duplicates"
+                f"checkpoint {path} appeared when job {manifest.job_id} had ended or had gone on from one before "
+                "it: its sinks have dropped the rows that belong to it, and may have committed others since; "
+                f"{way_out}, or give --allow-duplicates"
             )
         if newest is not None and newest.number > manifest.checkpoint_id:
             last = f"chk-{newest.number}"

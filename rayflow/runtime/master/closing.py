@@ -15,6 +15,7 @@ from rayflow.model.ids import Attempt, CheckpointId
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
 from rayflow.runtime.master.sink_cleanup import FAILED, Finding, clean_up_failed, clean_up_sinks
+from rayflow.state.finding import DROPPED_AFTER
 
 NOT_SWEPT = "files that nobody needs after the end could not be deleted"
 
@@ -118,7 +119,11 @@ class Closing:
         if self._completed is not None:
             known.add(self._completed)
         valid = storage.without_zombies(known, Attempt(self._attempt + 1))
-        return max((*valid, *publishing), default=None)
+        found = max((*valid, *publishing), default=None)
+        if found is not None and self._dropped_after is not None and found > self._dropped_after:
+            # It has appeared since the sinks looked first.
+            return self._dropped_after or None
+        return found
 
     def _cleaned_up(self, found: list[Finding] | None, error: BaseException | None) -> None:
         ctx = self._ctx
@@ -146,6 +151,9 @@ class Closing:
         if error is not None:
             ctx.note("checkpoint_cleanup_failed", f"{NOT_SWEPT}: {error}")
         document, events = self._document(), ctx.log.since(0)
+        if self._dropped_after is not None:
+            # Storage may yet carry out what a manager asked for that is long dead.
+            document[DROPPED_AFTER] = self._dropped_after
 
         def store() -> None:
             ctx.storage.save_job(document)

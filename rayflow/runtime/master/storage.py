@@ -34,7 +34,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +44,20 @@ from rayflow.model.ids import Attempt, CheckpointId, JobId
 from rayflow.runtime.clock import wall_clock_ms
 from rayflow.runtime.snapshots import written_by
 from rayflow.state.claims import claim_next, claim_path, newest_claim
+from rayflow.state.finding import (
+    ResolvedCheckpoint,
+    find_checkpoints,
+    restorable,
+    stored_job,
+    without_zombies,
+)
 from rayflow.state.manifest import (
     MANIFEST,
     Manifest,
     NoManifest,
-    ResolvedCheckpoint,
     checkpoint_directory,
-    find_checkpoints,
     publish_manifest,
     read_manifest,
-    without_zombies,
 )
 from rayflow.state.pins import Pin, is_pinned
 from rayflow.state.publishing import create_surely, write_surely
@@ -179,7 +182,7 @@ class JobStorage:
     def without_zombies(
         self, complete: Collection[CheckpointId], attempt: Attempt
     ) -> tuple[CheckpointId, ...]:
-        """Return those that the job may go on from in `attempt`, ascending: see `state.manifest`."""
+        """Return those that the job may go on from in `attempt`, ascending: see `state.finding`."""
         kept = without_zombies(self._store, str(self._job_id), complete, attempt - 1)
         return tuple(CheckpointId(number) for number in kept)
 
@@ -372,11 +375,10 @@ class JobStorage:
         what that job noted. None where the directory above is no job's."""
         store = self._open_store(parent_url(url), self._options)
         complete = set(_listing(store.list("")).complete)
-        noted: set[CheckpointId] = set()
-        with suppress(MissingObject):
-            reports = json.loads(store.read("job.json")).get("checkpoints", ())
-            noted = {CheckpointId(r["id"]) for r in reports if r["status"] == "completed" and r["retained"]}
-        complete = {CheckpointId(number) for number in without_zombies(store, "", complete)}
+        job = stored_job(store, "")
+        reports = job.get("checkpoints", ())
+        noted = {CheckpointId(r["id"]) for r in reports if r["status"] == "completed" and r["retained"]}
+        complete = {CheckpointId(number) for number in restorable(store, "", complete, job)}
         newest = max(complete | noted, default=None)
         return None if newest is None else Sibling(newest, newest not in complete)
 

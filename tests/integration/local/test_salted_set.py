@@ -17,7 +17,8 @@ from rayflow.batch.hashing import hash_columns
 from rayflow.runtime.master.checkpoints import Checkpoints
 from rayflow.skew import salting
 from rayflow.skew.salting import SaltOperator
-from rayflow.state.manifest import Manifest, resolve_checkpoint
+from rayflow.state.finding import resolve_checkpoint
+from rayflow.state.manifest import Manifest
 from tests.integration.local.test_skew import AUTO, environment, expected
 
 

@@ -15,7 +15,7 @@ import rayflow as rf
 from rayflow.model.config import JobConfig
 from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.local import LocalJob
-from rayflow.state.manifest import resolve_checkpoint
+from rayflow.state.finding import resolve_checkpoint
 from tests.integration.local import test_crashing_joins as joins
 from tests.integration.local import test_upserts as upserts
 

@@ -125,6 +125,17 @@ def test_what_a_superseded_manager_published_late_keeps_nothing_pending(rayflow,
     assert prepared(tmp_path) == [kept]
 
 
+def test_nor_does_one_that_appeared_when_the_job_had_ended(rayflow, tmp_path, ended):
+    newest = max(int(path.name[4:]) for path in ended.glob("chk-*"))
+    late = Manifest(job_id=ended.name, attempt=1, checkpoint_id=newest + 1, time_ms=0, max_parallelism=8)
+    publish_manifest(open_store(f"file://{ended}", {}), f"chk-{newest + 1}", late)
+    kept, _ = zombie(tmp_path, ended.name, newest), zombie(tmp_path, ended.name, newest + 1)
+    document = json.loads((ended / "job.json").read_text())
+    (ended / "job.json").write_text(json.dumps({**document, "state": "FAILED", "dropped_after": newest}))
+    assert rayflow("clean", ended)[0] == 0
+    assert prepared(tmp_path) == [kept]
+
+
 def test_a_job_that_may_still_run_is_left_alone_unless_it_is_known_to_be_dead(rayflow, tmp_path, ended):
     state(ended, "RUNNING")
     name = zombie(tmp_path, ended.name, 99)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayflow.model.errors import CorruptCheckpointError, StorageError
+from rayflow.state.finding import list_checkpoints
 from rayflow.state.manifest import (
     Manifest,
     SplitState,
     StateFile,
     checkpoint_directory,
-    list_checkpoints,
     publish_manifest,
     read_manifest,
-    resolve_checkpoint,
 )
-from rayflow.state.storage import MemoryStore, open_store
+from rayflow.state.storage import MemoryStore
 
 FILE = StateFile(
     path="count-0-keys.arrow",
@@ -196,59 +194,6 @@ def test_a_manifest_in_another_checkpoints_directory_is_foreign(store: MemorySto
     store.write("job-1/chk-8/manifest.json", MANIFEST.to_json())
     with pytest.raises(CorruptCheckpointError, match="checkpoint 7: it is foreign"):
         read_manifest(store, "job-1/chk-8")
-
-
-def test_checkpoints_are_listed_by_number_not_by_letters(store: MemoryStore) -> None:
-    for number in (10, 9, 2):
-        publish_manifest(store, f"job-1/chk-{number}", dataclasses.replace(MANIFEST, checkpoint_id=number))
-    store.write("job-1/attempts/1.json", b"")
-    store.write("job-1/chk-11/deep/manifest.json", b"")
-    store.write("job-10/chk-3/manifest.json", b"")
-    assert list_checkpoints(store, "job-1") == [2, 9, 10]
-
-
-def test_a_user_may_name_a_checkpoint_or_a_job(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path), {})
-    for number in (9, 10):
-        publish_manifest(store, f"job-1/chk-{number}", dataclasses.replace(MANIFEST, checkpoint_id=number))
-    publish_manifest(store, "my-savepoint", MANIFEST)
-    store.write("job-1/chk-11/part.arrow", b"unfinished")
-
-    def resolved(path: str) -> tuple[str, int]:
-        found = resolve_checkpoint(path, {})
-        assert read_manifest(open_store(found.url, {}), "") == found.manifest
-        return found.url, found.manifest.checkpoint_id
-
-    assert resolved(f"{tmp_path}/job-1") == (f"{tmp_path}/job-1/chk-10", 10)
-    assert resolved(f"file://{tmp_path}/job-1/chk-9/") == (f"file://{tmp_path}/job-1/chk-9/", 9)
-    assert resolved(f"{tmp_path}/my-savepoint") == (f"{tmp_path}/my-savepoint", 7)
-
-
-@pytest.mark.parametrize(
-    ("path", "problem"),
-    [
-        ("nowhere", "there is nothing"),
-        ("foreign", "what is there is not a checkpoint"),
-        ("torn", "torn/manifest.json is not JSON"),
-    ],
-)
-def test_what_is_no_checkpoint_is_named(tmp_path: Path, path: str, problem: str) -> None:
-    store = open_store(str(tmp_path), {})
-    store.write("foreign/data.parquet", b"PAR1")
-    store.write("torn/manifest.json", MANIFEST.to_json()[:100])
-    with pytest.raises(CorruptCheckpointError, match=problem):
-        resolve_checkpoint(f"{tmp_path}/{path}", {})
-
-
-@pytest.mark.s3
-def test_on_s3_a_checkpoint_is_found_through_a_url_with_a_query(s3_server) -> None:  # type: ignore[no-untyped-def]
-    bucket = s3_server.new_bucket()
-    publish_manifest(open_store(f"s3://{bucket}", s3_server.options), "job-1/chk-7", MANIFEST)
-    keys = {k: v for k, v in s3_server.options.items() if k.endswith("_key")}
-    url = f"s3://{bucket}/job-1?endpoint_override={s3_server.endpoint}"
-    found = resolve_checkpoint(url, keys)
-    assert found.url == f"s3://{bucket}/job-1/chk-7?endpoint_override={s3_server.endpoint}"
-    assert read_manifest(open_store(found.url, keys), "") == MANIFEST
 
 
 def test_a_manifest_that_still_parses_but_was_changed_is_corrupt() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from rayflow.protocol.lifecycle import JobState
 from rayflow.runtime.master.closing import Closing
 from rayflow.runtime.master.context import Context
 from rayflow.runtime.master.records import Records
-from rayflow.runtime.master.storage import JobStorage
+from rayflow.runtime.master.storage import JobStorage, Sibling
 from rayflow.state.manifest import Manifest
 from rayflow.state.storage import open_store
 from rayflow.testing.faults import Faults, Strike
 from rayflow.testing.simulation import Simulation
 
 FINISHED: list[rf.SinkContext] = []
+NEWEST = CheckpointId(3)
 
 
 class Watched(rf.Sink):
@@ -47,7 +49,11 @@ class Lab:
         folder = self.ctx.storage.url(CheckpointId(1)).removeprefix("file://").rpartition("/job/")[0]
         JobStorage(open_store, folder, {}, JobId("job")).claim_attempt(Attempt(3), "later")
 
-    def close(self, publishing: frozenset[CheckpointId] = frozenset()) -> Lab:
+    def close(
+        self,
+        publishing: frozenset[CheckpointId] = frozenset(),
+        completed: CheckpointId | None = NEWEST,
+    ) -> Lab:
         self.closing = Closing(
             self.ctx,
             Records(self.ctx, dict),
@@ -57,9 +63,9 @@ class Lab:
             attempt=max(self.ctx.attempt, Attempt(2)),
             superseded=lambda: self.told.append("superseded"),
             succeeded=False,
-            completed=CheckpointId(3),
-            kept=(CheckpointId(3),),
-            known=CheckpointId(3),
+            completed=completed,
+            kept=() if completed is None else (completed,),
+            known=completed,
             publishing=lambda: publishing,
         )
         self.closing.advance()
@@ -136,6 +142,36 @@ def test_a_checkpoint_that_appears_when_the_sinks_have_dropped_its_rows_goes(
     lab = Lab(pool, make_context(Late()))
     lab.close()
     assert lab.ctx.storage.list_checkpoints().complete == ((CheckpointId(4),) if away else ())
+
+
+def test_one_that_appears_after_the_end_is_known_by_what_the_job_says(pool: Any, make_context: Any) -> None:
+    class Prepared(Watched):
+        def prepare(self, checkpoint_id: int) -> None: ...
+
+    lab = Lab(pool, make_context(Prepared()))
+    manifest = Manifest(job_id="job", attempt=2, checkpoint_id=3, time_ms=0, max_parallelism=8)
+    lab.ctx.storage.publish(manifest, Attempt(2))
+    lab.close()
+    lab.ctx.storage.publish(dataclasses.replace(manifest, checkpoint_id=4), Attempt(2))
+    folder = lab.ctx.storage.url(CheckpointId(3)).rpartition("/")[0]
+    assert [url.rpartition("/")[2] for url in lab.ctx.storage.named(folder)] == ["chk-3"]
+    assert lab.ctx.storage.newest_sibling(f"{folder}/chk-4") == Sibling(CheckpointId(3), lost=False)
+    # Nor does it keep anything pending when the sinks look once more.
+    lab.closing.clean_up_again()
+    assert [ctx.completed_checkpoint for ctx in FINISHED] == [3, 3]
+
+
+def test_where_nothing_was_complete_nothing_that_appears_is(pool: Any, make_context: Any) -> None:
+    class Prepared(Watched):
+        def prepare(self, checkpoint_id: int) -> None: ...
+
+    lab = Lab(pool, make_context(Prepared()))
+    lab.close(completed=None)
+    manifest = Manifest(job_id="job", attempt=2, checkpoint_id=1, time_ms=0, max_parallelism=8)
+    lab.ctx.storage.publish(manifest, Attempt(2))
+    assert lab.ctx.storage.newest_sibling(lab.ctx.storage.url(CheckpointId(1))) is None
+    lab.closing.clean_up_again()
+    assert [ctx.completed_checkpoint for ctx in FINISHED] == [None, None]
 
 
 def test_what_a_superseded_manager_published_late_keeps_nothing_pending(lab: Lab) -> None:

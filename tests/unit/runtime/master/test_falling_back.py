@@ -13,7 +13,8 @@ from rayflow.runtime.local import run_local
 from rayflow.runtime.master.beginning import Beginning, Request, begin
 from rayflow.runtime.master.job import Job
 from rayflow.runtime.master.storage import JobStorage, Sibling
-from rayflow.state.manifest import Manifest, list_checkpoints, read_manifest
+from rayflow.state.finding import list_checkpoints
+from rayflow.state.manifest import Manifest, read_manifest
 from rayflow.state.storage import open_store
 
 DAMAGE = "a bit of a state file flipped"
@@ -170,10 +171,32 @@ def test_nor_may_another_job_begin_from_it_by_its_name(lab: Lab) -> None:
             job_id="other", attempt=attempt, checkpoint_id=n, time_ms=0, max_parallelism=8, committed=n
         )
         other.publish(manifest, Attempt(1))
-    with pytest.raises(PlanError, match=r"had been superseded: job other went on .* restore chk-2, or"):
+    with pytest.raises(
+        PlanError, match=r"chk-3 appeared when job other had ended or had gone on .* restore chk-2, or"
+    ):
         lab.begin(restore_from=f"file://{lab.folder}/other/chk-3")
     assert number(lab.begin(restore_from=f"file://{lab.folder}/other/chk-2")) == 2
     # Nothing is written twice where nothing is committed.
+    assert number(lab.begin(restore_from=f"file://{lab.folder}/other/chk-3", transactions=False)) == 3
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_nor_from_one_that_appeared_when_its_job_had_ended(lab: Lab, before: bool) -> None:
+    other = JobStorage(open_store, str(lab.folder), {}, JobId("other"))
+    for n in (2, 3) if before else (3,):
+        manifest = Manifest(
+            job_id="other", attempt=1, checkpoint_id=n, time_ms=0, max_parallelism=8, committed=n
+        )
+        other.publish(manifest, Attempt(1))
+    other.save_job({"state": "CANCELLED", "dropped_after": 2 if before else 0})
+    way_out = "restore chk-2, or" if before else "start without --from, or"
+    with pytest.raises(PlanError, match=f"chk-3 appeared when job other had ended .* {way_out}"):
+        lab.begin(restore_from=f"file://{lab.folder}/other/chk-3")
+    if before:
+        assert number(lab.begin(restore_from=f"file://{lab.folder}/other")) == 2
+    else:
+        with pytest.raises(CorruptCheckpointError, match="to go on from: chk-3 appeared"):
+            lab.begin(restore_from=f"file://{lab.folder}/other")
     assert number(lab.begin(restore_from=f"file://{lab.folder}/other/chk-3", transactions=False)) == 3
 
 
