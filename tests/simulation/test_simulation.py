@@ -67,6 +67,7 @@ REGRESSIONS = {
     58050: "seventy thousand turns, one after the other, of a job that goes on (the harness's bound)",
     62416: "a file written behind the deletion of what an attempt had under way when it failed (a checker's mistake)",
     3272: "sessions of one key came back in two batches of restored state, and later rows did not join them",
+    69877: "a manager that had stood still waited for a worker that had come since for as long again",
     85621: "a barrier waited behind restored rows, and its receiver, which recorded, for the barrier: a standstill",
     2725: "a job ended while a manifest took 13 s: its files were swept, then it appeared",
     1572: "the same, with a damaged file of the checkpoint before that the newest builds on",

@@ -191,11 +191,15 @@ class Fleet:
             return self._overdue_suspects(now_ms)
         held_up_ms = now_ms - self._next_beat_ms
         if held_up_ms > self._interval_ms:
+            # What has been heard since it goes on again is as new as it looks.
             for worker in self.ready.values():
-                worker.answered_ms += held_up_ms
+                worker.answered_ms = min(worker.answered_ms + held_up_ms, now_ms)
                 if worker.lacking_ms is not None:
-                    worker.lacking_ms += held_up_ms
-            self._suspects = {s: (n, at + held_up_ms) for s, (n, at) in self._suspects.items()}
+                    worker.lacking_ms = min(worker.lacking_ms + held_up_ms, now_ms)
+            latest_ms = now_ms + SUSPECT_MS
+            self._suspects = {
+                s: (n, min(at + held_up_ms, latest_ms)) for s, (n, at) in self._suspects.items()
+            }
         interval_ms = self._interval_ms
         if now_ms < self._hurry_until_ms:
             interval_ms = min(interval_ms, _HURRY_MS)

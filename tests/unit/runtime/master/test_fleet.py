@@ -69,6 +69,29 @@ def test_a_worker_that_loads_the_jobs_code_has_longer() -> None:
     assert first_overdue_ms(fleet, 0) == LOADING_FACTOR * TIMEOUT_MS + INTERVAL_MS
 
 
+def test_time_in_which_the_master_stood_still_is_no_credit_to_who_came_or_answered_since() -> None:
+    # Simulation seed 69877: a worker that had come up meanwhile had 24 s more, and stood still itself.
+    back_ms = 30_000
+    fleet, subtask = fleet_of_one()
+    fleet.beat(ATTEMPT, 0)
+    fleet.worker_lost(subtask)
+    fleet.worker_ready(subtask, "elsewhere", "node", 2, back_ms)
+    assert first_overdue_ms(fleet, back_ms) == back_ms + LOADING_FACTOR * TIMEOUT_MS + INTERVAL_MS
+    fleet, subtask = fleet_of_one()
+    fleet.beat(ATTEMPT, 0)
+    fleet.answered(subtask, statistics("RUNNING"), back_ms)
+    assert first_overdue_ms(fleet, back_ms) == back_ms + TIMEOUT_MS + INTERVAL_MS
+    fleet, subtask = fleet_of_one()
+    fleet.beat(ATTEMPT, 0)
+    fleet.heard(answer(subtask, lacks=True), back_ms)
+    overdue_ms = next(
+        now_ms
+        for now_ms in range(back_ms, back_ms + 10 * TIMEOUT_MS, INTERVAL_MS)
+        if (fleet.heard(answer(subtask, lacks=True), now_ms), fleet.beat(ATTEMPT, now_ms))[1]
+    )
+    assert overdue_ms == back_ms + TIMEOUT_MS + INTERVAL_MS
+
+
 def test_a_restore_after_the_first_gives_no_time_to_load() -> None:
     fleet, subtask = fleet_of_one()
     for state in ("DEPLOYED", "RUNNING", "DEPLOYING"):

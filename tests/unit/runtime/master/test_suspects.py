@@ -89,6 +89,11 @@ def test_time_in_which_the_master_stood_still_counts_against_no_suspect(fleet):
     assert pass_time(fleet, 60_000, 60_400, answers=[A]) == {}
 
 
+def test_nor_does_it_count_for_one_whose_stream_broke_since(fleet):
+    fleet.suspect(B, ONE, 60_000)
+    assert pass_time(fleet, 60_000, 63_000, answers=[A]) == {B: 60_000 + SUSPECT_MS}
+
+
 def test_a_suspect_that_is_lost_is_a_suspect_no_more(fleet):
     fleet.suspect(B, ONE, 500)
     fleet.end(B)
