@@ -102,11 +102,20 @@ def dropped_after(job: Mapping[str, Any]) -> int | None:
 
 
 def stored_job(store: ObjectStore, parent: str) -> Mapping[str, Any]:
-    """Return the job.json in the job's directory `parent`; an empty one where there is none, or it is damaged."""
-    with suppress(MissingObject, ValueError):
-        job = json.loads(store.read(f"{parent}/job.json".lstrip("/")))
-        return job if isinstance(job, dict) else {}
-    return {}
+    """Return the job.json in the job's directory `parent`, an empty one where there is none. CorruptCheckpointError
+    where it is damaged: what it says of checkpoints cannot be known then."""
+    path = f"{parent}/job.json".lstrip("/")
+    try:
+        job = json.loads(store.read(path))
+    except MissingObject:
+        return {}
+    except ValueError as error:
+        raise CorruptCheckpointError(
+            f"{store.url}/{path} is not JSON (torn or overwritten?): {error}"
+        ) from None
+    if not isinstance(job, dict):
+        raise CorruptCheckpointError(f"{store.url}/{path} is not the job.json of a job")
+    return job
 
 
 def find_checkpoints(
@@ -129,7 +138,11 @@ def find_checkpoints(
             f"no checkpoint at {store.url}: {what}; expected {MANIFEST} in it (a checkpoint's directory) or "
             f"chk-<n>/{MANIFEST} (a job's directory)"
         )
-    found = restorable(store, "", numbers, stored_job(store, ""))
+    job: Mapping[str, Any] = {}
+    # Checkpoints can be looked at without it. A job that would write rows twice asks for the newest, and is refused.
+    with suppress(CorruptCheckpointError):
+        job = stored_job(store, "")
+    found = restorable(store, "", numbers, job)
     if not found:
         raise CorruptCheckpointError(
             f"no checkpoint at {store.url} to go on from: chk-{numbers[-1]} appeared when the job had ended and its "

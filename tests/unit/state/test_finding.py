@@ -102,9 +102,20 @@ def test_where_that_is_all_there_is_no_checkpoint(tmp_path: Path) -> None:
         resolve_checkpoint(f"{tmp_path}/job-1", {})
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'{"dropped_after": null}', b"\xff"])
-def test_a_job_json_that_says_nothing_of_it_rules_nothing_out(store: MemoryStore, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'{"dropped_after": ', b"\xff"])
+def test_with_a_damaged_job_json_checkpoints_are_found_and_what_it_said_is_not_made_up(
+    tmp_path: Path, data: bytes
+) -> None:
+    store = open_store(str(tmp_path), {})
     publish(store, 1)
     store.write("job-1/job.json", data)
+    assert resolve_checkpoint(f"{tmp_path}/job-1", {}).manifest.checkpoint_id == 1
+    with pytest.raises(CorruptCheckpointError, match=r"job-1/job\.json is not"):
+        stored_job(store, "job-1")
+
+
+def test_a_job_json_that_says_nothing_of_it_rules_nothing_out(store: MemoryStore) -> None:
+    publish(store, 1)
+    store.write("job-1/job.json", b'{"dropped_after": null}')
     assert restorable(store, "job-1", [1], stored_job(store, "job-1")) == [1]
     assert restorable(store, "job-1", [1], stored_job(store, "job-2")) == [1]

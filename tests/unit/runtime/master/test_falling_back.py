@@ -200,6 +200,17 @@ def test_nor_from_one_that_appeared_when_its_job_had_ended(lab: Lab, before: boo
     assert number(lab.begin(restore_from=f"file://{lab.folder}/other/chk-3", transactions=False)) == 3
 
 
+def test_where_it_cannot_be_told_which_was_the_newest_nothing_is_written_again(lab: Lab) -> None:
+    other = JobStorage(open_store, str(lab.folder), {}, JobId("other"))
+    manifest = Manifest(job_id="other", attempt=1, checkpoint_id=2, time_ms=0, max_parallelism=8, committed=2)
+    other.publish(manifest, Attempt(1))
+    (lab.folder / "other" / "job.json").write_bytes(b'{"checkpoints": [')
+    for start in ("other", "other/chk-2"):
+        with pytest.raises(CorruptCheckpointError, match=r"job\.json is not JSON"):
+            lab.begin(restore_from=f"file://{lab.folder}/{start}")
+    assert number(lab.begin(restore_from=f"file://{lab.folder}/other", transactions=False)) == 2
+
+
 def test_without_a_successors_checkpoint_the_newest_counts_whoever_published_it(lab: Lab) -> None:
     for attempt in (1, 2, 3):
         lab.storage.claim_attempt(Attempt(attempt), "now")
